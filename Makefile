@@ -1,0 +1,39 @@
+# Every command sets up .venv on its first call. `make` alone lists the commands.
+# make ... PYTHON=/path/to/python3.12 picks the Python (3.11 or 3.12).
+export PYTHON
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+MAKEFLAGS += --no-print-directory
+root := $(filter 0,$(shell id -u))
+
+.PHONY: help demo lab test test-long bench export browser clean
+
+help:  ## list the commands
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | awk -F '\t' '{ printf "make %-10s %s\n", $$1, $$2 }'
+
+demo: .venv/.stamp  ## simulate, label a few colonies, train, report
+	@.venv/bin/ipb-demo
+
+lab: .venv/.stamp  ## open the notebooks in JupyterLab
+	@.venv/bin/jupyter lab $(if $(root),--allow-root)
+
+test: .venv/.stamp  ## is the library in step, do notebooks and tests pass
+	@.ci/test
+
+test-long: .venv/.stamp  ## the tests that take minutes
+	@.venv/bin/pytest tests -m long
+
+bench: .venv/.stamp  ## the benchmarks, or some: make bench ONLY=detect,step
+	@.venv/bin/python benchmarks/run.py --only=$(ONLY)
+
+export: .venv/.stamp  ## make ipb_nb/ and README.md from the notebooks
+	@.ci/export
+
+browser:  ## install the browser that some tests need (Debian, as root)
+	@.ci/browser
+
+clean:  ## remove caches, build folders and runs/demo; .venv stays
+	@rm -rf build dist _docs _proc *.egg-info .pytest_cache runs/demo
+	@find . -name .venv -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
+
+.venv/.stamp: constraints.txt settings.ini setup.py
+	@.ci/setup
