@@ -9,6 +9,8 @@ ini = ConfigParser()
 ini.read(root/'settings.ini', encoding='utf-8')
 cfg = ini['DEFAULT']
 readme = root/'README.md'
+lib = cfg['lib_path']
+data = {'experiments': '*.ipynb', 'configs': '*.yaml'}    # copied into the library by `make export`
 status = {'1': '1 - Planning', '2': '2 - Pre-Alpha', '3': '3 - Alpha', '4': '4 - Beta', '5': '5 - Production/Stable'}
 
 setup(
@@ -32,8 +34,8 @@ setup(
         'Topic :: Scientific/Engineering :: Image Recognition',
     ],
     python_requires=f">={cfg['min_python']}",
-    packages=[cfg['lib_path']],
-    package_data={cfg['lib_path']: ['experiments/*.ipynb', 'configs/*.yaml']},
+    packages=[lib, *(f'{lib}.{d}' for d in data if (root/lib/d).is_dir())],
+    package_data={f'{lib}.{d}': [glob] for d, glob in data.items()},
     install_requires=cfg['requirements'].split(),
     extras_require={'dev': cfg['dev_requirements'].split()},
     entry_points={'console_scripts': cfg['console_scripts'].split()},

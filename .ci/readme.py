@@ -17,6 +17,7 @@ for cell in nb.cells:
         cell.outputs = [o for o in cell.outputs if o.get('name') != 'stderr']
     cells.append(cell)
 nb.cells = cells
+nb.metadata['language_info'] = {'name': 'python'}    # nbdev_clean drops it; it names the code blocks
 
 # pictures among the outputs go beside those that the text shows
 text, extra = MarkdownExporter().from_notebook_node(nb, {'output_files_dir': 'nbs/images', 'unique_key': 'index'})

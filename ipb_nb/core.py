@@ -7,8 +7,8 @@ __all__ = ['IMAGE_SUFFIXES', 'MULTI_LABEL', 'PALETTE', 'InputError', 'command', 
            'read_json', 'new_folder', 'to_grey8', 'read_image', 'write_png', 'stable_hash', 'counter_rng', 'seed_all',
            'class_colors']
 
-# %% ../nbs/00_core.ipynb #e8275680
-import functools, hashlib, json, os, random, shutil, sys, tempfile
+# %% ../nbs/00_core.ipynb #993bfb61
+import functools, hashlib, json, os, random, shutil, sys, warnings
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,7 +18,9 @@ import pandas as pd
 import torch
 from fastcore.script import call_parse, is_cli
 
-# %% ../nbs/00_core.ipynb #4e46c6f7
+warnings.filterwarnings('ignore', message='`torch.jit.script` is deprecated')   # fastai 2.8 uses it at import
+
+# %% ../nbs/00_core.ipynb #eaeace5a
 class InputError(ValueError):
     "Something in the input that its owner can mend. The message says where, what was found, what was expected and what to do."
     def __init__(self,
@@ -30,7 +32,7 @@ class InputError(ValueError):
         self.where, self.found, self.expected, self.do = str(where), str(found), str(expected), str(do)
         super().__init__(f"{self.where}: found {self.found}; expected {self.expected}. {self.do}")
 
-# %% ../nbs/00_core.ipynb #3c2dae2b
+# %% ../nbs/00_core.ipynb #80f08826
 def command(
     f, # a function whose parameters carry docments
 ):
@@ -45,7 +47,7 @@ def command(
     cmd = call_parse(_f)
     return cmd
 
-# %% ../nbs/00_core.ipynb #8e25016a
+# %% ../nbs/00_core.ipynb #3afb1992
 @contextmanager
 def atomic_path(
     path, # the file to write; its folder is made if needed
@@ -75,7 +77,7 @@ def read_json(path):
     except FileNotFoundError: raise InputError(path, 'no such file', 'a JSON file', 'Check the path.') from None
     except ValueError as e: raise InputError(path, f'text that is not JSON ({e})', 'a JSON file', 'Restore it or make it again.') from None
 
-# %% ../nbs/00_core.ipynb #1c2e262b
+# %% ../nbs/00_core.ipynb #a2e8ebee
 @contextmanager
 def new_folder(
     path, # the folder to make
@@ -91,7 +93,7 @@ def new_folder(
         yield tmp
         if path.is_dir(): shutil.rmtree(path)
 
-# %% ../nbs/00_core.ipynb #9eafd230
+# %% ../nbs/00_core.ipynb #f1cef82e
 IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.tif', '.tiff', '.bmp')
 
 def to_grey8(
@@ -125,7 +127,7 @@ def write_png(
     ok, buf = cv2.imencode('.png', im.astype(np.uint8)*255, [cv2.IMWRITE_PNG_BILEVEL, 1]) if im.dtype == bool else cv2.imencode('.png', im)
     with atomic_path(path) as tmp: buf.tofile(tmp)
 
-# %% ../nbs/00_core.ipynb #7b15f375
+# %% ../nbs/00_core.ipynb #746313ef
 def stable_hash(
     *parts, # anything with a stable text form: an id, a seed, an epoch
 ) -> int: # 0 … 2**63-1
@@ -149,7 +151,7 @@ def seed_all(
     random.seed(seed); np.random.seed(seed % 2**32); torch.manual_seed(seed)
     if threads: torch.set_num_threads(threads)
 
-# %% ../nbs/00_core.ipynb #73475ceb
+# %% ../nbs/00_core.ipynb #c94331ac
 MULTI_LABEL = 'multi-label'   # a crop with more than one class
 PALETTE = ['#0072B2', '#E69F00', '#009E73', '#CC79A7', '#56B4E9', '#D55E00', '#F0E442', '#000000']
 

@@ -7,7 +7,7 @@ __all__ = ['COLUMNS', 'MARGIN', 'FORMAT_VERSION', 'UNLABELLED', 'PARTS', 'MIN_VA
            'Colony', 'ColonyDataset', 'otsu_mask', 'covered_share', 'read_voc', 'import_voc', 'import_folders',
            'ipb_import', 'make_split', 'save_split', 'read_split', 'split_table', 'ipb_split']
 
-# %% ../nbs/03_dataset.ipynb #774dd414
+# %% ../nbs/03_dataset.ipynb #c24b9418
 import shutil, xml.etree.ElementTree as ET
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,12 +20,12 @@ import pandas as pd
 from scipy import ndimage as ndi
 from skimage.filters import threshold_otsu
 from skimage.measure import label as label_components
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .core import (IMAGE_SUFFIXES, MULTI_LABEL, InputError, atomic_path, class_colors, command, new_folder,
                          read_image, read_json, stable_hash, write_csv, write_json, write_png)
 
-# %% ../nbs/03_dataset.ipynb #9c735cd8
+# %% ../nbs/03_dataset.ipynb #fa98d426
 COLUMNS = ['colony_id', 'image', 'mask', 'label', 'source', 'group', 'frame', 'time_h', 'track_id', 'parent_ids', 'event',
            'touches_border', 'y0', 'x0', 'y1', 'x1', 'area_px']
 MARGIN = 112          # px of surroundings kept around the tight box
@@ -52,7 +52,7 @@ def pad_crop(
     bottom, right = crop.shape[0]-top-(y1-y0), crop.shape[1]-left-(x1-x0)
     return np.pad(crop, ((margin-top, margin-bottom), (margin-left, margin-right)), mode=mode)
 
-# %% ../nbs/03_dataset.ipynb #2690fa94
+# %% ../nbs/03_dataset.ipynb #314e1dc3
 def write_dataset(
     dest, # folder to make
     rows, # iterable of dicts: `colony_id, label, source, group, box`, `pixels` uint8 (h, w), `mask` bool (h, w), and optional columns
@@ -83,7 +83,7 @@ def write_dataset(
                         intensity='8-bit grey; deeper images stretched from their own minimum to maximum') | info, tmp/'dataset.json')
     return ColonyDataset(dest)
 
-# %% ../nbs/03_dataset.ipynb #d0a3a396
+# %% ../nbs/03_dataset.ipynb #a97826da
 @dataclass
 class Colony:
     "One colony in memory, completed to the full margin."
@@ -160,7 +160,7 @@ class ColonyDataset:
                 ax.contour(c.mask[y:y+side, x:x+side], [.5], colors=colors[l], linewidths=.8)
         fig.tight_layout(pad=.3)
 
-# %% ../nbs/03_dataset.ipynb #da306e4c
+# %% ../nbs/03_dataset.ipynb #33a5e821
 def otsu_mask(
     im: np.ndarray, # uint8 (h, w): a tight box
     min_share: float=.1, # of the box that a believable mask covers
@@ -181,7 +181,7 @@ def otsu_mask(
     mask = parts == np.bincount(parts.ravel())[1:].argmax()+1
     return mask if mask.mean() >= min_share else whole
 
-# %% ../nbs/03_dataset.ipynb #1308f331
+# %% ../nbs/03_dataset.ipynb #ec561b93
 def covered_share(
     box, # half-open (y0, x0, y1, x1)
     others, # list of boxes
@@ -192,7 +192,7 @@ def covered_share(
     for a0, b0, a1, b1 in others: seen[max(a0-y0, 0):max(a1-y0, 0), max(b0-x0, 0):max(b1-x0, 0)] = True
     return seen.mean()
 
-# %% ../nbs/03_dataset.ipynb #1210b745
+# %% ../nbs/03_dataset.ipynb #648093af
 def read_voc(
     xml, # a Pascal VOC annotation file
 ) -> tuple: # image file name, list of (class name, (y0, x0, y1, x1))
@@ -247,7 +247,7 @@ def import_voc(
     classes = list(classes or sorted(names))
     return write_dataset(dest, _voc_colonies(path, xmls, classes, margin, failures), classes, failures, margin=margin, raw_root=str(path), imported_from='Pascal VOC')
 
-# %% ../nbs/03_dataset.ipynb #55bc3fa2
+# %% ../nbs/03_dataset.ipynb #86b3c8e7
 UNLABELLED = ('unlabelled', 'unlabeled')
 
 def _folder_colonies(path, folders, failures):
@@ -274,7 +274,7 @@ def import_folders(
     for d in named: _check_class(path/d, d, classes)
     return write_dataset(dest, _folder_colonies(path, folders, failures), classes, failures, raw_root=str(path), imported_from='class folders')
 
-# %% ../nbs/03_dataset.ipynb #002c30aa
+# %% ../nbs/03_dataset.ipynb #8d2db9e0
 @command
 def ipb_import(
     path: str, # folder of classes, or Pascal VOC folder (Annotations/ and JPEGImages/)
@@ -292,7 +292,7 @@ def ipb_import(
     if bad: raise InputError(path, f'{bad} files that could not be read (listed above and in {ds.path}/failures.csv)', 'readable images and annotations',
                              'The rest is imported; mend them and import again.')
 
-# %% ../nbs/03_dataset.ipynb #6d0a4ccf
+# %% ../nbs/03_dataset.ipynb #191a432a
 PARTS = ['L', 'V', 'U', 'T']
 MIN_VALID = 5     # colonies of each class below which V is empty
 
@@ -329,7 +329,7 @@ def make_split(
         rows.append(pd.DataFrame(dict(colony_id=labels.index, fold=fold, part=part.values, label=labels.values)))
     return pd.concat(rows, ignore_index=True)
 
-# %% ../nbs/03_dataset.ipynb #dfc3cf0f
+# %% ../nbs/03_dataset.ipynb #c884cbd9
 def save_split(
     ds: ColonyDataset,
     name: str='default', # splits/<name>.csv

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['rates', 'one_vs_rest_auc', 'scores']
 
-# %% ../nbs/11_metric.ipynb #f41ca185
+# %% ../nbs/11_metric.ipynb #e69ce93c
 import numpy as np
 from sklearn.metrics import confusion_matrix, roc_auc_score
 
 from .core import InputError
 
-# %% ../nbs/11_metric.ipynb #cc537082
+# %% ../nbs/11_metric.ipynb #bd466abf
 def rates(
     confusion, # (n, n) counts, rows actual, columns predicted
 ) -> tuple: # recall, precision and F1, float (n,) each; recall and F1 are nan for a class without a colony
@@ -24,7 +24,7 @@ def rates(
     f1 = np.divide(2*tp, actual+predicted, out=np.full(len(m), np.nan), where=present)
     return recall, precision, f1
 
-# %% ../nbs/11_metric.ipynb #40678dfb
+# %% ../nbs/11_metric.ipynb #8b46b208
 def _check_classes(where, names, classes):
     if unknown := sorted(set(map(str, names))-set(classes)):
         raise InputError(where, f'class {unknown[0]}', f"one of {', '.join(classes)}", 'Name the classes as in dataset.json.')

@@ -5,18 +5,18 @@
 # %% auto #0
 __all__ = ['CLASSES', 'SHARES', 'TEXTURES', 'simulate_colony', 'simulate_dataset', 'ipb_simulate']
 
-# %% ../nbs/01_simulate.ipynb #80bfd6a9
+# %% ../nbs/01_simulate.ipynb #d42d6397
 import cv2
 import numpy as np
 from scipy import ndimage as ndi
 from skimage.draw import line
 from skimage.measure import label as label_components
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .core import MULTI_LABEL, command, counter_rng, stable_hash
 from .dataset import MARGIN, ColonyDataset, write_dataset
 
-# %% ../nbs/01_simulate.ipynb #29d3d88a
+# %% ../nbs/01_simulate.ipynb #565bbff1
 CLASSES = ['Debris', 'Dense', 'Diff', 'Spread']
 SHARES = {'Debris': .16, 'Dense': .20, 'Diff': .10, 'Spread': .44, MULTI_LABEL: .10}   # of the colonies
 
@@ -53,7 +53,7 @@ def _debris(rng, side):
 
 TEXTURES = {'Debris': _debris, 'Dense': _dense, 'Diff': _diff, 'Spread': _spread}
 
-# %% ../nbs/01_simulate.ipynb #51d92e5f
+# %% ../nbs/01_simulate.ipynb #a27ade64
 def _outline(rng, side):
     y, x = np.mgrid[:side, :side]-side/2
     r = rng.uniform(32, 62)*(1+.22*_noise(rng, side, 14))
@@ -88,7 +88,7 @@ def simulate_colony(
     return dict(pixels=np.clip(pixels, 0, 255).astype(np.uint8)[cut], mask=np.pad(mask, margin)[cut], truth=np.pad(truth, margin)[cut],
                 box=tuple(int(v)+margin for v in box))
 
-# %% ../nbs/01_simulate.ipynb #bc8d7391
+# %% ../nbs/01_simulate.ipynb #bc5a0cdf
 def simulate_dataset(
     dest, # dataset folder to make
     colonies: int=600,
