@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['rates', 'one_vs_rest_auc', 'scores']
 
-# %% ../nbs/11_metric.ipynb #e69ce93c
+# %% ../nbs/11_metric.ipynb #607577dd
 import numpy as np
 from sklearn.metrics import confusion_matrix, roc_auc_score
 
 from .core import InputError
 
-# %% ../nbs/11_metric.ipynb #bd466abf
+# %% ../nbs/11_metric.ipynb #a0ef718c
 def rates(
     confusion, # (n, n) counts, rows actual, columns predicted
 ) -> tuple: # recall, precision and F1, float (n,) each; recall and F1 are nan for a class without a colony
@@ -24,7 +24,7 @@ def rates(
     f1 = np.divide(2*tp, actual+predicted, out=np.full(len(m), np.nan), where=present)
     return recall, precision, f1
 
-# %% ../nbs/11_metric.ipynb #8b46b208
+# %% ../nbs/11_metric.ipynb #42348919
 def _check_classes(where, names, classes):
     if unknown := sorted(set(map(str, names))-set(classes)):
         raise InputError(where, f'class {unknown[0]}', f"one of {', '.join(classes)}", 'Name the classes as in dataset.json.')
@@ -48,7 +48,8 @@ def scores(
     actual, predicted, probs, classes = np.asarray(actual, str), np.asarray(predicted, str), np.asarray(probs, float), list(classes)
     if not len(actual): raise InputError('actual', 'no test colonies', 'at least one', 'Check part T of the split.')
     if not len(actual) == len(predicted) == len(probs) or probs.shape[1:] != (len(classes),):
-        raise InputError('probs', f'shape {probs.shape} for {len(actual)} actual and {len(predicted)} predicted classes', f'({len(actual)}, {len(classes)})', 'Give one row a colony and one column a class.')
+        raise InputError('probs', f'shape {probs.shape} for {len(actual)} actual and {len(predicted)} predicted classes', f'({len(actual)}, {len(classes)})',
+                         'Give one row a colony and one column a class.')
     _check_classes('actual', actual, classes); _check_classes('predicted', predicted, classes)
     confusion = confusion_matrix(actual, predicted, labels=classes)
     recall, precision, f1 = rates(confusion)
