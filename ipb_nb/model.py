@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['N_FEATURES', 'HRNet3', 'PatchNet', 'create_model']
 
-# %% ../nbs/10_model.ipynb #5f272317
+# %% ../nbs/10_model.ipynb #46d101e5
 import difflib
 
 import timm
@@ -14,7 +14,7 @@ from torch import nn
 
 from .core import InputError
 
-# %% ../nbs/10_model.ipynb #6789e516
+# %% ../nbs/10_model.ipynb #3a797738
 class HRNet3(nn.Module):
     "HRNet-W18-small up to its third stage, for sides divisible by 16; the three branches' averages are its features."
     def __init__(self):
@@ -39,12 +39,12 @@ def _backbone(arch, scale):
         raise InputError('arch', arch, "hrnet or a network of timm's", f"Near that: {', '.join(near)}." if near else 'timm.list_models() lists them.')
     return timm.create_model(arch, in_chans=1, num_classes=0)
 
-# %% ../nbs/10_model.ipynb #a6c114bf
+# %% ../nbs/10_model.ipynb #131d32fb
 N_FEATURES = 512     # a stream (paper, Fig. 3)
 
 def _kaiming(m):
     if isinstance(m, (nn.Conv2d, nn.Linear)):
-        nn.init.kaiming_normal_(m.weight, nonlinearity='relu')
+        nn.init.kaiming_normal_(m.weight, nonlinearity='relu' if isinstance(m, nn.Conv2d) or m.out_features == N_FEATURES else 'linear')
         if m.bias is not None: nn.init.zeros_(m.bias)
 
 def _centre(x, side):
@@ -81,5 +81,5 @@ def create_model(
     scales, # px, largest first: one or two
     n_classes: int,
 ) -> PatchNet:
-    "A network with random weights (Kaiming; paper, step 4)."
+    "A network with random weights (Kaiming, with a ReLU's gain where one follows; paper, step 4)."
     return PatchNet(arch, scales, n_classes).train().to(memory_format=torch.channels_last)
