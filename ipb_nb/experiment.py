@@ -6,7 +6,7 @@
 __all__ = ['PRESETS', 'METHODS', 'ExperimentConfig', 'History', 'ipb_learner', 'predict', 'check_run', 'train', 'train_notebook',
            'check_parameters', 'train_in_notebook', 'ipb_train']
 
-# %% ../nbs/20_experiment.ipynb #2f5fd827
+# %% ../nbs/20_experiment.ipynb #03dccc3c
 import datetime, hashlib, inspect, json, os, platform, threading, time
 from contextlib import contextmanager
 from importlib import resources
@@ -40,7 +40,7 @@ from fastcore.meta import delegates
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
-# %% ../nbs/20_experiment.ipynb #4f5466a6
+# %% ../nbs/20_experiment.ipynb #bb75fc40
 PRESETS = {
     'paper': dict(arch='hrnet', scales='224,112', pretrain_epochs=200, epochs=200, steps=0, batch_size=32, lr=.005, warmup=.05, ema=0.),
     'quick': dict(arch='test_resnet', scales='64', pretrain_epochs=60, epochs=10, steps=600, batch_size=32, lr=.01, warmup=.05, ema=.99),
@@ -78,7 +78,7 @@ class ExperimentConfig:
         if preset not in PRESETS: raise InputError('preset', preset, ' or '.join(PRESETS), 'Name one of them.')
         for k, v in PRESETS[preset].items():
             if getattr(self, k) is None: setattr(self, k, v)
-        self.scales, self.threads = str(self.scales).replace(' ', ''), self.threads or os.cpu_count()
+        self.scales, self.threads, self.balance = str(self.scales).replace(' ', ''), self.threads or os.cpu_count(), balance and method == 'mpl'
         self._check()
 
     def _check(self):
@@ -110,7 +110,7 @@ class ExperimentConfig:
         return 'Supervised' if self.method == 'supervised' else 'IPB' if self.balance else 'MPL (imbalanced)'
     def __repr__(self): return f'{self.name}: '+', '.join(f'{k}={v}' for k, v in self.dict().items())
 
-# %% ../nbs/20_experiment.ipynb #7754dafa
+# %% ../nbs/20_experiment.ipynb #980dcb9a
 class History(Callback):
     "A row an epoch in `history.csv`: stage, epoch, losses, macro recall, seconds, and what other callbacks have in `epoch_log`."
     order = 70
@@ -134,7 +134,7 @@ class History(Callback):
         self.bar.set_postfix(recall=f'{tpr:.2f}')
     def after_fit(self): self.bar.close()
 
-# %% ../nbs/20_experiment.ipynb #dee2be64
+# %% ../nbs/20_experiment.ipynb #e544ad8b
 def ipb_learner(
     loaders: dict, # as `colony_dataloaders` gives them
     teacher, # a pre-trained network
@@ -155,7 +155,7 @@ def ipb_learner(
     if balance: own.append(PseudoBalance(teacher, classes, threshold=threshold, known=known, **normalisation(dls.valid)))
     return Learner(dls, student, loss_func=MaskedCrossEntropy(), opt_func=paper_sgd(momentum), lr=lr, wd=wd, wd_bn_bias=False, metrics=macro_tpr(), cbs=own+(cbs or []))
 
-# %% ../nbs/20_experiment.ipynb #7debe25a
+# %% ../nbs/20_experiment.ipynb #0851da34
 def _quiet(learn):
     "Our bar instead of fastai's."
     learn.remove_cbs(learn.cbs.filter(lambda cb: isinstance(cb, ProgressCallback))); learn.logger = lambda *_: None
@@ -194,7 +194,7 @@ def _networks(cfg, ds, loaders, out):
     if teacher: networks['teacher'] = teacher.state_dict()
     return {'student': chosen} | networks, ('V' if loaders['valid_is'] == 'V' else 'last')
 
-# %% ../nbs/20_experiment.ipynb #17b3d0a5
+# %% ../nbs/20_experiment.ipynb #a633e4c2
 @torch.no_grad()
 def predict(
     net, # a network in evaluation mode
@@ -223,7 +223,7 @@ def _test(cfg, ds, loaders, networks, out):
     write_csv(pd.concat(tables), out/'predictions.csv')
     return metrics
 
-# %% ../nbs/20_experiment.ipynb #cab4e9ad
+# %% ../nbs/20_experiment.ipynb #32176f79
 def check_run(
     cfg: ExperimentConfig,
     data, # dataset folder
@@ -276,7 +276,7 @@ def train(
         write_json(metrics | dict(classes=ds.classes, n_test=len(loaders['test'].items), selected_on=selected_on), out/'metrics.json')
     return out
 
-# %% ../nbs/20_experiment.ipynb #26bc8fa5
+# %% ../nbs/20_experiment.ipynb #f79affa5
 def train_notebook() -> Path:
     "The notebook that papermill runs: the one in the installed package."
     return Path(str(resources.files('ipb_nb')/'experiments'/'train.ipynb'))

@@ -1,0 +1,59 @@
+"Small data that tests draw themselves, and the folder of real images where there is one."
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parent.parent
+os.environ.setdefault('TQDM_DISABLE', '1')
+
+
+@pytest.fixture(scope='session')
+def bccd():
+    "364 real blood-smear fields with Pascal VOC boxes: the folder named by IPB_BCCD."
+    path = os.environ.get('IPB_BCCD')
+    if path and (Path(path)/'Annotations').is_dir(): return Path(path)
+    why = f'IPB_BCCD is {path!r}: no folder with Annotations/ and JPEGImages/ of the BCCD dataset'
+    if os.environ.get('IPB_REQUIRE_DATA') == '1': pytest.fail(why)
+    pytest.skip(why)
+
+
+@pytest.fixture(scope='session')
+def class_folders(tmp_path_factory):
+    "Three classes of 24 noisy squares with stripes of another width each, eight mixed ones and six that nobody has sorted."
+    root, rng = tmp_path_factory.mktemp('drawn')/'cells', np.random.default_rng(0)
+    for label, n in {'fine': 24, 'middle': 24, 'coarse': 24, 'multi-label': 8, 'unlabelled': 6}.items():
+        (root/label).mkdir(parents=True)
+        width = {'fine': 3, 'middle': 6, 'coarse': 12}.get(label, 4)
+        for i in range(n):
+            stripes = (np.arange(70)//width % 2)*60
+            im = np.clip(100+np.add.outer(stripes*(i % 2), stripes*(1-i % 2))+rng.normal(0, 6, (70, 70)), 0, 255)
+            cv2.imwrite(str(root/label/f'{i:02d}.png'), im.astype(np.uint8))
+    return root
+
+
+@pytest.fixture(scope='session')
+def dataset(class_folders, tmp_path_factory):
+    "The folder of a dataset with a split of two folds."
+    from ipb_nb.dataset import import_folders, save_split
+    ds = import_folders(class_folders, tmp_path_factory.mktemp('data')/'colonies')
+    save_split(ds, labeled=.25, test=.25, folds=2)
+    return ds.path
+
+
+TINY = dict(pretrain_epochs=2, epochs=2, steps=4, batch_size=8, scales='32', ema=0., threads=1)
+
+
+@pytest.fixture(scope='session')
+def tiny():
+    "The fields of a configuration that trains in seconds."
+    return dict(TINY)
+
+
+@pytest.fixture(scope='session')
+def run(dataset, tiny, tmp_path_factory):
+    "A finished IPB run, called without a notebook."
+    from ipb_nb.experiment import ExperimentConfig, train
+    return train(ExperimentConfig(**tiny), dataset, tmp_path_factory.mktemp('runs')/'ipb')

@@ -1,0 +1,130 @@
+"The commands, as a user calls them: what they print, what they leave behind, how they fail."
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import papermill
+import pytest
+
+BIN = Path(sys.executable).parent
+
+
+def sh(*args, ok=True, **env):
+    "Run a command of ours; its output. Without `ok` it must fail with exit code 1 and one line."
+    r = subprocess.run([BIN/args[0], *map(str, args[1:])], capture_output=True, text=True, env=os.environ | env)
+    assert r.returncode == (0 if ok else 1), r.stdout+r.stderr
+    assert 'Traceback' not in r.stderr
+    return r.stdout if ok else r.stderr
+
+
+def options(fields): return [o for k, v in fields.items() for o in (f'--{k}', v)]
+
+
+def test_from_folders_to_report(class_folders, tiny, tmp_path):
+    data, run = tmp_path/'colonies', tmp_path/'run'
+    assert '86 colonies' in sh('ipb-import', class_folders, data)
+    assert (data/'colonies.csv').exists()
+    assert 'folds' in sh('ipb-split', data, '--labeled', .25, '--test', .25, '--folds', 4)
+    out = sh('ipb-train', data, '--out', run, '--fold', 3, *options(tiny))
+    assert 'student' in out and 'macro recall' in out
+    written = {f.name for f in run.iterdir()}
+    assert written == {'run.json', 'train.ipynb', 'history.csv', 'balance.csv', 'predictions.csv', 'features.safetensors', 'metrics.json',
+                       'student.safetensors', 'teacher.safetensors', 'model.json'}
+    info = json.loads((run/'run.json').read_text())
+    assert (info['state'], info['config']['fold'], info['data']) == ('done', 3, '../colonies')
+    nb = json.loads((run/'train.ipynb').read_text())
+    assert any('image/png' in o.get('data', {}) for c in nb['cells'] for o in c.get('outputs', []))
+    assert 'report.html' in sh('ipb-report', run)
+    page = (run/'report.html').read_text()
+    assert 'src="data:image/' in page and 'http' not in page
+
+
+def test_notebook_and_library_give_the_same(dataset, run, tiny, tmp_path):
+    sh('ipb-train', dataset, '--out', tmp_path/'nb', *options(tiny))
+    assert (tmp_path/'nb'/'metrics.json').read_text() == (run/'metrics.json').read_text()
+    sh('ipb-train', dataset, '--out', tmp_path/'other', '--no_notebook', *options(tiny | {'seed': 1}))
+    assert (tmp_path/'other'/'predictions.csv').read_text() != (run/'predictions.csv').read_text()
+
+
+def test_bad_file_is_passed_over_and_reported(class_folders, tmp_path):
+    import shutil
+    shutil.copytree(class_folders, tmp_path/'cells')
+    (tmp_path/'cells'/'fine'/'broken.png').write_text('no image')
+    err = sh('ipb-import', tmp_path/'cells', tmp_path/'out', ok=False)
+    assert '1 files that could not be read' in err
+    assert len(pd.read_csv(tmp_path/'out'/'colonies.csv')) == 86
+    assert 'broken.png' in (tmp_path/'out'/'failures.csv').read_text()
+
+
+@pytest.mark.parametrize('args, says', [
+    (['ipb-import', '{cells}', '{tmp}/x', '--classes', 'fine,coarse'], 'found class middle; expected one of fine, coarse'),
+    (['ipb-import', '{tmp}/nothing', '{tmp}/x'], 'no such folder'),
+    (['ipb-import', '{cells}', '{data}'], 'expected a new or empty folder'),
+    (['ipb-split', '{data}', '--labeled', '0.01', '--name', 'small'], 'colonies; expected at least 100'),
+    (['ipb-split', '{data}', '--labeled', '0.25', '--test', '0.25', '--folds', '2'], 'an existing split'),
+    (['ipb-split', '{tmp}', '--name', 'x'], 'expected a colony dataset'),
+    (['ipb-train', '{data}', '--out', '{run}'], 'found a run (done); expected a new folder'),
+    (['ipb-train', '{data}', '--out', '{tmp}/r', '--fold', '7'], 'fold: found 7; expected 0 to 1'),
+    (['ipb-train', '{data}', '--out', '{tmp}/r', '--split', 'mine'], 'no such split; expected one of default'),
+    (['ipb-train', '{data}', '--out', '{tmp}/r', '--arch', 'hrnett'], 'arch: found hrnett'),
+    (['ipb-train', '{data}', '--out', '{tmp}/r', '--scales', '64,128'], 'falling order'),
+    (['ipb-train', '{data}', '--out', '{tmp}/r', '--preset', 'fast'], 'preset: found fast; expected paper or quick'),
+    (['ipb-report', '{tmp}/none'], 'none'),
+])
+def test_errors_are_one_clear_line(args, says, class_folders, dataset, run, tmp_path):
+    before = (dataset/'colonies.csv').read_text(), (run/'run.json').read_text()
+    err = sh(*[a.format(cells=class_folders, data=dataset, run=run, tmp=tmp_path) for a in args], ok=False)
+    assert says in err and len(err.strip().splitlines()) == 1
+    assert not (tmp_path/'x').exists() and not (tmp_path/'r').exists()
+    assert before == ((dataset/'colonies.csv').read_text(), (run/'run.json').read_text())
+
+
+def test_unknown_field(dataset, tmp_path):
+    r = subprocess.run([BIN/'ipb-train', dataset, '--learning_rate', '1'], capture_output=True, text=True)
+    assert r.returncode == 2 and 'unrecognized arguments: --learning_rate' in r.stderr
+
+
+def test_simulate(tmp_path):
+    assert '30 colonies' in sh('ipb-simulate', tmp_path/'sim', '--colonies', 30)
+    assert (tmp_path/'sim'/'truth').is_dir()
+
+
+def test_demo_makes_a_report_and_can_be_repeated(tmp_path):
+    from ipb_nb.demo import demo
+    config = tmp_path/'rows.yaml'
+    config.write_text("defaults: {pretrain_epochs: 2, epochs: 2, steps: 4, batch_size: 8, scales: '32', ema: 0, threads: 1}\nrows:\n  ipb: {}\n  supervised: {method: supervised}\n")
+    for _ in range(2):
+        report = demo(tmp_path/'demo', 80, config=config)
+        (tmp_path/'demo'/'mine.txt').write_text('stays')
+    assert report.exists() and (tmp_path/'demo'/'mine.txt').read_text() == 'stays'
+    for name in ('ipb', 'supervised'): assert (tmp_path/'demo'/name/'train.ipynb').exists()
+
+
+def test_parameters_of_the_notebook_are_those_of_the_configuration(tmp_path):
+    from ipb_nb.core import InputError
+    from ipb_nb.experiment import check_parameters, train_notebook
+    check_parameters(train_notebook())
+    nb = json.loads(train_notebook().read_text())
+    cell = next(c for c in nb['cells'] if c['metadata'].get('tags') == ['parameters'])
+    cell['source'] = [line.replace('momentum', 'inertia') for line in cell['source']]
+    (tmp_path/'renamed.ipynb').write_text(json.dumps(nb))
+    with pytest.raises(InputError, match=r'inertia \(not in the configuration\), no momentum'): check_parameters(tmp_path/'renamed.ipynb')
+    cell['metadata'] = {}
+    (tmp_path/'untagged.ipynb').write_text(json.dumps(nb))
+    with pytest.raises(InputError, match='cell tagged parameters'): check_parameters(tmp_path/'untagged.ipynb')
+    assert papermill.inspect_notebook(str(train_notebook()))
+
+
+def test_a_failing_run_says_where(dataset, tiny, tmp_path):
+    from ipb_nb.core import InputError
+    from ipb_nb.experiment import ExperimentConfig, train_in_notebook, train_notebook
+    nb = json.loads(train_notebook().read_text())
+    for c in nb['cells']:
+        if 'train(cfg, data, out)' in ''.join(c['source']): c['source'] = ['raise RuntimeError("the lamp went out")']
+    (tmp_path/'nb.ipynb').write_text(json.dumps(nb))
+    with pytest.raises(InputError, match='train.ipynb: found RuntimeError: the lamp went out'):
+        train_in_notebook(ExperimentConfig(**tiny), dataset, tmp_path/'run', tmp_path/'nb.ipynb')
+    assert [f.name for f in (tmp_path/'run').iterdir()] == ['train.ipynb']
