@@ -27,4 +27,4 @@ with tempfile.TemporaryDirectory() as d:
         show(f'bccd.seconds.{name}', read_json(out/'run.json')['seconds'], 's', 'the limit of 15 minutes', 900 if name == 'ipb' else None, 'lower')
         for net in [n for n in m if isinstance(m[n], dict)]:
             show(f'bccd.macro_tpr.{name}.{net}', round(m[net]['macro_tpr'], 4), 'recall', 'the other rows of this run', .9 if (name, net) == ('ipb', 'student') else None)
-            show(f'bccd.tpr.{name}.{net}', {c: round(v, 3) for c, v in m[net]['tpr'].items()}, 'recall', 'the other rows of this run')
+            for c, v in m[net]['tpr'].items(): show(f'bccd.tpr.{name}.{net}.{c}', round(v, 3), 'recall', 'the other rows of this run')

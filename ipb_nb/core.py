@@ -7,7 +7,7 @@ __all__ = ['IMAGE_SUFFIXES', 'MULTI_LABEL', 'PALETTE', 'InputError', 'command', 
            'read_json', 'new_folder', 'to_grey8', 'read_image', 'write_png', 'stable_hash', 'counter_rng', 'seed_all',
            'class_colors']
 
-# %% ../nbs/00_core.ipynb #993bfb61
+# %% ../nbs/00_core.ipynb #ae70522b
 import functools, hashlib, json, os, random, shutil, sys, warnings
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +20,7 @@ from fastcore.script import call_parse, is_cli
 
 warnings.filterwarnings('ignore', message='`torch.jit.script` is deprecated')   # fastai 2.8 uses it at import
 
-# %% ../nbs/00_core.ipynb #eaeace5a
+# %% ../nbs/00_core.ipynb #c6a4df8b
 class InputError(ValueError):
     "Something in the input that its owner can mend. The message says where, what was found, what was expected and what to do."
     def __init__(self,
@@ -32,7 +32,7 @@ class InputError(ValueError):
         self.where, self.found, self.expected, self.do = str(where), str(found), str(expected), str(do)
         super().__init__(f"{self.where}: found {self.found}; expected {self.expected}. {self.do}")
 
-# %% ../nbs/00_core.ipynb #80f08826
+# %% ../nbs/00_core.ipynb #c5489c11
 def command(
     f, # a function whose parameters carry docments
 ):
@@ -47,7 +47,7 @@ def command(
     cmd = call_parse(_f)
     return cmd
 
-# %% ../nbs/00_core.ipynb #3afb1992
+# %% ../nbs/00_core.ipynb #335a261f
 @contextmanager
 def atomic_path(
     path, # the file to write; its folder is made if needed
@@ -77,7 +77,7 @@ def read_json(path):
     except FileNotFoundError: raise InputError(path, 'no such file', 'a JSON file', 'Check the path.') from None
     except ValueError as e: raise InputError(path, f'text that is not JSON ({e})', 'a JSON file', 'Restore it or make it again.') from None
 
-# %% ../nbs/00_core.ipynb #a2e8ebee
+# %% ../nbs/00_core.ipynb #d71dfbc6
 @contextmanager
 def new_folder(
     path, # the folder to make
@@ -93,7 +93,7 @@ def new_folder(
         yield tmp
         if path.is_dir(): shutil.rmtree(path)
 
-# %% ../nbs/00_core.ipynb #f1cef82e
+# %% ../nbs/00_core.ipynb #6df18594
 IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.tif', '.tiff', '.bmp')
 
 def to_grey8(
@@ -112,7 +112,7 @@ def read_image(
 ) -> np.ndarray: # uint8 (H, W)
     "Read an image as 8-bit grey. A file that is no image is an `InputError` that names it."
     try: buf = np.fromfile(path, np.uint8)
-    except FileNotFoundError: raise InputError(path, 'no such file', 'an image', 'Check the path.') from None
+    except OSError as e: raise InputError(path, (e.strerror or 'no access').lower(), 'an image', 'Check the file, its path and its permissions.') from None
     im = cv2.imdecode(buf, cv2.IMREAD_UNCHANGED) if buf.size else None
     if im is None: raise InputError(path, f'{buf.size} bytes that cannot be read as an image', f"one of {', '.join(IMAGE_SUFFIXES)}", 'Export the image again, or take it out.')
     if im.ndim == 3: im = cv2.cvtColor(im[..., :3], cv2.COLOR_BGR2RGB)
@@ -127,7 +127,7 @@ def write_png(
     ok, buf = cv2.imencode('.png', im.astype(np.uint8)*255, [cv2.IMWRITE_PNG_BILEVEL, 1]) if im.dtype == bool else cv2.imencode('.png', im)
     with atomic_path(path) as tmp: buf.tofile(tmp)
 
-# %% ../nbs/00_core.ipynb #746313ef
+# %% ../nbs/00_core.ipynb #acc7e247
 def stable_hash(
     *parts, # anything with a stable text form: an id, a seed, an epoch
 ) -> int: # 0 … 2**63-1
@@ -151,7 +151,7 @@ def seed_all(
     random.seed(seed); np.random.seed(seed % 2**32); torch.manual_seed(seed)
     if threads: torch.set_num_threads(threads)
 
-# %% ../nbs/00_core.ipynb #c94331ac
+# %% ../nbs/00_core.ipynb #dfc2b3f7
 MULTI_LABEL = 'multi-label'   # a crop with more than one class
 PALETTE = ['#0072B2', '#E69F00', '#009E73', '#CC79A7', '#56B4E9', '#D55E00', '#F0E442', '#000000']
 

@@ -7,8 +7,8 @@ __all__ = ['COLUMNS', 'MARGIN', 'FORMAT_VERSION', 'UNLABELLED', 'PARTS', 'MIN_VA
            'Colony', 'ColonyDataset', 'otsu_mask', 'covered_share', 'read_voc', 'import_voc', 'import_folders',
            'ipb_import', 'make_split', 'save_split', 'read_split', 'split_table', 'ipb_split']
 
-# %% ../nbs/03_dataset.ipynb #c24b9418
-import shutil, xml.etree.ElementTree as ET
+# %% ../nbs/03_dataset.ipynb #71dcb09a
+import os, xml.etree.ElementTree as ET
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +25,7 @@ from tqdm import tqdm
 from .core import (IMAGE_SUFFIXES, MULTI_LABEL, InputError, atomic_path, class_colors, command, new_folder,
                          read_image, read_json, stable_hash, write_csv, write_json, write_png)
 
-# %% ../nbs/03_dataset.ipynb #fa98d426
+# %% ../nbs/03_dataset.ipynb #5aea120c
 COLUMNS = ['colony_id', 'image', 'mask', 'label', 'source', 'group', 'frame', 'time_h', 'track_id', 'parent_ids', 'event',
            'touches_border', 'y0', 'x0', 'y1', 'x1', 'area_px']
 MARGIN = 112          # px of surroundings kept around the tight box
@@ -52,7 +52,7 @@ def pad_crop(
     bottom, right = crop.shape[0]-top-(y1-y0), crop.shape[1]-left-(x1-x0)
     return np.pad(crop, ((margin-top, margin-bottom), (margin-left, margin-right)), mode=mode)
 
-# %% ../nbs/03_dataset.ipynb #314e1dc3
+# %% ../nbs/03_dataset.ipynb #9543c1a3
 def write_dataset(
     dest, # folder to make
     rows, # iterable of dicts: `colony_id, label, source, group, box`, `pixels` uint8 (h, w), `mask` bool (h, w), and optional columns
@@ -83,7 +83,7 @@ def write_dataset(
                         intensity='8-bit grey; deeper images stretched from their own minimum to maximum') | info, tmp/'dataset.json')
     return ColonyDataset(dest)
 
-# %% ../nbs/03_dataset.ipynb #a97826da
+# %% ../nbs/03_dataset.ipynb #2a364241
 @dataclass
 class Colony:
     "One colony in memory, completed to the full margin."
@@ -112,6 +112,8 @@ class ColonyDataset:
         where = self.path/'colonies.csv'
         if missing := [c for c in COLUMNS if c not in df]: raise InputError(where, f'no column {missing[0]}', ', '.join(COLUMNS), 'Import the dataset again.')
         if not len(df): raise InputError(where, 'no rows', 'at least one colony', 'Import the dataset again.')
+        twice = df.colony_id[df.colony_id.duplicated()]
+        if len(twice): raise InputError(f'{where}, line {twice.index[0]+2}', f'colony {twice.iloc[0]} a second time', 'one row a colony', 'Remove one of the rows.')
         for i, l in enumerate(df.label):
             if l and l not in [*self.classes, MULTI_LABEL]:
                 raise InputError(f'{where}, line {i+2}', f'label {l}', f"one of {', '.join(self.classes)}, {MULTI_LABEL} or nothing", 'Correct the label, or add the class to dataset.json.')
@@ -160,7 +162,7 @@ class ColonyDataset:
                 ax.contour(c.mask[y:y+side, x:x+side], [.5], colors=colors[l], linewidths=.8)
         fig.tight_layout(pad=.3)
 
-# %% ../nbs/03_dataset.ipynb #33a5e821
+# %% ../nbs/03_dataset.ipynb #65e65a5b
 def otsu_mask(
     im: np.ndarray, # uint8 (h, w): a tight box
     min_share: float=.1, # of the box that a believable mask covers
@@ -181,7 +183,7 @@ def otsu_mask(
     mask = parts == np.bincount(parts.ravel())[1:].argmax()+1
     return mask if mask.mean() >= min_share else whole
 
-# %% ../nbs/03_dataset.ipynb #ec561b93
+# %% ../nbs/03_dataset.ipynb #7c648f2d
 def covered_share(
     box, # half-open (y0, x0, y1, x1)
     others, # list of boxes
@@ -192,18 +194,21 @@ def covered_share(
     for a0, b0, a1, b1 in others: seen[max(a0-y0, 0):max(a1-y0, 0), max(b0-x0, 0):max(b1-x0, 0)] = True
     return seen.mean()
 
-# %% ../nbs/03_dataset.ipynb #648093af
+# %% ../nbs/03_dataset.ipynb #57218cef
 def read_voc(
     xml, # a Pascal VOC annotation file
 ) -> tuple: # image file name, list of (class name, (y0, x0, y1, x1))
     "Read the boxes of one image; coordinates are taken as half-open pixel positions."
     try: root = ET.parse(xml).getroot()
     except ET.ParseError as e: raise InputError(xml, f'XML that cannot be read ({e})', 'a Pascal VOC annotation', 'Export it again, or take it out.') from None
-    boxes = []
-    for o in root.iter('object'):
-        x0, y0, x1, y1 = (int(float(o.findtext(f'bndbox/{k}', 'nan'))) for k in ('xmin', 'ymin', 'xmax', 'ymax'))
-        boxes.append((o.findtext('name'), (y0, x0, y1, x1)))
-    return root.findtext('filename'), boxes
+    def text(node, tag, what, number=False):
+        v = node.findtext(tag)
+        try: return int(float(v)) if number else v.strip() or 1/0
+        except (AttributeError, TypeError, ValueError, OverflowError, ZeroDivisionError):
+            raise InputError(f'{xml}, {what}', f'{v!r} as {tag}', 'a number' if number else 'a name', 'Export it again, or take it out.') from None
+    boxes = [(text(o, 'name', f'object {i+1}'), tuple(text(o, f'bndbox/{k}', f'object {i+1}', True) for k in ('ymin', 'xmin', 'ymax', 'xmax')))
+             for i, o in enumerate(root.iter('object'))]
+    return text(root, 'filename', 'annotation'), boxes
 
 def _check_class(where, name, classes):
     if name not in [*classes, MULTI_LABEL]:
@@ -214,7 +219,7 @@ def _voc_colonies(path, xmls, classes, margin, failures):
         try:
             name, boxes = read_voc(xml)
             frame = read_image(path/'JPEGImages'/name)
-        except (InputError, ValueError) as e:
+        except InputError as e:
             failures.append(dict(source=xml.name, item='', kind='bad file', reason=str(e))); continue
         h, w = frame.shape
         boxes = [(c, (max(y0, 0), max(x0, 0), min(y1, h), min(x1, w))) for c, (y0, x0, y1, x1) in boxes]
@@ -240,14 +245,14 @@ def import_voc(
     xmls, failures, names = sorted((path/'Annotations').glob('*.xml')), [], set()
     for xml in xmls:
         try: found = {c for c, _ in read_voc(xml)[1]}
-        except (InputError, ValueError): continue                       # reported when it is its turn
+        except InputError: continue                                     # reported when it is its turn
         if classes:
             for c in found: _check_class(xml, c, classes)
-        names |= found
+        names |= found-{MULTI_LABEL}
     classes = list(classes or sorted(names))
-    return write_dataset(dest, _voc_colonies(path, xmls, classes, margin, failures), classes, failures, margin=margin, raw_root=str(path), imported_from='Pascal VOC')
+    return write_dataset(dest, _voc_colonies(path, xmls, classes, margin, failures), classes, failures, margin=margin, raw_root=os.path.relpath(path, dest), imported_from='Pascal VOC')
 
-# %% ../nbs/03_dataset.ipynb #86b3c8e7
+# %% ../nbs/03_dataset.ipynb #89649ced
 UNLABELLED = ('unlabelled', 'unlabeled')
 
 def _folder_colonies(path, folders, failures):
@@ -264,6 +269,7 @@ def import_folders(
     path, # folder with one folder a class
     dest, # dataset folder to make
     classes=None, # class names in their order; None: all folders, sorted
+    margin: int=MARGIN, # px that reading adds around each picture, by reflection
 ) -> ColonyDataset:
     "Import a folder a class. Files that cannot be read are listed in `failures`, the rest is imported."
     path, failures = Path(path), []
@@ -272,19 +278,19 @@ def import_folders(
     named = [d.name for d in folders if d.name not in (MULTI_LABEL, *UNLABELLED)]
     classes = list(classes or named)
     for d in named: _check_class(path/d, d, classes)
-    return write_dataset(dest, _folder_colonies(path, folders, failures), classes, failures, raw_root=str(path), imported_from='class folders')
+    return write_dataset(dest, _folder_colonies(path, folders, failures), classes, failures, margin=margin, raw_root=os.path.relpath(path, dest), imported_from='class folders')
 
-# %% ../nbs/03_dataset.ipynb #8d2db9e0
+# %% ../nbs/03_dataset.ipynb #6c96d405
 @command
 def ipb_import(
     path: str, # folder of classes, or Pascal VOC folder (Annotations/ and JPEGImages/)
     dest: str, # dataset folder to make
     classes: str=None, # class names, separated by commas; default: all that are found
-    margin: int=MARGIN, # px of surroundings kept around each box (VOC)
+    margin: int=MARGIN, # px of surroundings around each box; the largest patch must fit in
 ):
     "Make a colony dataset from class folders or Pascal VOC boxes."
     classes = [c.strip() for c in classes.split(',')] if classes else None
-    ds = import_voc(path, dest, classes, margin) if (Path(path)/'Annotations').is_dir() else import_folders(path, dest, classes)
+    ds = import_voc(path, dest, classes, margin) if (Path(path)/'Annotations').is_dir() else import_folders(path, dest, classes, margin)
     print(ds.counts.to_string())
     for f in ds.failures.fillna('').itertuples(): print(f'{f.kind}: {f.source} {f.item}: {f.reason}')
     bad = (ds.failures.kind == 'bad file').sum()
@@ -292,13 +298,13 @@ def ipb_import(
     if bad: raise InputError(path, f'{bad} files that could not be read (listed above and in {ds.path}/failures.csv)', 'readable images and annotations',
                              'The rest is imported; mend them and import again.')
 
-# %% ../nbs/03_dataset.ipynb #191a432a
+# %% ../nbs/03_dataset.ipynb #f0bca2ca
 PARTS = ['L', 'V', 'U', 'T']
 MIN_VALID = 5     # colonies of each class below which V is empty
 
 def _cut(n, *shares):
     "Positions at the cumulative `shares` of a ring of `n`, rounded half up."
-    return np.floor(np.cumsum(shares)*n+.5).astype(int)
+    return np.floor(np.cumsum(shares)*n+.5+1e-9).astype(int)         # (the sum of shares may fall short by a rounding error)
 
 def make_split(
     labels: pd.Series, # class, multi-label or '' by colony_id
@@ -312,6 +318,7 @@ def make_split(
     "Stratified random folds by the ring rule. A class too small for its shares is an `InputError`."
     if not 0 < labeled < 1 or not 0 < test < 1 or labeled+test > 1: raise InputError('labeled, test', f'{labeled}, {test}', 'two shares above 0 with a sum of at most 1', 'For example --labeled 0.1 --test 0.1.')
     if folds < 1 or folds*test > 1+1e-9: raise InputError('folds', folds, f'1 to {int(1/test+1e-9)} at a test share of {test}', 'Test parts must not overlap.')
+    if not 0 <= valid <= .5: raise InputError('valid', valid, 'a share of the labelled ones from 0 to 0.5', 'For example --valid 0.2.')
     rng, rows = np.random.default_rng(seed), []
     rings = {c: rng.permutation(np.sort(labels.index[labels == c])) for c in classes}
     for c, ring in rings.items():
@@ -329,7 +336,7 @@ def make_split(
         rows.append(pd.DataFrame(dict(colony_id=labels.index, fold=fold, part=part.values, label=labels.values)))
     return pd.concat(rows, ignore_index=True)
 
-# %% ../nbs/03_dataset.ipynb #c884cbd9
+# %% ../nbs/03_dataset.ipynb #a7ba409c
 def save_split(
     ds: ColonyDataset,
     name: str='default', # splits/<name>.csv

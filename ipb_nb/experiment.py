@@ -6,7 +6,7 @@
 __all__ = ['PRESETS', 'METHODS', 'ExperimentConfig', 'History', 'ipb_learner', 'predict', 'check_run', 'train', 'train_notebook',
            'check_parameters', 'train_in_notebook', 'ipb_train']
 
-# %% ../nbs/20_experiment.ipynb #03dccc3c
+# %% ../nbs/20_experiment.ipynb #1a0d4fb9
 import datetime, hashlib, inspect, json, os, platform, threading, time
 from contextlib import contextmanager
 from importlib import resources
@@ -37,13 +37,14 @@ from fastai.callback.progress import ProgressCallback
 from fastai.learner import Learner
 from fastcore.basics import store_attr
 from fastcore.meta import delegates
+from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
-# %% ../nbs/20_experiment.ipynb #bb75fc40
+# %% ../nbs/20_experiment.ipynb #1cb6dfed
 PRESETS = {
-    'paper': dict(arch='hrnet', scales='224,112', pretrain_epochs=200, epochs=200, steps=0, batch_size=32, lr=.005, warmup=.05, ema=0.),
-    'quick': dict(arch='test_resnet', scales='64', pretrain_epochs=60, epochs=10, steps=600, batch_size=32, lr=.01, warmup=.05, ema=.99),
+    'paper': dict(arch='hrnet', scales='224,112', pretrain_epochs=200, epochs=200, steps=0, batch_size=32, lr=.005, warmup=.05, ema=0., lambda_u=8., threshold=.65, finetune=20),
+    'quick': dict(arch='test_resnet', scales='64', pretrain_epochs=60, epochs=10, steps=1600, batch_size=32, lr=.01, warmup=.05, ema=.99, lambda_u=1., threshold=.95, finetune=30),
 }
 METHODS = ['mpl', 'supervised']
 
@@ -52,20 +53,21 @@ class ExperimentConfig:
     def __init__(self,
         preset: str='quick', # paper or quick: gives every field that is not named
         method: str='mpl', # mpl (meta pseudo labels) or supervised (the labelled part alone)
-        balance: bool=True, # with mpl: draw U anew every epoch so that all pseudo-classes come equally often
-        multi_label: bool=True, # use multi-label colonies in U
+        balance: bool=True, # pseudo balancing of U every epoch (with mpl; --no-balance switches it off)
+        multi_label: bool=True, # multi-label colonies in U (--no-multi_label leaves them out)
         arch: str=None, # hrnet, or any timm network
         scales: str=None, # sides of the patch in px, largest first: 64 or 224,112
         split: str='default', # name of the dataset's split
         fold: int=0, # of the split
-        threshold: float=.65, # confidence from which a pseudo-label counts
+        threshold: float=None, # confidence from which a pseudo-label counts
         temperature: float=1., # of the teacher's soft labels
-        lambda_u: float=8., # weight of the teacher's consistency loss
+        lambda_u: float=None, # weight of the teacher's consistency loss
         ramp: float=.05, # fraction of training over which lambda_u is reached
         warmup: float=None, # fraction of training in which the learning rate rises
         ema: float=None, # decay of the averaged network that is validated and kept; 0: none
         pretrain_epochs: int=None, # of the teacher on L
         epochs: int=None, # of the main training
+        finetune: int=None, # epochs on L after the main training, at a tenth of the learning rate; 0: none (supervised: always none)
         steps: int=None, # steps of the main training, spread over the epochs; 0: as many as U (supervised: L) fills
         batch_size: int=None, # patches
         lr: float=None, # highest learning rate
@@ -78,16 +80,23 @@ class ExperimentConfig:
         if preset not in PRESETS: raise InputError('preset', preset, ' or '.join(PRESETS), 'Name one of them.')
         for k, v in PRESETS[preset].items():
             if getattr(self, k) is None: setattr(self, k, v)
-        self.scales, self.threads, self.balance = str(self.scales).replace(' ', ''), self.threads or os.cpu_count(), balance and method == 'mpl'
+        self.scales, self.threads = str(self.scales).replace(' ', ''), self.threads or os.cpu_count()
+        if method == 'supervised': self.balance, self.pretrain_epochs, self.finetune = False, 0, 0
         self._check()
 
     def _check(self):
         def need(ok, field, expected):
-            if not ok: raise InputError(field, getattr(self, field), expected, 'Correct the value.')
+            if not ok: raise InputError(field, repr(getattr(self, field)) if isinstance(getattr(self, field), str) and expected.startswith('a number') else getattr(self, field), expected, 'Correct the value.')
+        for f, p in inspect.signature(type(self).__init__).parameters.items():
+            if p.annotation is float: need(isinstance(getattr(self, f), (int, float)), f, 'a number (1e-2 is text in YAML, 1.0e-2 a number)')
+            elif f != 'self': need(isinstance(getattr(self, f), p.annotation), f, f"a number without decimals" if p.annotation is int else 'yes or no' if p.annotation is bool else 'text')
         need(self.method in METHODS, 'method', ' or '.join(METHODS))
         need(all(s.isdigit() and int(s) > 0 for s in self.scales.split(',')), 'scales', 'one or two sides in pixels, for example 64 or 224,112')
-        for f in ('epochs', 'batch_size', 'lr', 'threads'): need(getattr(self, f) > 0, f, 'a number above 0')
-        for f in ('pretrain_epochs', 'steps', 'fold', 'seed', 'wd', 'lambda_u'): need(getattr(self, f) >= 0, f, 'a number of at least 0')
+        need(list(self.sides) == sorted(set(self.sides), reverse=True), 'scales', 'sides in falling order, for example 224,112')
+        need(len(self.sides) <= 2, 'scales', 'one or two sides')
+        need(self.batch_size > 1, 'batch_size', 'a number of at least 2, for batch norm')
+        for f in ('epochs', 'lr', 'temperature', 'threads'): need(getattr(self, f) > 0, f, 'a number above 0')
+        for f in ('pretrain_epochs', 'finetune', 'steps', 'fold', 'seed', 'wd', 'lambda_u'): need(getattr(self, f) >= 0, f, 'a number of at least 0')
         for f in ('threshold', 'ramp', 'warmup', 'ema', 'momentum'): need(0 <= getattr(self, f) < 1, f, 'a fraction of at least 0 and below 1')
 
     @classmethod
@@ -110,13 +119,13 @@ class ExperimentConfig:
         return 'Supervised' if self.method == 'supervised' else 'IPB' if self.balance else 'MPL (imbalanced)'
     def __repr__(self): return f'{self.name}: '+', '.join(f'{k}={v}' for k, v in self.dict().items())
 
-# %% ../nbs/20_experiment.ipynb #980dcb9a
+# %% ../nbs/20_experiment.ipynb #bf664718
 class History(Callback):
     "A row an epoch in `history.csv`: stage, epoch, losses, macro recall, seconds, and what other callbacks have in `epoch_log`."
     order = 70
     def __init__(self,
         path, # history.csv
-        stage: str, # teacher or student
+        stage: str, # teacher, student or finetune
         desc: str, # what the progress bar says
     ):
         store_attr()
@@ -134,7 +143,7 @@ class History(Callback):
         self.bar.set_postfix(recall=f'{tpr:.2f}')
     def after_fit(self): self.bar.close()
 
-# %% ../nbs/20_experiment.ipynb #e544ad8b
+# %% ../nbs/20_experiment.ipynb #eed1217e
 def ipb_learner(
     loaders: dict, # as `colony_dataloaders` gives them
     teacher, # a pre-trained network
@@ -155,18 +164,16 @@ def ipb_learner(
     if balance: own.append(PseudoBalance(teacher, classes, threshold=threshold, known=known, **normalisation(dls.valid)))
     return Learner(dls, student, loss_func=MaskedCrossEntropy(), opt_func=paper_sgd(momentum), lr=lr, wd=wd, wd_bn_bias=False, metrics=macro_tpr(), cbs=own+(cbs or []))
 
-# %% ../nbs/20_experiment.ipynb #0851da34
+# %% ../nbs/20_experiment.ipynb #6e858bdc
 def _quiet(learn):
     "Our bar instead of fastai's."
     learn.remove_cbs(learn.cbs.filter(lambda cb: isinstance(cb, ProgressCallback))); learn.logger = lambda *_: None
     return learn
 
-def _fit(cfg, learn, epochs):
-    fit_schedule(_quiet(learn), epochs, cfg.lr, cfg.warmup)
-
-def _pretrain(cfg, loaders, net, out):
-    learn = supervised_learner(loaders['labeled'], net, cfg.wd, cfg.momentum, cbs=[History(out/'history.csv', 'teacher', f'{cfg.name}: teacher')])
-    if cfg.pretrain_epochs: _fit(cfg, learn, cfg.pretrain_epochs)
+def _fit_labeled(cfg, loaders, net, out, stage, epochs, lr, cbs=()):
+    "Train on L for a stage of the run."
+    learn = supervised_learner(loaders['labeled'], net, cfg.wd, cfg.momentum, [History(out/'history.csv', stage, f'{cfg.name}: {stage}'), *cbs])
+    if epochs: fit_schedule(_quiet(learn), epochs, lr, cfg.warmup)
 
 def _student_learner(cfg, ds, loaders, teacher, student, out):
     cbs = [SelectNetwork(), History(out/'history.csv', 'student', f'{cfg.name}: student'), *([EMA(cfg.ema)] if cfg.ema else [])]
@@ -183,18 +190,23 @@ def _networks(cfg, ds, loaders, out):
     networks, new = {}, lambda: create_model(cfg.arch, cfg.sides, len(ds.classes)).to(loaders['test'].device)
     teacher, student = new() if cfg.method == 'mpl' else None, new()
     if teacher:
-        _pretrain(cfg, loaders, teacher, out)
+        _fit_labeled(cfg, loaders, teacher, out, 'teacher', cfg.pretrain_epochs, cfg.lr)
         networks['teacher_pretrained'] = {k: v.clone() for k, v in teacher.state_dict().items()}
     learn = _student_learner(cfg, ds, loaders, teacher, student, out)
-    _fit(cfg, learn, cfg.epochs)
+    fit_schedule(_quiet(learn), cfg.epochs, cfg.lr, cfg.warmup)
     if cfg.method == 'mpl' and cfg.balance: write_csv(pd.DataFrame(learn.pseudo_balance.table), out/'balance.csv')
     last = student.state_dict()
     chosen = learn.select_network.best_state if loaders['valid_is'] == 'V' else learn.ema.average.module.state_dict() if cfg.ema else last
-    if any(not torch.equal(chosen[k], last[k]) for k in last): networks['student_last'] = last
+    if any(not torch.equal(chosen[k], last[k]) for k in last): networks['student_last'] = {k: v.clone() for k, v in last.items()}
     if teacher: networks['teacher'] = teacher.state_dict()
+    if cfg.finetune:
+        networks['student_selected'] = {k: v.clone() for k, v in chosen.items()}
+        student.load_state_dict(chosen)
+        _fit_labeled(cfg, loaders, student, out, 'finetune', cfg.finetune, cfg.lr/10)
+        chosen = student.state_dict()
     return {'student': chosen} | networks, ('V' if loaders['valid_is'] == 'V' else 'last')
 
-# %% ../nbs/20_experiment.ipynb #a633e4c2
+# %% ../nbs/20_experiment.ipynb #7e05ef79
 @torch.no_grad()
 def predict(
     net, # a network in evaluation mode
@@ -223,19 +235,23 @@ def _test(cfg, ds, loaders, networks, out):
     write_csv(pd.concat(tables), out/'predictions.csv')
     return metrics
 
-# %% ../nbs/20_experiment.ipynb #32176f79
+# %% ../nbs/20_experiment.ipynb #a3c90b86
 def check_run(
     cfg: ExperimentConfig,
     data, # dataset folder
     out, # run folder to make
-) -> tuple: # the dataset, and the loaders' parameters are known to fit
-    "Raise an `InputError` for whatever would stop the run later."
+) -> ColonyDataset:
+    "The dataset, opened. Raise an `InputError` for whatever would stop the run later."
     out = Path(out)
     if (out/'run.json').exists(): raise InputError(out, f"a run ({read_json(out/'run.json').get('state', '?')})", 'a new folder', 'Choose another folder, or remove this one.')
+    if out.exists() and (not out.is_dir() or any(not f.name.startswith('.') for f in out.iterdir())): raise InputError(out, 'other files', 'a new or empty folder', 'Choose another folder.')
     ds = ColonyDataset(data)
     parts = read_split(ds, cfg.split, cfg.fold)
     if cfg.method == 'mpl' and not (parts.part == 'U').any(): raise InputError(f'split {cfg.split}', 'no colony in U', 'unlabelled colonies for method mpl', 'Ask for a smaller labelled share.')
+    for i in tqdm(parts.index, desc='reading', unit='colony', leave=False): ds.colony(i)
     create_model(cfg.arch, cfg.sides, len(ds.classes))
+    small = (ds.colonies[['y1', 'x1']].values-ds.colonies[['y0', 'x0']].values).min()+2*ds.margin
+    if cfg.sides[0] > small: raise InputError('scales', f'{cfg.sides[0]} px', f'at most {small} px, the smallest crop with its margin', 'Import with a larger margin, or take smaller scales.')
     return ds
 
 def _versions():
@@ -276,7 +292,7 @@ def train(
         write_json(metrics | dict(classes=ds.classes, n_test=len(loaders['test'].items), selected_on=selected_on), out/'metrics.json')
     return out
 
-# %% ../nbs/20_experiment.ipynb #f79affa5
+# %% ../nbs/20_experiment.ipynb #106bcd5c
 def train_notebook() -> Path:
     "The notebook that papermill runs: the one in the installed package."
     return Path(str(resources.files('ipb_nb')/'experiments'/'train.ipynb'))
@@ -293,7 +309,7 @@ def check_parameters(
 @contextmanager
 def _watch(cfg, out):
     "A progress bar over epochs, fed by the run's history.csv."
-    total = cfg.epochs+(cfg.pretrain_epochs if cfg.method == 'mpl' else 0)
+    total = cfg.pretrain_epochs+cfg.epochs+cfg.finetune
     over = threading.Event()
     def look():
         with tqdm(total=total, desc=cfg.name, unit='epoch') as bar:
@@ -326,17 +342,19 @@ def train_in_notebook(
     notebook, out = Path(notebook or train_notebook()), Path(out).resolve()
     check_parameters(notebook)
     check_run(cfg, data, out)
+    out.mkdir(parents=True, exist_ok=True)
+    partial = out/'.train.partial.ipynb'
     try:
-        with atomic_path(out/'train.partial.ipynb') as partial, _watch(cfg, out), _environment(OMP_NUM_THREADS=str(cfg.threads), TQDM_DISABLE='1'):
-            try:
-                papermill.execute_notebook(str(notebook), str(partial), cfg.dict() | dict(data=str(Path(data).resolve()), out=str(out)), kernel_name='python3',
-                                           progress_bar=False, config=Config({'KernelManager': {'transport': 'ipc'}}))
-            finally:
-                if partial.exists(): os.replace(partial, out/'train.ipynb')
-            partial.touch()
+        with _watch(cfg, out), _environment(OMP_NUM_THREADS=str(cfg.threads), TQDM_DISABLE='1'):
+            papermill.execute_notebook(str(notebook), str(partial), cfg.dict() | dict(data=str(Path(data).resolve()), out=str(out)), kernel_name='python3',
+                                       progress_bar=False, config=Config({'KernelManager': {'transport': 'ipc'}}))
     except PapermillExecutionError as e:
         raise InputError(out/'train.ipynb', f'{e.ename}: {e.evalue}', 'a run without errors', 'The notebook shows where it happened.') from None
-    finally: (out/'train.partial.ipynb').unlink(missing_ok=True)
+    except DeadKernelError:
+        if (out/'run.json').exists(): write_json(read_json(out/'run.json') | dict(state='failed', error='the kernel died'), out/'run.json')
+        raise InputError(out/'train.ipynb', 'a kernel that died', 'a run to its end', 'Most often memory ran out: take smaller batches.') from None
+    finally:
+        if partial.exists(): os.replace(partial, out/'train.ipynb')
     return out
 
 @command

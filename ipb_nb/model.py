@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['N_FEATURES', 'HRNet3', 'PatchNet', 'create_model']
 
-# %% ../nbs/10_model.ipynb #46d101e5
+# %% ../nbs/10_model.ipynb #b3815b74
 import difflib
 
 import timm
@@ -14,7 +14,7 @@ from torch import nn
 
 from .core import InputError
 
-# %% ../nbs/10_model.ipynb #3a797738
+# %% ../nbs/10_model.ipynb #99b22ff4
 class HRNet3(nn.Module):
     "HRNet-W18-small up to its third stage, for sides divisible by 16; the three branches' averages are its features."
     def __init__(self):
@@ -39,7 +39,7 @@ def _backbone(arch, scale):
         raise InputError('arch', arch, "hrnet or a network of timm's", f"Near that: {', '.join(near)}." if near else 'timm.list_models() lists them.')
     return timm.create_model(arch, in_chans=1, num_classes=0)
 
-# %% ../nbs/10_model.ipynb #131d32fb
+# %% ../nbs/10_model.ipynb #fdb602a0
 N_FEATURES = 512     # a stream (paper, Fig. 3)
 
 def _kaiming(m):

@@ -5,11 +5,13 @@
 # %% auto #0
 __all__ = ['batch_statistics', 'feedback', 'MetaPseudoLabels']
 
-# %% ../nbs/13_mpl.ipynb #593b7223
+# %% ../nbs/13_mpl.ipynb #8e23b99d
+import copy
 from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
+from timm.layers import DropPath
 from torch import nn
 
 from .patch import normalisation, views
@@ -18,17 +20,20 @@ from fastai.callback.core import Callback, CancelStepException
 from fastai.torch_core import norm_bias_params
 from fastcore.basics import store_attr
 
-# %% ../nbs/13_mpl.ipynb #e8025065
+# %% ../nbs/13_mpl.ipynb #b4fa5efa
 @contextmanager
 def batch_statistics(
     model: nn.Module, # in training mode
 ):
-    "Batch norm uses the batch's statistics and leaves its running averages alone."
+    "Batch norm uses the batch's statistics and leaves its running averages alone; nothing is dropped."
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    drops = [m for m in model.modules() if isinstance(m, (nn.modules.dropout._DropoutNd, DropPath)) and m.training]
     for m in norms: m.track_running_stats = False
+    for m in drops: m.eval()
     try: yield
     finally:
         for m in norms: m.track_running_stats = True
+        for m in drops: m.train()
 
 def feedback(
     model: nn.Module, # the student after its step, θ'
@@ -42,7 +47,7 @@ def feedback(
     with batch_statistics(model), torch.enable_grad(): grads = torch.autograd.grad(F.cross_entropy(model(x), y), params)
     return lr*sum((a*b).sum() for a, b in zip(grads, (g for g in step if g is not None)))
 
-# %% ../nbs/13_mpl.ipynb #de363659
+# %% ../nbs/13_mpl.ipynb #868fdd16
 class MetaPseudoLabels(Callback):
     """Teach the learner's model (the student) with the teacher's pseudo-labels, and the teacher with the student's result (paper, *Meta pseudo labels algorithm*).
 
@@ -64,6 +69,7 @@ class MetaPseudoLabels(Callback):
         self.views = lambda x, keys, kind: views(x, keys, kind, **normalisation(labeled_dl))
 
     def before_fit(self):
+        self.kept = copy.deepcopy(self.teacher.state_dict()) if hasattr(self.learn, 'lr_finder') else None      # lr_find restores the student alone
         self.opt_t = paper_sgd(self.momentum)(list(self.teacher.parameters()), lr=self.lr, wd=self.wd)
         for p in norm_bias_params(self.teacher, True): self.opt_t.state[p]['do_wd'] = False
         self.schedule = warmup_cosine(self.lr, warmup=0)
@@ -98,15 +104,20 @@ class MetaPseudoLabels(Callback):
         told = (F.cross_entropy(self.logits_w, self.hard, reduction='none')*self.sure).mean()
         weight = self.lambda_u*min(self.pct_train/self.ramp, 1) if self.ramp else self.lambda_u
         loss = labeled+weight*consistency+h*told
+        by_told, = torch.autograd.grad(h*told, self.logits_w, retain_graph=True)
+        by_consistency, = torch.autograd.grad(weight*consistency, self.logits_s, retain_graph=True)
+        ratio = by_told.norm()/by_consistency.norm().clamp_min(1e-12)
         self.opt_t.set_hyper('lr', self.schedule(self.pct_train))
         loss.backward()
         self.opt_t.step(); self.opt_t.zero_grad()
-        self.log.append(torch.stack([loss, labeled, consistency, h, self.sure.float().mean()]).detach())
+        self.log.append(torch.stack([loss, labeled, consistency, h, ratio, self.sure.float().mean()]).detach())
 
     @property
     def epoch_log(self) -> dict:
-        "Means over the last epoch."
-        names = 'teacher_loss', 'labeled_loss', 'consistency_loss', 'h', 'confident_share'
+        "Means over the last epoch. `mpl_to_uda` is the gradient of the feedback term over that of the consistency term, norms at the logits: how much the feedback matters."
+        names = 'teacher_loss', 'labeled_loss', 'consistency_loss', 'h', 'mpl_to_uda', 'confident_share'
         return dict(zip(names, torch.stack(self.log).mean(0).tolist())) if self.log else {}
 
-    def after_fit(self): self.labeled = None
+    def after_fit(self):
+        self.labeled = None
+        if self.kept is not None: self.teacher.load_state_dict(self.kept)

@@ -6,7 +6,7 @@
 __all__ = ['N_RANDOM', 'PROBABILITY', 'patch_box', 'center_box', 'views', 'PatchDL', 'TensorPatch', 'PatchViews', 'TrainViews',
            'normalisation', 'PatchBlock', 'grey_statistics', 'balanced_weights', 'PatchEpoch', 'colony_dataloaders']
 
-# %% ../nbs/04_patch.ipynb #bf9db582
+# %% ../nbs/04_patch.ipynb #c2dc2377
 import cv2
 import numpy as np
 import pandas as pd
@@ -23,7 +23,7 @@ from fastai.torch_core import TensorImage, default_device
 from fasttransform import ItemTransform
 from fastcore.basics import store_attr
 
-# %% ../nbs/04_patch.ipynb #013bb699
+# %% ../nbs/04_patch.ipynb #054184d6
 def _fractions(
     mask, # bool (h, w)
     scale: int, # px
@@ -59,7 +59,7 @@ def center_box(
     y, x = ((s-scale)//2 for s in colony.mask.shape)
     return y, x, y+scale, x+scale
 
-# %% ../nbs/04_patch.ipynb #492154fe
+# %% ../nbs/04_patch.ipynb #a53be69c
 N_RANDOM, PROBABILITY = 12, .25
 
 def _uniforms(keys, kind):
@@ -109,7 +109,7 @@ def views(
         if kind == 'strong': x = _strong(x, u[:, 2:10])
     return (x-mean)/std
 
-# %% ../nbs/04_patch.ipynb #5e666b7b
+# %% ../nbs/04_patch.ipynb #5e8f60e9
 class PatchDL(TfmdDL):
     "A loader of patches from a dataset of colonies: batches of uint8 patches, int64 keys and, where there are labels, targets."
     def __init__(self, dataset,
@@ -159,7 +159,7 @@ class PatchDL(TfmdDL):
         y0, x0, y1, x1 = self.box(colony, draw)
         return torch.from_numpy(colony.image[None, y0:y1, x0:x1]), stable_hash(colony.key, self.seed, self.epoch, draw), *target
 
-# %% ../nbs/04_patch.ipynb #7b189c88
+# %% ../nbs/04_patch.ipynb #f6819f5c
 class TensorPatch(TensorImage):
     "A patch, 0…1 grey."
     _show_args = dict(cmap='gray', vmin=0, vmax=1)
@@ -200,7 +200,7 @@ def PatchBlock(
     tfms = [TrainViews(augment, mean, std), PatchViews('plain', mean, std)] if augment else None
     return TransformBlock(batch_tfms=tfms, dl_type=PatchDL, dls_kwargs=dict(scale=scales[0], seed=seed, **kwargs))
 
-# %% ../nbs/04_patch.ipynb #f56442c6
+# %% ../nbs/04_patch.ipynb #26b3102b
 def grey_statistics(
     ds: ColonyDataset,
     ids, # of the colonies to use

@@ -7,7 +7,7 @@ __all__ = ['HISTORY', 'BALANCE', 'PREDICTIONS', 'STAGES', 'Run', 'read_run', 'fi
            'summary_table', 'class_table', 'network_table', 'plot_results', 'plot_confusion', 'plot_losses',
            'plot_shares', 'misclassified', 'plot_misclassified', 'write_report', 'ipb_report']
 
-# %% ../nbs/22_report.ipynb #12809497
+# %% ../nbs/22_report.ipynb #ad5461fe
 import base64, hashlib, io
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from markupsafe import Markup
 from .core import InputError, atomic_path, class_colors, command, read_json
 from .dataset import ColonyDataset
 
-# %% ../nbs/22_report.ipynb #17a9a6b9
+# %% ../nbs/22_report.ipynb #c7c60dad
 HISTORY = ['stage', 'epoch', 'train_loss', 'valid_loss', 'macro_tpr']
 BALANCE = ['epoch', 'class', 'share', 'weight', 'confident', 'accuracy']
 PREDICTIONS = ['colony_id', 'network', 'actual', 'predicted', 'loss', 'y0', 'x0', 'y1', 'x1']
@@ -65,16 +65,16 @@ class Run:
         return self.metrics[network]
     def __repr__(self): return f"{self.id}: {self.name}, fold {self.config['fold']}, {self.metrics['n_test']} test colonies"
 
-# %% ../nbs/22_report.ipynb #bd4c7779
+# %% ../nbs/22_report.ipynb #8f6b3d0d
 def _check_state(f, info):
     "Only a run that says it is done is read."
     if missing := [k for k in ('config', 'name', 'data', 'state') if k not in info]:
         raise InputError(f, f'no entry {missing[0]}', 'a run.json of ipb-train', _again)
     if info['state'] == 'failed':
         why = str(info.get('error') or 'no reason given').strip().splitlines()[-1]
-        raise InputError(f, f'a failed run ({why})', 'a finished run', 'Mend the cause and resume it with ipb-train --resume.')
+        raise InputError(f, f'a failed run ({why})', 'a finished run', 'Mend the cause, remove the folder and train again.')
     if info['state'] != 'done':
-        raise InputError(f, f"a run that is {info['state']}", 'a finished run', 'Wait for it; if it was stopped, resume it with ipb-train --resume.')
+        raise InputError(f, f"a run that is {info['state']}", 'a finished run', 'Wait for it; if it was stopped, remove the folder and train again.')
 
 def read_run(
     path, # the run folder
@@ -95,7 +95,7 @@ def read_run(
     balance = _read_table(path/'balance.csv', BALANCE) if info['config'].get('balance') else None
     return Run(path, id or path.resolve().name, info, metrics, _read_table(path/'history.csv', HISTORY), pred, balance)
 
-# %% ../nbs/22_report.ipynb #1dec9137
+# %% ../nbs/22_report.ipynb #27c90f2f
 def find_runs(
     path, # a run folder, or a folder with run folders at any depth
 ) -> tuple: # list of `Run`, and a table `run, reason` of those that cannot be read
@@ -111,7 +111,7 @@ def find_runs(
         raise InputError(path, found, 'a finished run', 'Train one with ipb-train, or give the folder that holds it.')
     return runs, pd.DataFrame(missing, columns=['run', 'reason'])
 
-# %% ../nbs/22_report.ipynb #33a22a49
+# %% ../nbs/22_report.ipynb #e6fb8998
 def varying(
     runs, # list of `Run`
     shown=('fold', 'method', 'balance'), # settings that have their place already
@@ -139,7 +139,7 @@ def results_table(
     t = pd.DataFrame(rows).set_index('run')
     return t.astype({c: float for c in t if c.startswith(('macro ', 'recall '))})
 
-# %% ../nbs/22_report.ipynb #2009bee2
+# %% ../nbs/22_report.ipynb #31d39647
 def kinds(
     runs, # list of `Run`
 ) -> list: # of str, one a run
@@ -160,7 +160,7 @@ def summary_table(
     out.insert(0, 'runs', g.size())
     return out
 
-# %% ../nbs/22_report.ipynb #19ef6a05
+# %% ../nbs/22_report.ipynb #467c7e78
 def class_table(
     run: Run,
     network: str='student',
@@ -177,7 +177,7 @@ def network_table(
     rows = [{'network': n} | _macro(run.metrics[n]) for n in run.networks]
     return pd.DataFrame(rows).set_index('network')
 
-# %% ../nbs/22_report.ipynb #040e1b33
+# %% ../nbs/22_report.ipynb #d67d052c
 def plot_results(
     runs, # list of `Run`
     network: str='student',
@@ -201,7 +201,7 @@ def plot_results(
     ax.legend(loc='lower center', bbox_to_anchor=(.5, 1), ncols=min(6, len(columns)+1), frameon=False, fontsize=9, handletextpad=.2, columnspacing=1.2)
     return ax
 
-# %% ../nbs/22_report.ipynb #bd9d11a5
+# %% ../nbs/22_report.ipynb #c119a973
 def plot_confusion(
     metrics: dict, # of one network, as `scores` gives it
     ax=None,
@@ -218,8 +218,8 @@ def plot_confusion(
     ax.tick_params(length=0); ax.spines[:].set_color('#cccccc')
     return ax
 
-# %% ../nbs/22_report.ipynb #7f2dbe18
-STAGES = {'teacher': 'pre-training of the teacher', 'student': 'main training'}
+# %% ../nbs/22_report.ipynb #5c4bfbf0
+STAGES = {'teacher': 'pre-training of the teacher', 'student': 'main training', 'finetune': 'fine-tuning of the student'}
 _ink = {'teacher': '#8C6BB1', 'student': '#222222'}
 
 def _epochs(ax, n):
@@ -230,11 +230,12 @@ def _epochs(ax, n):
 
 def _plot_stage(top, low, h, stage):
     "One stage: its losses above, the macro recall below."
-    lines = [('train_loss', f'{stage}: training', '-', stage), ('valid_loss', f'{stage}: validation', '--', stage)]
+    who = 'teacher' if stage == 'teacher' else 'student'
+    lines = [('train_loss', f'{who}: training', '-', who), ('valid_loss', f'{who}: validation', '--', who)]
     if stage == 'student': lines.append(('teacher_loss', 'teacher: training', '-', 'teacher'))
-    for column, label, style, who in lines:
-        if column in h and h[column].notna().any(): top.plot(h.epoch, h[column], style, color=_ink[who], label=label)
-    low.plot(h.epoch, h.macro_tpr, '--', color=_ink[stage])
+    for column, label, style, net in lines:
+        if column in h and h[column].notna().any(): top.plot(h.epoch, h[column], style, color=_ink[net], label=label)
+    low.plot(h.epoch, h.macro_tpr, '--', color=_ink[who])
     for ax in (top, low): _epochs(ax, len(h))
     top.legend(frameon=False, fontsize=9)
     top.set_ylim(bottom=0); low.set(ylim=(0, 1), xlabel='epoch')
@@ -244,14 +245,14 @@ def plot_losses(
 ):
     "Losses and macro recall over the epochs, a column a stage."
     stages = [s for s in STAGES if s in set(history.stage)]
-    fig, axs = plt.subplots(2, len(stages), figsize=(4.6*len(stages), 4.2), sharex='col', squeeze=False, layout='constrained', gridspec_kw=dict(height_ratios=[3, 2]))
+    fig, axs = plt.subplots(2, len(stages), figsize=((4.6 if len(stages) < 3 else 3.4)*len(stages), 4.2), sharex='col', squeeze=False, layout='constrained', gridspec_kw=dict(height_ratios=[3, 2]))
     for (top, low), stage in zip(axs.T, stages):
         _plot_stage(top, low, history[history.stage == stage], stage)
         top.set_title(STAGES[stage] if len(stages) > 1 else 'training', fontsize=11)
     axs[0, 0].set_ylabel('loss'); axs[1, 0].set_ylabel('macro recall')
     return axs
 
-# %% ../nbs/22_report.ipynb #bd83d897
+# %% ../nbs/22_report.ipynb #9f808939
 def plot_shares(
     balance: pd.DataFrame, # balance.csv
     classes, # class names
@@ -272,7 +273,7 @@ def plot_shares(
     fig.legend(*axs[0, 0].get_legend_handles_labels(), loc='outside upper center', ncols=min(6, len(classes)), frameon=False)
     return axs
 
-# %% ../nbs/22_report.ipynb #e5e2aebb
+# %% ../nbs/22_report.ipynb #9ed1bf48
 def misclassified(
     run: Run,
     network: str='student',
@@ -290,7 +291,7 @@ def _patch(dataset, r, side=96):
     if min(r.y0, r.x0) < 0 or patch.shape != (r.y1-r.y0, r.x1-r.x0): raise InputError(r.colony_id, f'an image of {im.shape}', f'one that holds the patch ({r.y0}, {r.x0}, {r.y1}, {r.x1})', 'Give back the dataset as it was.')
     return cv2.resize(patch, (side, side), interpolation=cv2.INTER_AREA)
 
-# %% ../nbs/22_report.ipynb #26d710da
+# %% ../nbs/22_report.ipynb #5ae8d39d
 def _draw_cell(ax, patches, n, gap=6, side=96):
     "Up to `n` patches side by side, white where there are fewer."
     im = np.full((side, n*(side+gap)-gap), 255, np.uint8)
@@ -326,7 +327,7 @@ def plot_misclassified(
     fig.supylabel('actual class', fontsize=11, fontweight='bold'); fig.suptitle('predicted class', fontsize=11, fontweight='bold')
     return axs
 
-# %% ../nbs/22_report.ipynb #b0607004
+# %% ../nbs/22_report.ipynb #c4989f24
 _style = '''
 :root { color-scheme: light dark; --bg: #f6f7f9; --fg: #1f2328; --soft: #59636e; --line: #d5dbe1; --card: #fff; --note: #fff6dd }
 @media (prefers-color-scheme: dark) { :root { --bg: #14171b; --fg: #e6e9ed; --soft: #9aa4af; --line: #343b43; --card: #1d2127; --note: #3a3216 } }
@@ -347,7 +348,7 @@ summary { cursor: pointer; color: var(--soft); margin-top: 14px } a { color: inh
 _page = '''<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{{ title }}: report</title><style>{{ style }}</style></head><body>
 <h1>Report: {{ title }}</h1>
-<p class="soft">{{ runs|length }} finished {{ 'run' if runs|length == 1 else 'runs' }}{% if missing %}, {{ n_missing }} unfinished{% endif %}. Scores are those of the <b>student</b>, the final network, on the test colonies (part T), which no network saw in training.</p>
+<p class="soft">{{ runs|length }} finished {{ 'run' if runs|length == 1 else 'runs' }}{% if missing %}, {{ n_missing }} unfinished{% endif %}. Scores are those of the <b>student</b>, the final network, on the test colonies (part T), which were in no network's training.</p>
 {% if runs|length > 1 %}<p class="soft">Jump to {% for r in runs %}<a href="#run-{{ loop.index }}">{{ r.id }}</a>{{ ', ' if not loop.last }}{% endfor %}</p>{% endif %}
 {% macro fig(f) %}<figure><img width="{{ f.width }}" alt="{{ f.alt }}" src="data:image/png;base64,{{ f.png }}"><figcaption>{{ f.caption }}</figcaption></figure>{% endmacro %}
 <section><h2>{{ 'Comparison' if runs|length > 1 else 'Overview' }}</h2>
@@ -363,7 +364,7 @@ _page = '''<!doctype html>
 <li><b>F1</b>: the harmonic mean of recall and precision. <b>Macro</b>: the mean over the classes, however rare each is.</li></ul></section>
 {% for r in runs %}<section id="run-{{ loop.index }}"><h2>{{ r.heading }}</h2>
 <p class="soft">{{ r.line }}</p><p>{{ r.selected }}</p>
-<div class="side"><div><h3>Classes</h3><div class="scroll">{{ r.classes }}</div>{% if r.networks %}<h3>Other networks of this run</h3><div class="scroll">{{ r.networks }}</div>{% endif %}</div>
+<div class="side"><div><h3>Classes</h3><div class="scroll">{{ r.classes }}</div>{% if r.networks %}<h3>Other networks of this run</h3><div class="scroll">{{ r.networks }}</div><p class="soft">{{ r.explained }}</p>{% endif %}</div>
 <div><h3>Confusion matrix</h3>{{ fig(r.confusion) }}</div></div>
 <h3>Misclassified patches</h3>{% for n in r.notes %}<p class="note">{{ n }}</p>{% endfor %}{% if r.patches %}{{ fig(r.patches) }}{% endif %}
 {% if r.wrong %}<details><summary>{{ r.wrong_title }}</summary><div class="scroll">{{ r.wrong }}</div></details>{% endif %}
@@ -372,7 +373,7 @@ _page = '''<!doctype html>
 <details><summary>All settings</summary><div class="scroll">{{ r.config }}</div></details></section>{% endfor %}
 </body></html>'''
 
-# %% ../nbs/22_report.ipynb #705966ce
+# %% ../nbs/22_report.ipynb #12bbb3a7
 _rows = """<table><thead><tr><th>{{ df.index.name or '' }}</th>{% for c in df %}<th{% if c in text %} class="text"{% endif %}>{{ c }}</th>{% endfor %}</tr></thead>
 <tbody>{% for row in df.itertuples() %}<tr><th>{{ row[0] }}</th>{% for c in df %}<td{% if c in text %} class="text"{% endif %}>{{ show(row[loop.index]) }}</td>{% endfor %}</tr>
 {% endfor %}</tbody></table>"""
@@ -393,7 +394,9 @@ def _figure(axes, alt, caption):
     fig.savefig(f, format='png', dpi=150, facecolor='w'); plt.close(fig)
     return dict(png=base64.b64encode(f.getvalue()).decode(), width=round(fig.get_figwidth()*90), alt=alt, caption=caption)
 
-# %% ../nbs/22_report.ipynb #fe2da9ae
+# %% ../nbs/22_report.ipynb #a2768ac6
+_networks = ('Student is the final network; student_selected the one before fine-tuning on L; student_last the plain weights after the last epoch (where an average of the weights or an earlier '
+             'epoch was taken instead); teacher the one at the end, teacher_pretrained before it began to teach.')
 _selected = dict(V='The student is the one of the epoch with the highest macro recall on part V.',
                  last='The student is the one of the last epoch: part V was too small to choose by.',
                  test='The student was chosen on the test part, as the published code does: its scores are too good to be trusted.')
@@ -426,7 +429,7 @@ def _wrong_table(run, network, most=50):
     t = w.head(most).rename(columns=dict(colony_id='colony', p='probability'))
     return title, _table(t.set_index('colony')[['actual', 'predicted', 'probability']], 2) if len(w) else None
 
-# %% ../nbs/22_report.ipynb #8459535f
+# %% ../nbs/22_report.ipynb #8dabb61b
 def _line(run):
     "The settings that matter most, in one line."
     c, s = run.config, run.info.get('seconds')
@@ -440,7 +443,7 @@ def _settings(run):
     return pd.DataFrame({'value': pd.Series({k: '–' if v is None else str(v) for k, v in rows.items()}, dtype=object)}).rename_axis('setting')
 
 def _losses(run):
-    both = 'Left: the teacher learns from L alone. Right: teacher and student learn together. '
+    both = 'First the teacher learns from L alone, then teacher and student learn together'+(', then the student is tuned on L. ' if (run.history.stage == 'finetune').any() else '. ')
     return _figure(plot_losses(run.history), 'losses and macro recall over the epochs',
                    (both if (run.history.stage == 'teacher').any() else '')+'Dashed: on part V (on L where V is empty).')
 
@@ -453,12 +456,12 @@ def _run_section(run, network='student'):
     selected, others = run.metrics['selected_on'], network_table(run).drop(network)
     patches, notes = _patches(run, network)
     wrong_title, wrong = _wrong_table(run, network)
-    return dict(id=run.id, heading=f"{run.name}, fold {run.config['fold']}", line=_line(run), selected=_selected.get(selected, f'The student was chosen on {selected}.'),
+    return dict(id=run.id, heading=f"{run.name}, fold {run.config['fold']}", line=_line(run), selected=_selected.get(selected, f'The student was chosen on {selected}.')+(' It was then fine-tuned on L.' if run.config.get('finetune') else ''), explained=_networks,
                 classes=_table(class_table(run, network)), networks=_table(others) if len(others) else None, patches=patches, notes=notes, wrong=wrong, wrong_title=wrong_title,
                 confusion=_figure(plot_confusion(run.scores(network)), 'confusion matrix', 'Counts and shares of the row.'),
                 losses=_losses(run), shares=_shares(run), config=_table(_settings(run)))
 
-# %% ../nbs/22_report.ipynb #9f060fdb
+# %% ../nbs/22_report.ipynb #6029b404
 def _notes(runs, missing):
     "What a reader of the comparison must know."
     if len(missing): yield f'Not finished, and so not in the scores: {len(missing)} of {len(runs)+len(missing)} runs. They are listed below.'
@@ -479,7 +482,7 @@ def write_report(
     with atomic_path(path/'report.html') as tmp: tmp.write_text(page, encoding='utf-8')
     return path/'report.html'
 
-# %% ../nbs/22_report.ipynb #9750e585
+# %% ../nbs/22_report.ipynb #b9e1928b
 @command
 def ipb_report(
     path: str, # a run folder, or a folder with run folders

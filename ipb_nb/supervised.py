@@ -6,7 +6,7 @@
 __all__ = ['IGNORE', 'paper_sgd', 'warmup_cosine', 'MaskedCrossEntropy', 'macro_tpr', 'EMA', 'SelectNetwork',
            'supervised_learner', 'fit_schedule']
 
-# %% ../nbs/12_supervised.ipynb #7c40820d
+# %% ../nbs/12_supervised.ipynb #05e4f54f
 from functools import partial
 
 import numpy as np
@@ -23,7 +23,7 @@ from fastai.optimizer import SGD
 from sklearn.metrics import recall_score
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-# %% ../nbs/12_supervised.ipynb #5c16e179
+# %% ../nbs/12_supervised.ipynb #56eefd70
 def paper_sgd(
     momentum: float=.9,
 ): # an optimiser factory, as `Learner(opt_func=…)` takes it
@@ -38,7 +38,7 @@ def warmup_cosine(
     down = SchedCos(lr, 0)
     return combine_scheds([warmup, 1-warmup], [SchedLin(0, lr), down]) if warmup else down
 
-# %% ../nbs/12_supervised.ipynb #9ae3c29e
+# %% ../nbs/12_supervised.ipynb #9525e115
 IGNORE = -1    # target of a patch without a label
 
 class MaskedCrossEntropy:
@@ -49,7 +49,7 @@ class MaskedCrossEntropy:
     def activation(self, logits): return logits.softmax(1)
     def decodes(self, logits): return logits.argmax(1)
 
-# %% ../nbs/12_supervised.ipynb #3321d77d
+# %% ../nbs/12_supervised.ipynb #0729fd4c
 def macro_tpr():
     "Macro-averaged recall as a fastai metric."
     m = skm_to_fastai(recall_score, average='macro', zero_division=0.)
@@ -81,7 +81,7 @@ class SelectNetwork(TrackerCallback):
             net = self.learn.ema.average.module if hasattr(self.learn, 'ema') else self.model
             self.best_state, self.best_epoch = {k: v.detach().clone() for k, v in net.state_dict().items()}, self.epoch
 
-# %% ../nbs/12_supervised.ipynb #4141340a
+# %% ../nbs/12_supervised.ipynb #5888fe47
 def supervised_learner(
     dls, # `colony_dataloaders(…)['labeled']`
     model, # a network with one output a class

@@ -1,6 +1,7 @@
 "The commands, as a user calls them: what they print, what they leave behind, how they fail."
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,14 @@ from pathlib import Path
 import pandas as pd
 import papermill
 import pytest
+
+from ipb_nb.core import InputError
+from ipb_nb.dataset import ipb_import, ipb_split
+from ipb_nb.demo import demo
+from ipb_nb.experiment import ExperimentConfig, check_parameters, ipb_train, train_in_notebook, train_notebook
+from ipb_nb.report import ipb_report
+
+COMMANDS = dict(ipb_import=ipb_import, ipb_split=ipb_split, ipb_train=ipb_train, ipb_report=ipb_report)
 
 BIN = Path(sys.executable).parent
 
@@ -39,7 +48,7 @@ def test_from_folders_to_report(class_folders, tiny, tmp_path):
     assert any('image/png' in o.get('data', {}) for c in nb['cells'] for o in c.get('outputs', []))
     assert 'report.html' in sh('ipb-report', run)
     page = (run/'report.html').read_text()
-    assert 'src="data:image/' in page and 'http' not in page
+    assert 'src="data:image/' in page and '://' not in page
 
 
 def test_notebook_and_library_give_the_same(dataset, run, tiny, tmp_path):
@@ -50,7 +59,6 @@ def test_notebook_and_library_give_the_same(dataset, run, tiny, tmp_path):
 
 
 def test_bad_file_is_passed_over_and_reported(class_folders, tmp_path):
-    import shutil
     shutil.copytree(class_folders, tmp_path/'cells')
     (tmp_path/'cells'/'fine'/'broken.png').write_text('no image')
     err = sh('ipb-import', tmp_path/'cells', tmp_path/'out', ok=False)
@@ -59,27 +67,33 @@ def test_bad_file_is_passed_over_and_reported(class_folders, tmp_path):
     assert 'broken.png' in (tmp_path/'out'/'failures.csv').read_text()
 
 
-@pytest.mark.parametrize('args, says', [
-    (['ipb-import', '{cells}', '{tmp}/x', '--classes', 'fine,coarse'], 'found class middle; expected one of fine, coarse'),
-    (['ipb-import', '{tmp}/nothing', '{tmp}/x'], 'no such folder'),
-    (['ipb-import', '{cells}', '{data}'], 'expected a new or empty folder'),
-    (['ipb-split', '{data}', '--labeled', '0.01', '--name', 'small'], 'colonies; expected at least 100'),
-    (['ipb-split', '{data}', '--labeled', '0.25', '--test', '0.25', '--folds', '2'], 'an existing split'),
-    (['ipb-split', '{tmp}', '--name', 'x'], 'expected a colony dataset'),
-    (['ipb-train', '{data}', '--out', '{run}'], 'found a run (done); expected a new folder'),
-    (['ipb-train', '{data}', '--out', '{tmp}/r', '--fold', '7'], 'fold: found 7; expected 0 to 1'),
-    (['ipb-train', '{data}', '--out', '{tmp}/r', '--split', 'mine'], 'no such split; expected one of default'),
-    (['ipb-train', '{data}', '--out', '{tmp}/r', '--arch', 'hrnett'], 'arch: found hrnett'),
-    (['ipb-train', '{data}', '--out', '{tmp}/r', '--scales', '64,128'], 'falling order'),
-    (['ipb-train', '{data}', '--out', '{tmp}/r', '--preset', 'fast'], 'preset: found fast; expected paper or quick'),
-    (['ipb-report', '{tmp}/none'], 'none'),
+@pytest.mark.parametrize('command, kwargs, says', [
+    ('ipb_import', dict(path='{cells}', dest='{tmp}/x', classes='fine,coarse'), 'found class middle; expected one of fine, coarse'),
+    ('ipb_import', dict(path='{tmp}/nothing', dest='{tmp}/x'), 'no such folder'),
+    ('ipb_import', dict(path='{cells}', dest='{data}'), 'expected a new or empty folder'),
+    ('ipb_split', dict(dataset='{data}', labeled=.01, name='small'), 'colonies; expected at least 100'),
+    ('ipb_split', dict(dataset='{data}', labeled=.25, test=.25, folds=2), 'an existing split'),
+    ('ipb_split', dict(dataset='{tmp}', name='x'), 'expected a colony dataset'),
+    ('ipb_train', dict(data='{data}', out='{run}'), r'found a run \(done\); expected a new folder'),
+    ('ipb_train', dict(data='{data}', out='{tmp}/r', fold=7), 'fold: found 7; expected 0 to 1'),
+    ('ipb_train', dict(data='{data}', out='{tmp}/r', split='mine'), 'no such split; expected one of default'),
+    ('ipb_train', dict(data='{data}', out='{tmp}/r', arch='hrnett'), 'arch: found hrnett'),
+    ('ipb_train', dict(data='{data}', out='{tmp}/r', scales='64,128'), 'falling order'),
+    ('ipb_train', dict(data='{data}', out='{tmp}/r', scales='512'), 'scales: found 512 px; expected at most'),
+    ('ipb_train', dict(data='{data}', out='{tmp}/r', preset='fast'), 'preset: found fast; expected paper or quick'),
+    ('ipb_report', dict(path='{tmp}/none'), 'none'),
 ])
-def test_errors_are_one_clear_line(args, says, class_folders, dataset, run, tmp_path):
+def test_errors_say_what_to_do(command, kwargs, says, class_folders, dataset, run, tmp_path):
     before = (dataset/'colonies.csv').read_text(), (run/'run.json').read_text()
-    err = sh(*[a.format(cells=class_folders, data=dataset, run=run, tmp=tmp_path) for a in args], ok=False)
-    assert says in err and len(err.strip().splitlines()) == 1
+    kwargs = {k: v.format(cells=class_folders, data=dataset, run=run, tmp=tmp_path) if isinstance(v, str) else v for k, v in kwargs.items()}
+    with pytest.raises(InputError, match=says): COMMANDS[command](**kwargs)
     assert not (tmp_path/'x').exists() and not (tmp_path/'r').exists()
     assert before == ((dataset/'colonies.csv').read_text(), (run/'run.json').read_text())
+
+
+def test_an_error_is_one_line_and_exit_code_1(dataset, tmp_path):
+    err = sh('ipb-train', dataset, '--out', tmp_path/'r', '--fold', '7', ok=False)
+    assert err.splitlines() == ['ipb-train: fold: found 7; expected 0 to 1. '+f'{dataset}/splits/default.csv has no such fold.']
 
 
 def test_unknown_field(dataset, tmp_path):
@@ -93,7 +107,6 @@ def test_simulate(tmp_path):
 
 
 def test_demo_makes_a_report_and_can_be_repeated(tmp_path):
-    from ipb_nb.demo import demo
     config = tmp_path/'rows.yaml'
     config.write_text("defaults: {pretrain_epochs: 2, epochs: 2, steps: 4, batch_size: 8, scales: '32', ema: 0, threads: 1}\nrows:\n  ipb: {}\n  supervised: {method: supervised}\n")
     for _ in range(2):
@@ -104,8 +117,6 @@ def test_demo_makes_a_report_and_can_be_repeated(tmp_path):
 
 
 def test_parameters_of_the_notebook_are_those_of_the_configuration(tmp_path):
-    from ipb_nb.core import InputError
-    from ipb_nb.experiment import check_parameters, train_notebook
     check_parameters(train_notebook())
     nb = json.loads(train_notebook().read_text())
     cell = next(c for c in nb['cells'] if c['metadata'].get('tags') == ['parameters'])
@@ -119,8 +130,6 @@ def test_parameters_of_the_notebook_are_those_of_the_configuration(tmp_path):
 
 
 def test_a_failing_run_says_where(dataset, tiny, tmp_path):
-    from ipb_nb.core import InputError
-    from ipb_nb.experiment import ExperimentConfig, train_in_notebook, train_notebook
     nb = json.loads(train_notebook().read_text())
     for c in nb['cells']:
         if 'train(cfg, data, out)' in ''.join(c['source']): c['source'] = ['raise RuntimeError("the lamp went out")']
