@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DEMO_CONFIG', 'read_rows', 'demo', 'ipb_demo']
 
-# %% ../nbs/23_demo.ipynb #a9eb2708
+# %% ../nbs/23_demo.ipynb #bf63d9cb
 import shutil
 from importlib import resources
 from pathlib import Path
@@ -18,7 +18,7 @@ from .experiment import ExperimentConfig, train, train_in_notebook
 from .report import find_runs, summary_table, write_report
 from .simulate import simulate_dataset
 
-# %% ../nbs/23_demo.ipynb #825546e1
+# %% ../nbs/23_demo.ipynb #5fc616af
 def read_rows(
     path, # YAML with `defaults` and `rows`, each of ExperimentConfig's fields
 ) -> dict: # name: ExperimentConfig
@@ -28,7 +28,7 @@ def read_rows(
 
 DEMO_CONFIG = Path(str(resources.files('ipb_nb')/'configs'/'demo.yaml'))
 
-# %% ../nbs/23_demo.ipynb #892e3daa
+# %% ../nbs/23_demo.ipynb #945f6970
 def _claim(dest, names):
     "Remove what an earlier demo made in `dest` and note what this one will make."
     made = read_json(dest/'demo.json')['made'] if (dest/'demo.json').exists() else []
@@ -37,7 +37,7 @@ def _claim(dest, names):
     for n in made: shutil.rmtree(dest/n) if (dest/n).is_dir() else (dest/n).unlink(missing_ok=True)
     write_json(dict(made=list(names)), dest/'demo.json')
 
-# %% ../nbs/23_demo.ipynb #ddb52152
+# %% ../nbs/23_demo.ipynb #6df915e8
 def demo(
     dest='runs/demo', # folder to make
     colonies: int=600, # to simulate

@@ -6,7 +6,7 @@
 __all__ = ['PRESETS', 'METHODS', 'ExperimentConfig', 'History', 'ipb_learner', 'predict', 'check_run', 'train', 'train_notebook',
            'check_parameters', 'train_in_notebook', 'ipb_train']
 
-# %% ../nbs/20_experiment.ipynb #1a0d4fb9
+# %% ../nbs/20_experiment.ipynb #6e605a22
 import datetime, hashlib, inspect, json, os, platform, threading, time
 from contextlib import contextmanager
 from importlib import resources
@@ -41,7 +41,7 @@ from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
-# %% ../nbs/20_experiment.ipynb #1cb6dfed
+# %% ../nbs/20_experiment.ipynb #6347a6da
 PRESETS = {
     'paper': dict(arch='hrnet', scales='224,112', pretrain_epochs=200, epochs=200, steps=0, batch_size=32, lr=.005, warmup=.05, ema=0., lambda_u=8., threshold=.65, finetune=20),
     'quick': dict(arch='test_resnet', scales='64', pretrain_epochs=60, epochs=10, steps=1600, batch_size=32, lr=.01, warmup=.05, ema=.99, lambda_u=1., threshold=.95, finetune=30),
@@ -119,7 +119,7 @@ class ExperimentConfig:
         return 'Supervised' if self.method == 'supervised' else 'IPB' if self.balance else 'MPL (imbalanced)'
     def __repr__(self): return f'{self.name}: '+', '.join(f'{k}={v}' for k, v in self.dict().items())
 
-# %% ../nbs/20_experiment.ipynb #bf664718
+# %% ../nbs/20_experiment.ipynb #d1552695
 class History(Callback):
     "A row an epoch in `history.csv`: stage, epoch, losses, macro recall, seconds, and what other callbacks have in `epoch_log`."
     order = 70
@@ -135,6 +135,7 @@ class History(Callback):
     def after_batch(self):
         if self.training: self.losses.append(self.loss.detach()); self.bar.update()
     def after_epoch(self):
+        if not self.losses: return                     # `validate` ends an epoch, too
         valid_loss, tpr = self.recorder.values[-1][-2:]
         row = dict(stage=self.stage, epoch=self.epoch, train_loss=torch.stack(self.losses).mean().item(), valid_loss=valid_loss, macro_tpr=tpr, seconds=round(time.time()-self.start, 2))
         for cb in self.learn.cbs: row |= getattr(cb, 'epoch_log', {})
@@ -143,7 +144,7 @@ class History(Callback):
         self.bar.set_postfix(recall=f'{tpr:.2f}')
     def after_fit(self): self.bar.close()
 
-# %% ../nbs/20_experiment.ipynb #eed1217e
+# %% ../nbs/20_experiment.ipynb #d7ff25b0
 def ipb_learner(
     loaders: dict, # as `colony_dataloaders` gives them
     teacher, # a pre-trained network
@@ -164,7 +165,7 @@ def ipb_learner(
     if balance: own.append(PseudoBalance(teacher, classes, threshold=threshold, known=known, **normalisation(dls.valid)))
     return Learner(dls, student, loss_func=MaskedCrossEntropy(), opt_func=paper_sgd(momentum), lr=lr, wd=wd, wd_bn_bias=False, metrics=macro_tpr(), cbs=own+(cbs or []))
 
-# %% ../nbs/20_experiment.ipynb #6e858bdc
+# %% ../nbs/20_experiment.ipynb #ea29d11a
 def _quiet(learn):
     "Our bar instead of fastai's."
     learn.remove_cbs(learn.cbs.filter(lambda cb: isinstance(cb, ProgressCallback))); learn.logger = lambda *_: None
@@ -206,7 +207,7 @@ def _networks(cfg, ds, loaders, out):
         chosen = student.state_dict()
     return {'student': chosen} | networks, ('V' if loaders['valid_is'] == 'V' else 'last')
 
-# %% ../nbs/20_experiment.ipynb #7e05ef79
+# %% ../nbs/20_experiment.ipynb #78b245b2
 @torch.no_grad()
 def predict(
     net, # a network in evaluation mode
@@ -235,7 +236,7 @@ def _test(cfg, ds, loaders, networks, out):
     write_csv(pd.concat(tables), out/'predictions.csv')
     return metrics
 
-# %% ../nbs/20_experiment.ipynb #a3c90b86
+# %% ../nbs/20_experiment.ipynb #fc5043b2
 def check_run(
     cfg: ExperimentConfig,
     data, # dataset folder
@@ -292,7 +293,7 @@ def train(
         write_json(metrics | dict(classes=ds.classes, n_test=len(loaders['test'].items), selected_on=selected_on), out/'metrics.json')
     return out
 
-# %% ../nbs/20_experiment.ipynb #106bcd5c
+# %% ../nbs/20_experiment.ipynb #4f062a13
 def train_notebook() -> Path:
     "The notebook that papermill runs: the one in the installed package."
     return Path(str(resources.files('ipb_nb')/'experiments'/'train.ipynb'))

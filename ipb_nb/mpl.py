@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['batch_statistics', 'feedback', 'MetaPseudoLabels']
 
-# %% ../nbs/13_mpl.ipynb #8e23b99d
+# %% ../nbs/13_mpl.ipynb #de4ca616
 import copy
 from contextlib import contextmanager
 
@@ -20,7 +20,7 @@ from fastai.callback.core import Callback, CancelStepException
 from fastai.torch_core import norm_bias_params
 from fastcore.basics import store_attr
 
-# %% ../nbs/13_mpl.ipynb #b4fa5efa
+# %% ../nbs/13_mpl.ipynb #0ce77e8e
 @contextmanager
 def batch_statistics(
     model: nn.Module, # in training mode
@@ -47,7 +47,7 @@ def feedback(
     with batch_statistics(model), torch.enable_grad(): grads = torch.autograd.grad(F.cross_entropy(model(x), y), params)
     return lr*sum((a*b).sum() for a, b in zip(grads, (g for g in step if g is not None)))
 
-# %% ../nbs/13_mpl.ipynb #868fdd16
+# %% ../nbs/13_mpl.ipynb #bd05092c
 class MetaPseudoLabels(Callback):
     """Teach the learner's model (the student) with the teacher's pseudo-labels, and the teacher with the student's result (paper, *Meta pseudo labels algorithm*).
 
@@ -106,17 +106,17 @@ class MetaPseudoLabels(Callback):
         loss = labeled+weight*consistency+h*told
         by_told, = torch.autograd.grad(h*told, self.logits_w, retain_graph=True)
         by_consistency, = torch.autograd.grad(weight*consistency, self.logits_s, retain_graph=True)
-        ratio = by_told.norm()/by_consistency.norm().clamp_min(1e-12)
         self.opt_t.set_hyper('lr', self.schedule(self.pct_train))
         loss.backward()
         self.opt_t.step(); self.opt_t.zero_grad()
-        self.log.append(torch.stack([loss, labeled, consistency, h, ratio, self.sure.float().mean()]).detach())
+        self.log.append(torch.stack([loss, labeled, consistency, h, self.sure.float().mean(), by_told.norm(), by_consistency.norm()]).detach())
 
     @property
     def epoch_log(self) -> dict:
         "Means over the last epoch. `mpl_to_uda` is the gradient of the feedback term over that of the consistency term, norms at the logits: how much the feedback matters."
-        names = 'teacher_loss', 'labeled_loss', 'consistency_loss', 'h', 'mpl_to_uda', 'confident_share'
-        return dict(zip(names, torch.stack(self.log).mean(0).tolist())) if self.log else {}
+        if not self.log: return {}
+        *means, told, consistency = torch.stack(self.log).mean(0).tolist()
+        return dict(zip(('teacher_loss', 'labeled_loss', 'consistency_loss', 'h', 'confident_share'), means)) | {'mpl_to_uda': told/consistency if consistency else None}
 
     def after_fit(self):
         self.labeled = None

@@ -6,7 +6,7 @@
 __all__ = ['IGNORE', 'paper_sgd', 'warmup_cosine', 'MaskedCrossEntropy', 'macro_tpr', 'EMA', 'SelectNetwork',
            'supervised_learner', 'fit_schedule']
 
-# %% ../nbs/12_supervised.ipynb #05e4f54f
+# %% ../nbs/12_supervised.ipynb #04780e7e
 from functools import partial
 
 import numpy as np
@@ -23,7 +23,7 @@ from fastai.optimizer import SGD
 from sklearn.metrics import recall_score
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-# %% ../nbs/12_supervised.ipynb #56eefd70
+# %% ../nbs/12_supervised.ipynb #b45e3c53
 def paper_sgd(
     momentum: float=.9,
 ): # an optimiser factory, as `Learner(opt_func=…)` takes it
@@ -38,7 +38,7 @@ def warmup_cosine(
     down = SchedCos(lr, 0)
     return combine_scheds([warmup, 1-warmup], [SchedLin(0, lr), down]) if warmup else down
 
-# %% ../nbs/12_supervised.ipynb #9525e115
+# %% ../nbs/12_supervised.ipynb #7fea8f0a
 IGNORE = -1    # target of a patch without a label
 
 class MaskedCrossEntropy:
@@ -49,7 +49,7 @@ class MaskedCrossEntropy:
     def activation(self, logits): return logits.softmax(1)
     def decodes(self, logits): return logits.argmax(1)
 
-# %% ../nbs/12_supervised.ipynb #0729fd4c
+# %% ../nbs/12_supervised.ipynb #20e4cf49
 def macro_tpr():
     "Macro-averaged recall as a fastai metric."
     m = skm_to_fastai(recall_score, average='macro', zero_division=0.)
@@ -60,9 +60,9 @@ class EMA(Callback):
     "Exponential moving average of the network's weights and buffers; validation during the fit sees the average."
     order = 5
     def __init__(self, decay=.99): self.decay, self.fitting = decay, False
-    def before_fit(self):
+    def before_train(self):                            # (before_fit would come with `validate` and `get_preds`, too)
         self.fitting = True
-        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(self.decay), use_buffers=True)
+        if self.epoch == 0: self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(self.decay), use_buffers=True)
     def after_batch(self):
         if self.training: self.average.update_parameters(self.model)
     def before_validate(self):
@@ -74,14 +74,19 @@ class EMA(Callback):
 class SelectNetwork(TrackerCallback):
     "Keep the weights of the epoch with the highest macro recall on V (`best_state`), and which it was (`best_epoch`)."
     order = 60
-    def __init__(self): super().__init__(monitor='macro_tpr', comp=np.greater_equal)
+    def __init__(self):
+        super().__init__(monitor='macro_tpr', comp=np.greater_equal)
+        self.fitting = False
+    def before_train(self): self.fitting = True
+    def after_fit(self): self.fitting = False
     def after_epoch(self):
+        if not self.fitting: return                    # `validate` ends an epoch, too
         super().after_epoch()
         if self.new_best:
             net = self.learn.ema.average.module if hasattr(self.learn, 'ema') else self.model
             self.best_state, self.best_epoch = {k: v.detach().clone() for k, v in net.state_dict().items()}, self.epoch
 
-# %% ../nbs/12_supervised.ipynb #5888fe47
+# %% ../nbs/12_supervised.ipynb #d6d80274
 def supervised_learner(
     dls, # `colony_dataloaders(…)['labeled']`
     model, # a network with one output a class

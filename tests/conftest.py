@@ -35,6 +35,22 @@ def class_folders(tmp_path_factory):
 
 
 @pytest.fixture(scope='session')
+def voc(tmp_path_factory):
+    "Three fields with boxes of two classes: one is overlapped by the other class, one has no area, one field's picture is lost."
+    root, rng = tmp_path_factory.mktemp('drawn')/'voc', np.random.default_rng(0)
+    for d in ('Annotations', 'JPEGImages'): (root/d).mkdir(parents=True)
+    fields = {'a': [('big', 20, 20, 90, 100), ('small', 120, 180, 150, 210)], 'b': [('big', 30, 100, 100, 170), ('small', 80, 150, 110, 180), ('big', 5, 5, 5, 40)],
+              'lost': [('big', 20, 20, 90, 100)]}
+    for name, cells in fields.items():
+        im = rng.normal(200, 4, (200, 260))
+        for _, y0, x0, y1, x1 in cells: im[y0:y1, x0:x1] -= 80
+        if name != 'lost': cv2.imwrite(str(root/'JPEGImages'/f'{name}.png'), np.clip(im, 0, 255).astype(np.uint8))
+        boxes = ''.join(f'<object><name>{c}</name><bndbox><xmin>{x0}</xmin><ymin>{y0}</ymin><xmax>{x1}</xmax><ymax>{y1}</ymax></bndbox></object>' for c, y0, x0, y1, x1 in cells)
+        (root/'Annotations'/f'{name}.xml').write_text(f'<annotation><filename>{name}.png</filename>{boxes}</annotation>')
+    return root
+
+
+@pytest.fixture(scope='session')
 def dataset(class_folders, tmp_path_factory):
     "The folder of a dataset with a split of two folds."
     from ipb_nb.dataset import import_folders, save_split

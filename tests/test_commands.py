@@ -67,6 +67,14 @@ def test_bad_file_is_passed_over_and_reported(class_folders, tmp_path):
     assert 'broken.png' in (tmp_path/'out'/'failures.csv').read_text()
 
 
+def test_voc_goes_on_past_a_lost_picture(voc, tmp_path):
+    err = sh('ipb-import', voc, tmp_path/'out', ok=False)
+    assert '1 files that could not be read' in err
+    failures = pd.read_csv(tmp_path/'out'/'failures.csv')
+    assert failures.kind.tolist() == ['skipped', 'bad file'] and failures.source.tolist() == ['b.xml', 'lost.xml']
+    assert pd.read_csv(tmp_path/'out'/'colonies.csv').label.tolist() == ['big', 'small', 'big', 'multi-label']
+
+
 @pytest.mark.parametrize('command, kwargs, says', [
     ('ipb_import', dict(path='{cells}', dest='{tmp}/x', classes='fine,coarse'), 'found class middle; expected one of fine, coarse'),
     ('ipb_import', dict(path='{tmp}/nothing', dest='{tmp}/x'), 'no such folder'),

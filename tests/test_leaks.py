@@ -1,4 +1,4 @@
-"What crosses modules: no test label, no hidden label may reach training."
+"What crosses modules: no test label, no hidden label, no test image may reach training."
 import shutil
 
 import pandas as pd
@@ -35,6 +35,16 @@ def test_hidden_labels_of_u_change_nothing(copy, run, tiny, tmp_path):
     labels.loc[u, 'label'] = labels.label[u].sample(frac=1, random_state=0).values
     labels.to_csv(copy/'colonies.csv', index=False)
     assert same_weights(run, train(ExperimentConfig(**tiny), copy, tmp_path/'run'))
+
+
+def test_labels_of_t_change_the_scores_alone(copy, run, tiny, tmp_path):
+    split = pd.read_csv(copy/'splits'/'default.csv', keep_default_na=False)
+    t = (split.part == 'T') & (split.fold == 0)
+    split.loc[t, 'label'] = split.label[t].sample(frac=1, random_state=0).values
+    split.to_csv(copy/'splits'/'default.csv', index=False)
+    new = train(ExperimentConfig(**tiny), copy, tmp_path/'run')
+    assert same_weights(run, new)
+    assert (new/'predictions.csv').read_text() != (run/'predictions.csv').read_text()
 
 
 def test_images_of_t_do_not_reach_the_student(copy, run, tiny, tmp_path):
