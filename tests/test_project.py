@@ -42,5 +42,5 @@ def test_too_little_disk(tmp_path): assert 'make room and try again' in set_up(t
 
 
 def test_no_network(tmp_path):
-    nowhere = dict(PIP_INDEX_URL='http://127.0.0.1:9/simple', PIP_EXTRA_INDEX_URL='', PIP_FIND_LINKS='', PIP_RETRIES='0', PIP_CONFIG_FILE='/dev/null', IPB_NEED_GB='0')
+    nowhere = dict(PIP_INDEX_URL='http://127.0.0.1:9/simple', PIP_EXTRA_INDEX_URL='', PIP_FIND_LINKS='', PIP_RETRIES='1', PIP_CONFIG_FILE='/dev/null', IPB_NEED_GB='0')
     assert 'the package registry cannot be reached' in set_up(tmp_path, **nowhere)
