@@ -7,7 +7,7 @@ __all__ = ['HISTORY', 'BALANCE', 'PREDICTIONS', 'STAGES', 'Run', 'read_run', 'fi
            'summary_table', 'class_table', 'network_table', 'plot_results', 'plot_confusion', 'plot_losses',
            'plot_shares', 'misclassified', 'plot_misclassified', 'write_report', 'ipb_report']
 
-# %% ../nbs/22_report.ipynb #e10ff6f4
+# %% ../nbs/22_report.ipynb #55a24db3
 import base64, hashlib, io
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from markupsafe import Markup
 from .core import InputError, atomic_path, class_colors, command, read_json
 from .dataset import ColonyDataset
 
-# %% ../nbs/22_report.ipynb #5fc780c9
+# %% ../nbs/22_report.ipynb #8074bc17
 HISTORY = ['stage', 'epoch', 'train_loss', 'valid_loss', 'macro_tpr']
 BALANCE = ['epoch', 'class', 'share', 'weight', 'confident', 'accuracy']
 PREDICTIONS = ['colony_id', 'network', 'actual', 'predicted', 'loss', 'y0', 'x0', 'y1', 'x1']
@@ -65,7 +65,7 @@ class Run:
         return self.metrics[network]
     def __repr__(self): return f"{self.id}: {self.name}, fold {self.config['fold']}, {self.metrics['n_test']} test colonies"
 
-# %% ../nbs/22_report.ipynb #cc588758
+# %% ../nbs/22_report.ipynb #d0d7741c
 def _check_state(f, info):
     "Only a run that says it is done is read."
     if missing := [k for k in ('config', 'name', 'data', 'state') if k not in info]:
@@ -95,7 +95,7 @@ def read_run(
     balance = _read_table(path/'balance.csv', BALANCE) if info['config'].get('balance') else None
     return Run(path, id or path.resolve().name, info, metrics, _read_table(path/'history.csv', HISTORY), pred, balance)
 
-# %% ../nbs/22_report.ipynb #33ea8e4a
+# %% ../nbs/22_report.ipynb #3fe4497b
 def find_runs(
     path, # a run folder, or a folder with run folders at any depth
 ) -> tuple: # list of `Run`, and a table `run, reason` of those that cannot be read
@@ -111,7 +111,7 @@ def find_runs(
         raise InputError(path, found, 'a finished run', 'Train one with ipb-train, or give the folder that holds it.')
     return runs, pd.DataFrame(missing, columns=['run', 'reason'])
 
-# %% ../nbs/22_report.ipynb #acc3ed2e
+# %% ../nbs/22_report.ipynb #54dda407
 def varying(
     runs, # list of `Run`
     shown=('fold', 'method', 'balance'), # settings that have their place already
@@ -139,7 +139,7 @@ def results_table(
     t = pd.DataFrame(rows).set_index('run')
     return t.astype({c: float for c in t if c.startswith(('macro ', 'recall '))})
 
-# %% ../nbs/22_report.ipynb #a078c030
+# %% ../nbs/22_report.ipynb #84b2f465
 def kinds(
     runs, # list of `Run`
 ) -> list: # of str, one a run
@@ -160,7 +160,7 @@ def summary_table(
     out.insert(0, 'runs', g.size())
     return out
 
-# %% ../nbs/22_report.ipynb #b60aa623
+# %% ../nbs/22_report.ipynb #65fda5e6
 def class_table(
     run: Run,
     network: str='student',
@@ -177,7 +177,7 @@ def network_table(
     rows = [{'network': n} | _macro(run.metrics[n]) for n in run.networks]
     return pd.DataFrame(rows).set_index('network')
 
-# %% ../nbs/22_report.ipynb #6b15b31b
+# %% ../nbs/22_report.ipynb #39168063
 def plot_results(
     runs, # list of `Run`
     network: str='student',
@@ -201,7 +201,7 @@ def plot_results(
     ax.legend(loc='lower center', bbox_to_anchor=(.5, 1), ncols=min(6, len(columns)+1), frameon=False, fontsize=9, handletextpad=.2, columnspacing=1.2)
     return ax
 
-# %% ../nbs/22_report.ipynb #5d3c6491
+# %% ../nbs/22_report.ipynb #71448fad
 def plot_confusion(
     metrics: dict, # of one network, as `scores` gives it
     ax=None,
@@ -218,7 +218,7 @@ def plot_confusion(
     ax.tick_params(length=0); ax.spines[:].set_color('#cccccc')
     return ax
 
-# %% ../nbs/22_report.ipynb #1b218431
+# %% ../nbs/22_report.ipynb #3f615cc0
 STAGES = {'teacher': 'pre-training of the teacher', 'student': 'main training', 'finetune': 'fine-tuning of the student'}
 _ink = {'teacher': '#8C6BB1', 'student': '#222222'}
 
@@ -252,7 +252,7 @@ def plot_losses(
     axs[0, 0].set_ylabel('loss'); axs[1, 0].set_ylabel('macro recall')
     return axs
 
-# %% ../nbs/22_report.ipynb #0bc4f7b1
+# %% ../nbs/22_report.ipynb #121f6346
 def plot_shares(
     balance: pd.DataFrame, # balance.csv
     classes, # class names
@@ -273,7 +273,7 @@ def plot_shares(
     fig.legend(*axs[0, 0].get_legend_handles_labels(), loc='outside upper center', ncols=min(6, len(classes)), frameon=False)
     return axs
 
-# %% ../nbs/22_report.ipynb #544cc88c
+# %% ../nbs/22_report.ipynb #47f685ea
 def misclassified(
     run: Run,
     network: str='student',
@@ -291,7 +291,7 @@ def _patch(dataset, r, side=96):
     if min(r.y0, r.x0) < 0 or patch.shape != (r.y1-r.y0, r.x1-r.x0): raise InputError(r.colony_id, f'an image of {im.shape}', f'one that holds the patch ({r.y0}, {r.x0}, {r.y1}, {r.x1})', 'Give back the dataset as it was.')
     return cv2.resize(patch, (side, side), interpolation=cv2.INTER_AREA)
 
-# %% ../nbs/22_report.ipynb #4b3cef1b
+# %% ../nbs/22_report.ipynb #1287074b
 def _draw_cell(ax, patches, n, gap=6, side=96):
     "Up to `n` patches side by side, white where there are fewer."
     im = np.full((side, n*(side+gap)-gap), 255, np.uint8)
@@ -327,7 +327,7 @@ def plot_misclassified(
     fig.supylabel('actual class', fontsize=11, fontweight='bold'); fig.suptitle('predicted class', fontsize=11, fontweight='bold')
     return axs
 
-# %% ../nbs/22_report.ipynb #9883ad47
+# %% ../nbs/22_report.ipynb #61be0743
 _style = '''
 :root { color-scheme: light dark; --bg: #f6f7f9; --fg: #1f2328; --soft: #59636e; --line: #d5dbe1; --card: #fff; --note: #fff6dd }
 @media (prefers-color-scheme: dark) { :root { --bg: #14171b; --fg: #e6e9ed; --soft: #9aa4af; --line: #343b43; --card: #1d2127; --note: #3a3216 } }
@@ -337,6 +337,7 @@ p, ul { margin: 6px 0; max-width: 75ch } .soft, figcaption { color: var(--soft);
 section { background: var(--card); border: 1px solid var(--line); border-radius: 12px; padding: 20px 22px; margin-top: 22px }
 .note { background: var(--note); border-radius: 8px; padding: 8px 14px; margin: 10px 0 }
 .scroll { overflow-x: auto } .side { display: flex; flex-wrap: wrap; gap: 10px 36px; align-items: flex-start }
+.side p { max-width: 27em }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; margin: 8px 0 }
 th, td { padding: 5px 9px; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap }
 th { font-weight: 600; vertical-align: bottom } thead th { white-space: normal; line-height: 1.25; min-width: 3.6em }
@@ -373,7 +374,7 @@ _page = '''<!doctype html>
 <details><summary>All settings</summary><div class="scroll">{{ r.config }}</div></details></section>{% endfor %}
 </body></html>'''
 
-# %% ../nbs/22_report.ipynb #be329b54
+# %% ../nbs/22_report.ipynb #14444f5d
 _rows = """<table><thead><tr><th>{{ df.index.name or '' }}</th>{% for c in df %}<th{% if c in text %} class="text"{% endif %}>{{ c }}</th>{% endfor %}</tr></thead>
 <tbody>{% for row in df.itertuples() %}<tr><th>{{ row[0] }}</th>{% for c in df %}<td{% if c in text %} class="text"{% endif %}>{{ show(row[loop.index]) }}</td>{% endfor %}</tr>
 {% endfor %}</tbody></table>"""
@@ -394,11 +395,11 @@ def _figure(axes, alt, caption):
     fig.savefig(f, format='png', dpi=150, facecolor='w'); plt.close(fig)
     return dict(png=base64.b64encode(f.getvalue()).decode(), width=round(fig.get_figwidth()*90), alt=alt, caption=caption)
 
-# %% ../nbs/22_report.ipynb #5b95a028
+# %% ../nbs/22_report.ipynb #0252e81e
 _networks = ('Student is the final network; student_selected the one before fine-tuning on L; student_last the plain weights after the last epoch (where an average of the weights or an earlier '
              'epoch was taken instead); teacher the one at the end, teacher_pretrained before it began to teach.')
 _selected = dict(V='The student is the one of the epoch with the highest macro recall on part V.',
-                 last='The student is the one of the last epoch: part V was too small to choose by.',
+                 last='The student is the one of the last epoch (where ema is set, with its weights averaged): part V was too small to choose by.',
                  test='The student was chosen on the test part, as the published code does: its scores are too good to be trusted.')
 
 def _dataset(run):
@@ -429,7 +430,7 @@ def _wrong_table(run, network, most=50):
     t = w.head(most).rename(columns=dict(colony_id='colony', p='probability'))
     return title, _table(t.set_index('colony')[['actual', 'predicted', 'probability']], 2) if len(w) else None
 
-# %% ../nbs/22_report.ipynb #551ca2c3
+# %% ../nbs/22_report.ipynb #2aba4017
 def _line(run):
     "The settings that matter most, in one line."
     c, s = run.config, run.info.get('seconds')
@@ -461,7 +462,7 @@ def _run_section(run, network='student'):
                 confusion=_figure(plot_confusion(run.scores(network)), 'confusion matrix', 'Counts and shares of the row.'),
                 losses=_losses(run), shares=_shares(run), config=_table(_settings(run)))
 
-# %% ../nbs/22_report.ipynb #44db9aca
+# %% ../nbs/22_report.ipynb #fecdffd5
 def _notes(runs, missing):
     "What a reader of the comparison must know."
     if len(missing): yield f'Not finished, and so not in the scores: {len(missing)} of {len(runs)+len(missing)} runs. They are listed below.'
@@ -482,7 +483,7 @@ def write_report(
     with atomic_path(path/'report.html') as tmp: tmp.write_text(page, encoding='utf-8')
     return path/'report.html'
 
-# %% ../nbs/22_report.ipynb #6c79f8b8
+# %% ../nbs/22_report.ipynb #cbb91feb
 @command
 def ipb_report(
     path: str, # a run folder, or a folder with run folders
