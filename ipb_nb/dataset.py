@@ -7,7 +7,7 @@ __all__ = ['COLUMNS', 'MARGIN', 'FORMAT_VERSION', 'UNLABELLED', 'PARTS', 'MIN_VA
            'Colony', 'ColonyDataset', 'otsu_mask', 'covered_share', 'read_voc', 'import_voc', 'import_folders',
            'ipb_import', 'make_split', 'save_split', 'read_split', 'split_table', 'ipb_split']
 
-# %% ../nbs/03_dataset.ipynb #71dcb09a
+# %% ../nbs/03_dataset.ipynb #930b1a95
 import os, xml.etree.ElementTree as ET
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +17,7 @@ import cv2
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from fastcore.basics import patch
 from scipy import ndimage as ndi
 from skimage.filters import threshold_otsu
 from skimage.measure import label as label_components
@@ -25,7 +26,7 @@ from tqdm import tqdm
 from .core import (IMAGE_SUFFIXES, MULTI_LABEL, InputError, atomic_path, class_colors, command, new_folder,
                          read_image, read_json, stable_hash, write_csv, write_json, write_png)
 
-# %% ../nbs/03_dataset.ipynb #5aea120c
+# %% ../nbs/03_dataset.ipynb #ec86645a
 COLUMNS = ['colony_id', 'image', 'mask', 'label', 'source', 'group', 'frame', 'time_h', 'track_id', 'parent_ids', 'event',
            'touches_border', 'y0', 'x0', 'y1', 'x1', 'area_px']
 MARGIN = 112          # px of surroundings kept around the tight box
@@ -52,7 +53,7 @@ def pad_crop(
     bottom, right = crop.shape[0]-top-(y1-y0), crop.shape[1]-left-(x1-x0)
     return np.pad(crop, ((margin-top, margin-bottom), (margin-left, margin-right)), mode=mode)
 
-# %% ../nbs/03_dataset.ipynb #9543c1a3
+# %% ../nbs/03_dataset.ipynb #6f1b8161
 def write_dataset(
     dest, # folder to make
     rows, # iterable of dicts: `colony_id, label, source, group, box`, `pixels` uint8 (h, w), `mask` bool (h, w), and optional columns
@@ -83,7 +84,7 @@ def write_dataset(
                         intensity='8-bit grey; deeper images stretched from their own minimum to maximum') | info, tmp/'dataset.json')
     return ColonyDataset(dest)
 
-# %% ../nbs/03_dataset.ipynb #2a364241
+# %% ../nbs/03_dataset.ipynb #069c7eb9
 @dataclass
 class Colony:
     "One colony in memory, completed to the full margin."
@@ -133,36 +134,38 @@ class ColonyDataset:
             self._cache[colony_id] = Colony(colony_id, pad_crop(image, box, self.margin), pad_crop(mask, box, self.margin, 'constant'), stable_hash(colony_id))
         return self._cache[colony_id]
 
-    @property
-    def counts(self) -> pd.Series:
-        "Colonies by label."
-        return self.colonies.label.replace('', 'unlabelled').value_counts().reindex([*self.classes, MULTI_LABEL, 'unlabelled']).fillna(0).astype(int)
+# %% ../nbs/03_dataset.ipynb #b2c391bb
+@patch(as_prop=True)
+def counts(self:ColonyDataset) -> pd.Series:
+    "Colonies by label."
+    return self.colonies.label.replace('', 'unlabelled').value_counts().reindex([*self.classes, MULTI_LABEL, 'unlabelled']).fillna(0).astype(int)
 
-    @property
-    def failures(self) -> pd.DataFrame:
-        "What the import could not take: `source, item, kind, reason`."
-        f = self.path/'failures.csv'
-        return pd.read_csv(f) if f.exists() else pd.DataFrame(columns=['source', 'item', 'kind', 'reason'])
+@patch(as_prop=True)
+def failures(self:ColonyDataset) -> pd.DataFrame:
+    "What the import could not take: `source, item, kind, reason`."
+    f = self.path/'failures.csv'
+    return pd.read_csv(f) if f.exists() else pd.DataFrame(columns=['source', 'item', 'kind', 'reason'])
 
-    def show(self,
-        n: int=5, # colonies of each label
-        side: int=160, # px around the colony's middle: one physical scale for all
-    ):
-        "A row of colonies for each label, with their masks outlined."
-        labels = [l for l in [*self.classes, MULTI_LABEL] if (self.colonies.label == l).any()]
-        fig, axs = plt.subplots(len(labels), n, figsize=(1.5*n, 1.55*len(labels)), squeeze=False)
-        colors = class_colors(self.classes)
-        for row, l in zip(axs, labels):
-            for ax in row: ax.axis('off')
-            row[0].set_title(l, loc='left', fontsize=10, color=colors[l], fontweight='bold')
-            for ax, cid in zip(row, self.colonies.index[self.colonies.label == l]):
-                c = self.colony(cid)
-                y, x = (max(s//2-side//2, 0) for s in c.image.shape)
-                ax.imshow(c.image[y:y+side, x:x+side], cmap='gray', vmin=0, vmax=255)
-                ax.contour(c.mask[y:y+side, x:x+side], [.5], colors=colors[l], linewidths=.8)
-        fig.tight_layout(pad=.3)
+@patch
+def show(self:ColonyDataset,
+    n: int=5, # colonies of each label
+    side: int=160, # px around the colony's middle: one physical scale for all
+):
+    "A row of colonies for each label, with their masks outlined."
+    labels = [l for l in [*self.classes, MULTI_LABEL] if (self.colonies.label == l).any()]
+    fig, axs = plt.subplots(len(labels), n, figsize=(1.5*n, 1.55*len(labels)), squeeze=False)
+    colors = class_colors(self.classes)
+    for row, l in zip(axs, labels):
+        for ax in row: ax.axis('off')
+        row[0].set_title(l, loc='left', fontsize=10, color=colors[l], fontweight='bold')
+        for ax, cid in zip(row, self.colonies.index[self.colonies.label == l]):
+            c = self.colony(cid)
+            y, x = (max(s//2-side//2, 0) for s in c.image.shape)
+            ax.imshow(c.image[y:y+side, x:x+side], cmap='gray', vmin=0, vmax=255)
+            ax.contour(c.mask[y:y+side, x:x+side], [.5], colors=colors[l], linewidths=.8)
+    fig.tight_layout(pad=.3)
 
-# %% ../nbs/03_dataset.ipynb #65e65a5b
+# %% ../nbs/03_dataset.ipynb #d32e3d7e
 def otsu_mask(
     im: np.ndarray, # uint8 (h, w): a tight box
     min_share: float=.1, # of the box that a believable mask covers
@@ -183,7 +186,7 @@ def otsu_mask(
     mask = parts == np.bincount(parts.ravel())[1:].argmax()+1
     return mask if mask.mean() >= min_share else whole
 
-# %% ../nbs/03_dataset.ipynb #7c648f2d
+# %% ../nbs/03_dataset.ipynb #4712dde7
 def covered_share(
     box, # half-open (y0, x0, y1, x1)
     others, # list of boxes
@@ -194,7 +197,7 @@ def covered_share(
     for a0, b0, a1, b1 in others: seen[max(a0-y0, 0):max(a1-y0, 0), max(b0-x0, 0):max(b1-x0, 0)] = True
     return seen.mean()
 
-# %% ../nbs/03_dataset.ipynb #57218cef
+# %% ../nbs/03_dataset.ipynb #1c160c7d
 def read_voc(
     xml, # a Pascal VOC annotation file
 ) -> tuple: # image file name, list of (class name, (y0, x0, y1, x1))
@@ -252,7 +255,7 @@ def import_voc(
     classes = list(classes or sorted(names))
     return write_dataset(dest, _voc_colonies(path, xmls, classes, margin, failures), classes, failures, margin=margin, raw_root=os.path.relpath(path, dest), imported_from='Pascal VOC')
 
-# %% ../nbs/03_dataset.ipynb #89649ced
+# %% ../nbs/03_dataset.ipynb #90ea3cf6
 UNLABELLED = ('unlabelled', 'unlabeled')
 
 def _folder_colonies(path, folders, failures):
@@ -280,7 +283,7 @@ def import_folders(
     for d in named: _check_class(path/d, d, classes)
     return write_dataset(dest, _folder_colonies(path, folders, failures), classes, failures, margin=margin, raw_root=os.path.relpath(path, dest), imported_from='class folders')
 
-# %% ../nbs/03_dataset.ipynb #6c96d405
+# %% ../nbs/03_dataset.ipynb #8ed332e3
 @command
 def ipb_import(
     path: str, # folder of classes, or Pascal VOC folder (Annotations/ and JPEGImages/)
@@ -298,7 +301,7 @@ def ipb_import(
     if bad: raise InputError(path, f'{bad} files that could not be read (listed above and in {ds.path}/failures.csv)', 'readable images and annotations',
                              'The rest is imported; mend them and import again.')
 
-# %% ../nbs/03_dataset.ipynb #f0bca2ca
+# %% ../nbs/03_dataset.ipynb #95070559
 PARTS = ['L', 'V', 'U', 'T']
 MIN_VALID = 5     # colonies of each class below which V is empty
 
@@ -336,7 +339,7 @@ def make_split(
         rows.append(pd.DataFrame(dict(colony_id=labels.index, fold=fold, part=part.values, label=labels.values)))
     return pd.concat(rows, ignore_index=True)
 
-# %% ../nbs/03_dataset.ipynb #a7ba409c
+# %% ../nbs/03_dataset.ipynb #9fdd84eb
 def save_split(
     ds: ColonyDataset,
     name: str='default', # splits/<name>.csv

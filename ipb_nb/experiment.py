@@ -6,7 +6,7 @@
 __all__ = ['PRESETS', 'METHODS', 'ExperimentConfig', 'History', 'ipb_learner', 'predict', 'check_run', 'train', 'train_notebook',
            'check_parameters', 'train_in_notebook', 'ipb_train']
 
-# %% ../nbs/20_experiment.ipynb #6e605a22
+# %% ../nbs/20_experiment.ipynb #52359778
 import datetime, hashlib, inspect, json, os, platform, threading, time
 from contextlib import contextmanager
 from importlib import resources
@@ -35,13 +35,13 @@ import fastai
 from fastai.callback.core import Callback
 from fastai.callback.progress import ProgressCallback
 from fastai.learner import Learner
-from fastcore.basics import store_attr
+from fastcore.basics import patch, store_attr
 from fastcore.meta import delegates
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
-# %% ../nbs/20_experiment.ipynb #6347a6da
+# %% ../nbs/20_experiment.ipynb #f6bdb264
 PRESETS = {
     'paper': dict(arch='hrnet', scales='224,112', pretrain_epochs=200, epochs=200, steps=0, batch_size=32, lr=.005, warmup=.05, ema=0., lambda_u=8., threshold=.65, finetune=20),
     'quick': dict(arch='test_resnet', scales='64', pretrain_epochs=60, epochs=10, steps=1600, batch_size=32, lr=.01, warmup=.05, ema=.99, lambda_u=1., threshold=.95, finetune=30),
@@ -84,21 +84,6 @@ class ExperimentConfig:
         if method == 'supervised': self.balance, self.pretrain_epochs, self.finetune = False, 0, 0
         self._check()
 
-    def _check(self):
-        def need(ok, field, expected):
-            if not ok: raise InputError(field, repr(getattr(self, field)) if isinstance(getattr(self, field), str) and expected.startswith('a number') else getattr(self, field), expected, 'Correct the value.')
-        for f, p in inspect.signature(type(self).__init__).parameters.items():
-            if p.annotation is float: need(isinstance(getattr(self, f), (int, float)), f, 'a number (1e-2 is text in YAML, 1.0e-2 a number)')
-            elif f != 'self': need(isinstance(getattr(self, f), p.annotation), f, f"a number without decimals" if p.annotation is int else 'yes or no' if p.annotation is bool else 'text')
-        need(self.method in METHODS, 'method', ' or '.join(METHODS))
-        need(all(s.isdigit() and int(s) > 0 for s in self.scales.split(',')), 'scales', 'one or two sides in pixels, for example 64 or 224,112')
-        need(list(self.sides) == sorted(set(self.sides), reverse=True), 'scales', 'sides in falling order, for example 224,112')
-        need(len(self.sides) <= 2, 'scales', 'one or two sides')
-        need(self.batch_size > 1, 'batch_size', 'a number of at least 2, for batch norm')
-        for f in ('epochs', 'lr', 'temperature', 'threads'): need(getattr(self, f) > 0, f, 'a number above 0')
-        for f in ('pretrain_epochs', 'finetune', 'steps', 'fold', 'seed', 'wd', 'lambda_u'): need(getattr(self, f) >= 0, f, 'a number of at least 0')
-        for f in ('threshold', 'ramp', 'warmup', 'ema', 'momentum'): need(0 <= getattr(self, f) < 1, f, 'a fraction of at least 0 and below 1')
-
     @classmethod
     def fields(cls): return [p for p in inspect.signature(cls.__init__).parameters if p != 'self']
     @classmethod
@@ -119,7 +104,24 @@ class ExperimentConfig:
         return 'Supervised' if self.method == 'supervised' else 'IPB' if self.balance else 'MPL (imbalanced)'
     def __repr__(self): return f'{self.name}: '+', '.join(f'{k}={v}' for k, v in self.dict().items())
 
-# %% ../nbs/20_experiment.ipynb #d1552695
+# %% ../nbs/20_experiment.ipynb #68bbc3c3
+@patch
+def _check(self:ExperimentConfig):
+    def need(ok, field, expected):
+        if not ok: raise InputError(field, repr(getattr(self, field)) if isinstance(getattr(self, field), str) and expected.startswith('a number') else getattr(self, field), expected, 'Correct the value.')
+    for f, p in inspect.signature(type(self).__init__).parameters.items():
+        if p.annotation is float: need(isinstance(getattr(self, f), (int, float)), f, 'a number (1e-2 is text in YAML, 1.0e-2 a number)')
+        elif f != 'self': need(isinstance(getattr(self, f), p.annotation), f, f"a number without decimals" if p.annotation is int else 'yes or no' if p.annotation is bool else 'text')
+    need(self.method in METHODS, 'method', ' or '.join(METHODS))
+    need(all(s.isdigit() and int(s) > 0 for s in self.scales.split(',')), 'scales', 'one or two sides in pixels, for example 64 or 224,112')
+    need(list(self.sides) == sorted(set(self.sides), reverse=True), 'scales', 'sides in falling order, for example 224,112')
+    need(len(self.sides) <= 2, 'scales', 'one or two sides')
+    need(self.batch_size > 1, 'batch_size', 'a number of at least 2, for batch norm')
+    for f in ('epochs', 'lr', 'temperature', 'threads'): need(getattr(self, f) > 0, f, 'a number above 0')
+    for f in ('pretrain_epochs', 'finetune', 'steps', 'fold', 'seed', 'wd', 'lambda_u'): need(getattr(self, f) >= 0, f, 'a number of at least 0')
+    for f in ('threshold', 'ramp', 'warmup', 'ema', 'momentum'): need(0 <= getattr(self, f) < 1, f, 'a fraction of at least 0 and below 1')
+
+# %% ../nbs/20_experiment.ipynb #01a29ed5
 class History(Callback):
     "A row an epoch in `history.csv`: stage, epoch, losses, macro recall, seconds, and what other callbacks have in `epoch_log`."
     order = 70
@@ -144,7 +146,7 @@ class History(Callback):
         self.bar.set_postfix(recall=f'{tpr:.2f}')
     def after_fit(self): self.bar.close()
 
-# %% ../nbs/20_experiment.ipynb #d7ff25b0
+# %% ../nbs/20_experiment.ipynb #b015b77b
 def ipb_learner(
     loaders: dict, # as `colony_dataloaders` gives them
     teacher, # a pre-trained network
@@ -165,7 +167,7 @@ def ipb_learner(
     if balance: own.append(PseudoBalance(teacher, classes, threshold=threshold, known=known, **normalisation(dls.valid)))
     return Learner(dls, student, loss_func=MaskedCrossEntropy(), opt_func=paper_sgd(momentum), lr=lr, wd=wd, wd_bn_bias=False, metrics=macro_tpr(), cbs=own+(cbs or []))
 
-# %% ../nbs/20_experiment.ipynb #ea29d11a
+# %% ../nbs/20_experiment.ipynb #84e9d582
 def _quiet(learn):
     "Our bar instead of fastai's."
     learn.remove_cbs(learn.cbs.filter(lambda cb: isinstance(cb, ProgressCallback))); learn.logger = lambda *_: None
@@ -207,7 +209,7 @@ def _networks(cfg, ds, loaders, out):
         chosen = student.state_dict()
     return {'student': chosen} | networks, ('V' if loaders['valid_is'] == 'V' else 'last')
 
-# %% ../nbs/20_experiment.ipynb #78b245b2
+# %% ../nbs/20_experiment.ipynb #f6875105
 @torch.no_grad()
 def predict(
     net, # a network in evaluation mode
@@ -236,7 +238,7 @@ def _test(cfg, ds, loaders, networks, out):
     write_csv(pd.concat(tables), out/'predictions.csv')
     return metrics
 
-# %% ../nbs/20_experiment.ipynb #fc5043b2
+# %% ../nbs/20_experiment.ipynb #a803b9d5
 def check_run(
     cfg: ExperimentConfig,
     data, # dataset folder
@@ -293,7 +295,7 @@ def train(
         write_json(metrics | dict(classes=ds.classes, n_test=len(loaders['test'].items), selected_on=selected_on), out/'metrics.json')
     return out
 
-# %% ../nbs/20_experiment.ipynb #4f062a13
+# %% ../nbs/20_experiment.ipynb #a90aecaa
 def train_notebook() -> Path:
     "The notebook that papermill runs: the one in the installed package."
     return Path(str(resources.files('ipb_nb')/'experiments'/'train.ipynb'))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['batch_statistics', 'feedback', 'MetaPseudoLabels']
 
-# %% ../nbs/13_mpl.ipynb #de4ca616
+# %% ../nbs/13_mpl.ipynb #49e00113
 import copy
 from contextlib import contextmanager
 
@@ -18,9 +18,9 @@ from .patch import normalisation, views
 from .supervised import IGNORE, paper_sgd, warmup_cosine
 from fastai.callback.core import Callback, CancelStepException
 from fastai.torch_core import norm_bias_params
-from fastcore.basics import store_attr
+from fastcore.basics import patch, store_attr
 
-# %% ../nbs/13_mpl.ipynb #0ce77e8e
+# %% ../nbs/13_mpl.ipynb #1c82dbdf
 @contextmanager
 def batch_statistics(
     model: nn.Module, # in training mode
@@ -47,7 +47,7 @@ def feedback(
     with batch_statistics(model), torch.enable_grad(): grads = torch.autograd.grad(F.cross_entropy(model(x), y), params)
     return lr*sum((a*b).sum() for a, b in zip(grads, (g for g in step if g is not None)))
 
-# %% ../nbs/13_mpl.ipynb #bd05092c
+# %% ../nbs/13_mpl.ipynb #c387963e
 class MetaPseudoLabels(Callback):
     """Teach the learner's model (the student) with the teacher's pseudo-labels, and the teacher with the student's result (paper, *Meta pseudo labels algorithm*).
 
@@ -97,27 +97,29 @@ class MetaPseudoLabels(Callback):
         self.step = [p.grad.clone() if p.grad is not None else None for p in self.model.parameters()]
         if not self.sure.any(): raise CancelStepException
 
-    def after_step(self):
-        h = feedback(self.model, self.x_l, self.y_l, self.step, self.opt.hypers[-1]['lr']) if self.sure.any() else torch.zeros((), device=self.sure.device)
-        labeled = F.cross_entropy(self.logits_l, self.y_l)
-        consistency = (F.cross_entropy(self.logits_s, self.soft, reduction='none')*self.sure).mean()
-        told = (F.cross_entropy(self.logits_w, self.hard, reduction='none')*self.sure).mean()
-        weight = self.lambda_u*min(self.pct_train/self.ramp, 1) if self.ramp else self.lambda_u
-        loss = labeled+weight*consistency+h*told
-        by_told, = torch.autograd.grad(h*told, self.logits_w, retain_graph=True)
-        by_consistency, = torch.autograd.grad(weight*consistency, self.logits_s, retain_graph=True)
-        self.opt_t.set_hyper('lr', self.schedule(self.pct_train))
-        loss.backward()
-        self.opt_t.step(); self.opt_t.zero_grad()
-        self.log.append(torch.stack([loss, labeled, consistency, h, self.sure.float().mean(), by_told.norm(), by_consistency.norm()]).detach())
-
-    @property
-    def epoch_log(self) -> dict:
-        "Means over the last epoch. `mpl_to_uda` is the gradient of the feedback term over that of the consistency term, norms at the logits: how much the feedback matters."
-        if not self.log: return {}
-        *means, told, consistency = torch.stack(self.log).mean(0).tolist()
-        return dict(zip(('teacher_loss', 'labeled_loss', 'consistency_loss', 'h', 'confident_share'), means)) | {'mpl_to_uda': told/consistency if consistency else None}
-
     def after_fit(self):
         self.labeled = None
         if self.kept is not None: self.teacher.load_state_dict(self.kept)
+
+# %% ../nbs/13_mpl.ipynb #8d275ae4
+@patch
+def after_step(self:MetaPseudoLabels):
+    h = feedback(self.model, self.x_l, self.y_l, self.step, self.opt.hypers[-1]['lr']) if self.sure.any() else torch.zeros((), device=self.sure.device)
+    labeled = F.cross_entropy(self.logits_l, self.y_l)
+    consistency = (F.cross_entropy(self.logits_s, self.soft, reduction='none')*self.sure).mean()
+    told = (F.cross_entropy(self.logits_w, self.hard, reduction='none')*self.sure).mean()
+    weight = self.lambda_u*min(self.pct_train/self.ramp, 1) if self.ramp else self.lambda_u
+    loss = labeled+weight*consistency+h*told
+    by_told, = torch.autograd.grad(h*told, self.logits_w, retain_graph=True)
+    by_consistency, = torch.autograd.grad(weight*consistency, self.logits_s, retain_graph=True)
+    self.opt_t.set_hyper('lr', self.schedule(self.pct_train))
+    loss.backward()
+    self.opt_t.step(); self.opt_t.zero_grad()
+    self.log.append(torch.stack([loss, labeled, consistency, h, self.sure.float().mean(), by_told.norm(), by_consistency.norm()]).detach())
+
+@patch(as_prop=True)
+def epoch_log(self:MetaPseudoLabels) -> dict:
+    "Means over the last epoch. `mpl_to_uda` is the gradient of the feedback term over that of the consistency term, norms at the logits: how much the feedback matters."
+    if not self.log: return {}
+    *means, told, consistency = torch.stack(self.log).mean(0).tolist()
+    return dict(zip(('teacher_loss', 'labeled_loss', 'consistency_loss', 'h', 'confident_share'), means)) | {'mpl_to_uda': told/consistency if consistency else None}
