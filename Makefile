@@ -22,7 +22,7 @@ test: .venv/.stamp  ## is the library in step, do notebooks and tests pass
 test-long: .venv/.stamp  ## the tests that take minutes
 	@.venv/bin/pytest tests -m long
 
-bench: .venv/.stamp  ## the benchmarks, or some: make bench ONLY=detect,step
+bench: .venv/.stamp  ## the benchmarks, or some: make bench ONLY=demo
 	@.venv/bin/python benchmarks/run.py --only=$(ONLY)
 
 export: .venv/.stamp  ## make ipb_nb/ and README.md from the notebooks
