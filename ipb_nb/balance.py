@@ -5,16 +5,15 @@
 # %% auto #0
 __all__ = ['pseudo_labels', 'class_weights', 'PseudoBalance']
 
-# %% ../nbs/14_balance.ipynb #424d4716
+# %% ../nbs/14_balance.ipynb #b3bd05f2
 import numpy as np
-import pandas as pd
 import torch
 
-from .patch import normalisation, views
+from .patch import views
 from fastai.callback.core import Callback
 from fastcore.basics import store_attr
 
-# %% ../nbs/14_balance.ipynb #e2ccf8d4
+# %% ../nbs/14_balance.ipynb #b4aa47ff
 @torch.no_grad()
 def pseudo_labels(
     teacher, # a network
@@ -28,7 +27,7 @@ def pseudo_labels(
     confidence, label = p.max(1)
     return label.cpu().numpy(), confidence.cpu().numpy()
 
-# %% ../nbs/14_balance.ipynb #ef4cfdf4
+# %% ../nbs/14_balance.ipynb #517e55fb
 def class_weights(
     label: np.ndarray, # (n,) pseudo-labels
     n_classes: int,
@@ -38,7 +37,7 @@ def class_weights(
     weight = np.divide(1, share, out=np.zeros(n_classes), where=share > 0)
     return share, weight/weight.sum()
 
-# %% ../nbs/14_balance.ipynb #4f56a650
+# %% ../nbs/14_balance.ipynb #56ee9eff
 class PseudoBalance(Callback):
     """Before each training epoch, label U with the teacher and set the loader's chances so that all pseudo-classes are drawn equally often (paper, Algorithm 1, lines 15 and 16).
 

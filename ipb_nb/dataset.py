@@ -7,13 +7,11 @@ __all__ = ['COLUMNS', 'MARGIN', 'FORMAT_VERSION', 'UNLABELLED', 'PARTS', 'MIN_VA
            'Colony', 'ColonyDataset', 'otsu_mask', 'covered_share', 'read_voc', 'import_voc', 'import_folders',
            'ipb_import', 'make_split', 'save_split', 'read_split', 'split_table', 'ipb_split']
 
-# %% ../nbs/03_dataset.ipynb #930b1a95
+# %% ../nbs/03_dataset.ipynb #e57f9f67
 import os, xml.etree.ElementTree as ET
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
-import cv2
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -23,10 +21,10 @@ from skimage.filters import threshold_otsu
 from skimage.measure import label as label_components
 from tqdm import tqdm
 
-from .core import (IMAGE_SUFFIXES, MULTI_LABEL, InputError, atomic_path, class_colors, command, new_folder,
+from .core import (IMAGE_SUFFIXES, MULTI_LABEL, InputError, class_colors, command, new_folder,
                          read_image, read_json, stable_hash, write_csv, write_json, write_png)
 
-# %% ../nbs/03_dataset.ipynb #ec86645a
+# %% ../nbs/03_dataset.ipynb #fdfc8099
 COLUMNS = ['colony_id', 'image', 'mask', 'label', 'source', 'group', 'frame', 'time_h', 'track_id', 'parent_ids', 'event',
            'touches_border', 'y0', 'x0', 'y1', 'x1', 'area_px']
 MARGIN = 112          # px of surroundings kept around the tight box
@@ -53,7 +51,7 @@ def pad_crop(
     bottom, right = crop.shape[0]-top-(y1-y0), crop.shape[1]-left-(x1-x0)
     return np.pad(crop, ((margin-top, margin-bottom), (margin-left, margin-right)), mode=mode)
 
-# %% ../nbs/03_dataset.ipynb #6f1b8161
+# %% ../nbs/03_dataset.ipynb #26d23eff
 def write_dataset(
     dest, # folder to make
     rows, # iterable of dicts: `colony_id, label, source, group, box`, `pixels` uint8 (h, w), `mask` bool (h, w), and optional columns
@@ -84,7 +82,7 @@ def write_dataset(
                         intensity='8-bit grey; deeper images stretched from their own minimum to maximum') | info, tmp/'dataset.json')
     return ColonyDataset(dest)
 
-# %% ../nbs/03_dataset.ipynb #069c7eb9
+# %% ../nbs/03_dataset.ipynb #fa71af86
 @dataclass
 class Colony:
     "One colony in memory, completed to the full margin."
@@ -134,7 +132,7 @@ class ColonyDataset:
             self._cache[colony_id] = Colony(colony_id, pad_crop(image, box, self.margin), pad_crop(mask, box, self.margin, 'constant'), stable_hash(colony_id))
         return self._cache[colony_id]
 
-# %% ../nbs/03_dataset.ipynb #b2c391bb
+# %% ../nbs/03_dataset.ipynb #c98a2e46
 @patch(as_prop=True)
 def counts(self:ColonyDataset) -> pd.Series:
     "Colonies by label."
@@ -165,7 +163,7 @@ def show(self:ColonyDataset,
             ax.contour(c.mask[y:y+side, x:x+side], [.5], colors=colors[l], linewidths=.8)
     fig.tight_layout(pad=.3)
 
-# %% ../nbs/03_dataset.ipynb #d32e3d7e
+# %% ../nbs/03_dataset.ipynb #81582d08
 def otsu_mask(
     im: np.ndarray, # uint8 (h, w): a tight box
     min_share: float=.1, # of the box that a believable mask covers
@@ -186,7 +184,7 @@ def otsu_mask(
     mask = parts == np.bincount(parts.ravel())[1:].argmax()+1
     return mask if mask.mean() >= min_share else whole
 
-# %% ../nbs/03_dataset.ipynb #4712dde7
+# %% ../nbs/03_dataset.ipynb #4055cbac
 def covered_share(
     box, # half-open (y0, x0, y1, x1)
     others, # list of boxes
@@ -197,7 +195,7 @@ def covered_share(
     for a0, b0, a1, b1 in others: seen[max(a0-y0, 0):max(a1-y0, 0), max(b0-x0, 0):max(b1-x0, 0)] = True
     return seen.mean()
 
-# %% ../nbs/03_dataset.ipynb #1c160c7d
+# %% ../nbs/03_dataset.ipynb #0f91e571
 def read_voc(
     xml, # a Pascal VOC annotation file
 ) -> tuple: # image file name, list of (class name, (y0, x0, y1, x1))
@@ -255,7 +253,7 @@ def import_voc(
     classes = list(classes or sorted(names))
     return write_dataset(dest, _voc_colonies(path, xmls, classes, margin, failures), classes, failures, margin=margin, raw_root=os.path.relpath(path, dest), imported_from='Pascal VOC')
 
-# %% ../nbs/03_dataset.ipynb #90ea3cf6
+# %% ../nbs/03_dataset.ipynb #7fc3da7a
 UNLABELLED = ('unlabelled', 'unlabeled')
 
 def _folder_colonies(path, folders, failures):
@@ -283,7 +281,7 @@ def import_folders(
     for d in named: _check_class(path/d, d, classes)
     return write_dataset(dest, _folder_colonies(path, folders, failures), classes, failures, margin=margin, raw_root=os.path.relpath(path, dest), imported_from='class folders')
 
-# %% ../nbs/03_dataset.ipynb #8ed332e3
+# %% ../nbs/03_dataset.ipynb #d9f114fc
 @command
 def ipb_import(
     path: str, # folder of classes, or Pascal VOC folder (Annotations/ and JPEGImages/)
@@ -301,7 +299,7 @@ def ipb_import(
     if bad: raise InputError(path, f'{bad} files that could not be read (listed above and in {ds.path}/failures.csv)', 'readable images and annotations',
                              'The rest is imported; mend them and import again.')
 
-# %% ../nbs/03_dataset.ipynb #95070559
+# %% ../nbs/03_dataset.ipynb #a2e7ba5e
 PARTS = ['L', 'V', 'U', 'T']
 MIN_VALID = 5     # colonies of each class below which V is empty
 
@@ -339,7 +337,7 @@ def make_split(
         rows.append(pd.DataFrame(dict(colony_id=labels.index, fold=fold, part=part.values, label=labels.values)))
     return pd.concat(rows, ignore_index=True)
 
-# %% ../nbs/03_dataset.ipynb #9fdd84eb
+# %% ../nbs/03_dataset.ipynb #44605232
 def save_split(
     ds: ColonyDataset,
     name: str='default', # splits/<name>.csv

@@ -6,7 +6,7 @@
 __all__ = ['PRESETS', 'METHODS', 'ExperimentConfig', 'History', 'ipb_learner', 'predict', 'check_run', 'train', 'train_notebook',
            'check_parameters', 'train_in_notebook', 'ipb_train']
 
-# %% ../nbs/20_experiment.ipynb #b22d607e
+# %% ../nbs/20_experiment.ipynb #93438ad4
 import datetime, hashlib, inspect, json, os, platform, threading, time
 from contextlib import contextmanager
 from importlib import resources
@@ -41,14 +41,14 @@ from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
-# %% ../nbs/20_experiment.ipynb #8b994708
+# %% ../nbs/20_experiment.ipynb #08e3a2e6
 PRESETS = {
     'paper': dict(arch='hrnet', scales='224,112', pretrain_epochs=200, epochs=200, steps=0, batch_size=32, lr=.005, warmup=.05, ema=0., lambda_u=8., threshold=.65, finetune=20),
     'quick': dict(arch='test_resnet', scales='64', pretrain_epochs=60, epochs=10, steps=1600, batch_size=32, lr=.01, warmup=.05, ema=.99, lambda_u=1., threshold=.95, finetune=30),
 }
 METHODS = ['mpl', 'supervised']
 
-# %% ../nbs/20_experiment.ipynb #76204cc6
+# %% ../nbs/20_experiment.ipynb #fc145a5c
 class ExperimentConfig:
     "Everything that decides a run's result, resolved: no field is None."
     def __init__(self,
@@ -105,14 +105,14 @@ class ExperimentConfig:
         return 'Supervised' if self.method == 'supervised' else 'IPB' if self.balance else 'MPL (imbalanced)'
     def __repr__(self): return f'{self.name}: '+', '.join(f'{k}={v}' for k, v in self.dict().items())
 
-# %% ../nbs/20_experiment.ipynb #9982e1bc
+# %% ../nbs/20_experiment.ipynb #18f1797c
 @patch
 def _check(self:ExperimentConfig):
     def need(ok, field, expected):
         if not ok: raise InputError(field, repr(getattr(self, field)) if isinstance(getattr(self, field), str) and expected.startswith('a number') else getattr(self, field), expected, 'Correct the value.')
     for f, p in inspect.signature(type(self).__init__).parameters.items():
         if p.annotation is float: need(isinstance(getattr(self, f), (int, float)), f, 'a number (1e-2 is text in YAML, 1.0e-2 a number)')
-        elif f != 'self': need(isinstance(getattr(self, f), p.annotation), f, f"a number without decimals" if p.annotation is int else 'yes or no' if p.annotation is bool else 'text')
+        elif f != 'self': need(isinstance(getattr(self, f), p.annotation), f, "a number without decimals" if p.annotation is int else 'yes or no' if p.annotation is bool else 'text')
     need(self.method in METHODS, 'method', ' or '.join(METHODS))
     need(all(s.isdigit() and int(s) > 0 for s in self.scales.split(',')), 'scales', 'one or two sides in pixels, for example 64 or 224,112')
     need(list(self.sides) == sorted(set(self.sides), reverse=True), 'scales', 'sides in falling order, for example 224,112')
@@ -122,7 +122,7 @@ def _check(self:ExperimentConfig):
     for f in ('pretrain_epochs', 'finetune', 'steps', 'fold', 'seed', 'wd', 'lambda_u'): need(getattr(self, f) >= 0, f, 'a number of at least 0')
     for f in ('threshold', 'ramp', 'warmup', 'ema', 'momentum'): need(0 <= getattr(self, f) < 1, f, 'a fraction of at least 0 and below 1')
 
-# %% ../nbs/20_experiment.ipynb #e91213c3
+# %% ../nbs/20_experiment.ipynb #317394b2
 class History(Callback):
     "A row an epoch in `history.csv`: stage, epoch, losses, macro recall, seconds, and what other callbacks have in `epoch_log`."
     order = 70
@@ -147,7 +147,7 @@ class History(Callback):
         self.bar.set_postfix(recall=f'{tpr:.2f}')
     def after_fit(self): self.bar.close()
 
-# %% ../nbs/20_experiment.ipynb #b6e505eb
+# %% ../nbs/20_experiment.ipynb #6d520a8d
 def ipb_learner(
     loaders: dict, # as `colony_dataloaders` gives them
     teacher, # a pre-trained network
@@ -168,7 +168,7 @@ def ipb_learner(
     if balance: own.append(PseudoBalance(teacher, classes, threshold=threshold, known=known, **normalisation(dls.valid)))
     return Learner(dls, student, loss_func=MaskedCrossEntropy(), opt_func=paper_sgd(momentum), lr=lr, wd=wd, wd_bn_bias=False, metrics=macro_tpr(), cbs=own+(cbs or []))
 
-# %% ../nbs/20_experiment.ipynb #42aa5bcc
+# %% ../nbs/20_experiment.ipynb #8f2a634d
 def _quiet(learn):
     "Our bar instead of fastai's."
     learn.remove_cbs(learn.cbs.filter(lambda cb: isinstance(cb, ProgressCallback))); learn.logger = lambda *_: None
@@ -210,7 +210,7 @@ def _networks(cfg, ds, loaders, out):
         chosen = student.state_dict()
     return {'student': chosen} | networks, ('V' if loaders['valid_is'] == 'V' else 'last')
 
-# %% ../nbs/20_experiment.ipynb #e05fee3c
+# %% ../nbs/20_experiment.ipynb #65d534b3
 @torch.no_grad()
 def predict(
     net, # a network in evaluation mode
@@ -239,7 +239,7 @@ def _test(cfg, ds, loaders, networks, out):
     write_csv(pd.concat(tables), out/'predictions.csv')
     return metrics
 
-# %% ../nbs/20_experiment.ipynb #22acc85c
+# %% ../nbs/20_experiment.ipynb #f68ac97b
 def check_run(
     cfg: ExperimentConfig,
     data, # dataset folder
@@ -296,7 +296,7 @@ def train(
         write_json(metrics | dict(classes=ds.classes, n_test=len(loaders['test'].items), selected_on=selected_on), out/'metrics.json')
     return out
 
-# %% ../nbs/20_experiment.ipynb #a8e18c1e
+# %% ../nbs/20_experiment.ipynb #4cadf8f0
 def train_notebook() -> Path:
     "The notebook that papermill runs: the one in the installed package."
     return Path(str(resources.files('ipb_nb')/'experiments'/'train.ipynb'))
@@ -310,7 +310,7 @@ def check_parameters(
         odd = ', '.join([f'{p} (not in the configuration)' for p in sorted(found-expected)]+[f'no {p}' for p in sorted(expected-found)])
         raise InputError(notebook, f'parameters that differ: {odd}', 'the fields of ExperimentConfig, data and out, in a cell tagged parameters', 'Correct the cell or its tag.')
 
-# %% ../nbs/20_experiment.ipynb #be0dbe5e
+# %% ../nbs/20_experiment.ipynb #1b2ba32c
 @contextmanager
 def _watch(cfg, out):
     "A progress bar over epochs, fed by the run's history.csv."
@@ -337,7 +337,7 @@ def _environment(**values):
     finally:
         for k, v in old.items(): os.environ.pop(k) if v is None else os.environ.update({k: v})
 
-# %% ../nbs/20_experiment.ipynb #9e489b49
+# %% ../nbs/20_experiment.ipynb #484d0955
 def train_in_notebook(
     cfg: ExperimentConfig,
     data, # dataset folder with a split
@@ -363,7 +363,7 @@ def train_in_notebook(
         if partial.exists(): os.replace(partial, out/'train.ipynb')
     return out
 
-# %% ../nbs/20_experiment.ipynb #6a475562
+# %% ../nbs/20_experiment.ipynb #49ad6eed
 @command
 @delegates(ExperimentConfig)
 def ipb_train(
