@@ -4,20 +4,23 @@
 
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'MULTI_LABEL', 'PALETTE', 'InputError', 'command', 'atomic_path', 'write_json', 'write_csv',
-           'read_json', 'new_folder', 'to_grey8', 'read_image', 'write_png', 'stable_hash', 'counter_rng', 'seed_all',
-           'class_colors']
+           'read_json', 'new_folder', 'read_table', 'read_numbers', 'append_csv', 'to_grey8', 'read_pixels',
+           'read_image', 'write_png', 'stable_hash', 'counter_rng', 'seed_all', 'class_colors']
 
 # %% ../nbs/00_core.ipynb #ae70522b
-import functools, hashlib, json, os, random, shutil, sys, warnings
+import codecs, csv, errno, functools, hashlib, io, json, os, random, re, shutil, sys, warnings
 from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pandas as pd
+import tifffile
 import torch
 from fastcore.script import call_parse, is_cli
+from filelock import FileLock
 
+cv2.utils.logging.setLogLevel(0)                                   # a bad file is reported once, by us
 warnings.filterwarnings('ignore', message='`torch.jit.script` is deprecated')   # fastai 2.8 uses it at import
 
 # %% ../nbs/00_core.ipynb #c6a4df8b
@@ -29,7 +32,7 @@ class InputError(ValueError):
         expected, # what should be there
         do, # what to do about it
     ):
-        self.where, self.found, self.expected, self.do = str(where), str(found), str(expected), str(do)
+        self.where, self.found, self.expected, self.do = (str(o).encode('utf-8', 'backslashreplace').decode() for o in (where, found, expected, do))
         super().__init__(f"{self.where}: found {self.found}; expected {self.expected}. {self.do}")
 
 # %% ../nbs/00_core.ipynb #c5489c11
@@ -94,6 +97,97 @@ def new_folder(
         if path.is_dir(): shutil.rmtree(path)
 
 # %% ../nbs/00_core.ipynb #6df18594
+def _delimiter(header): return max(',;\t', key=header.count)
+
+def _read_text(path):
+    "UTF-8, or UTF-16 with its mark; without the byte-order mark."
+    try: raw = Path(path).read_bytes()
+    except OSError as e: raise InputError(path, (e.strerror or 'no access').lower(), 'a CSV file', 'Check the file, its path and its permissions.') from None
+    try: return raw.decode('utf-16' if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else 'utf-8-sig')
+    except UnicodeDecodeError as e:
+        raise InputError(f'{path}, line {raw[:e.start].count(10)+1}', f'a byte that is not UTF-8 (0x{raw[e.start]:02x})', 'UTF-8 text', "Save the table as 'CSV UTF-8'.") from None
+
+def _cells(path, text, delimiter):
+    "The rows of a CSV file that are not blank, as text; the index holds the lines that they begin in."
+    try: df = pd.read_csv(io.StringIO(text), sep=delimiter, header=None, dtype=object, keep_default_na=False, skip_blank_lines=False)
+    except pd.errors.EmptyDataError: return pd.DataFrame()
+    except pd.errors.ParserError as e:
+        m = re.search(r'Expected (\d+) fields in line (\d+), saw (\d+)', str(e))
+        where, found = (f'{path}, line {m[2]}', f'{m[3]} fields') if m else (path, f'text that is not CSV ({e})')
+        raise InputError(where, found, f'{m[1]}, as in the first line' if m else 'a CSV file', 'Correct the row; text that holds a delimiter needs quotes.') from None
+    breaks = sum(df[c].str.count('\n').fillna(0) for c in df) if text.count('\n') > len(df) else pd.Series(0, df.index)
+    df.index += 1+breaks.shift(fill_value=0).cumsum().astype(int)                  # a cell may hold line ends
+    return df[~(df.isna() | df.eq('')).all(axis=1)]
+
+def read_table(
+    path, # CSV file: commas, semicolons or tabs
+    columns, # names of columns that must be there
+    optional=None, # names of those that may be there; None: any
+) -> pd.DataFrame: # text, empty cells ''; the index holds the line in the file
+    "Read a CSV file. Unreadable text, missing, unknown or repeated columns and rows of another length are `InputError`s that name the line."
+    text = _read_text(path)
+    delimiter = _delimiter(text.split('\n', 1)[0])
+    df = _cells(path, text, delimiter)
+    if not len(df): raise InputError(path, 'an empty file', f"the columns {', '.join(columns)}", 'Restore it, or take it out.')
+    header = [o.strip() for o in df.iloc[0]]
+    while header and not header[-1]: header.pop()                        # spreadsheets leave empty columns at the end
+    n, df = len(header), df.iloc[1:]
+    if '"' in text or text.count(delimiter) != (n-1)*(len(df)+1):        # pandas fills short rows up without a word
+        reader = csv.reader(io.StringIO(text, newline=''), delimiter=delimiter)
+        for r in reader:
+            if any(r) and len(r) < n: raise InputError(f'{path}, line {reader.line_num}', f'{len(r)} fields', f'{n}, as in the first line', 'Correct the row; text that holds a delimiter needs quotes.')
+    for c in header:
+        if header.count(c) > 1: raise InputError(f'{path}, line 1', f'column {c} twice', 'one column a name', 'Rename or remove one of them.')
+        if optional is not None and c not in [*columns, *optional]:
+            raise InputError(f'{path}, line 1', f"column {c or '(without a name)'}", f"some of {', '.join([*columns, *optional])}", 'Rename it, or keep it in a table of its own.')
+    for c in columns:
+        if c not in header: raise InputError(f'{path}, line 1', f'no column {c}', ', '.join(columns), 'Add the column, or restore the table.')
+    return pd.DataFrame({c: list(map(str.strip, df[k])) for k, c in enumerate(header)}, df.index, dtype=object)
+
+# %% ../nbs/00_core.ipynb #5cf75304
+def read_numbers(
+    df: pd.DataFrame, # from `read_table`
+    column: str,
+    path, # of the table, for the error
+    integer: bool=False, # whole numbers from 0
+    empty: bool=False, # may a cell be empty (NaN)?
+) -> pd.Series: # int64 or float64
+    "A column of text as numbers; anything else is an `InputError` that names the line."
+    text = df[column]
+    out = pd.to_numeric(text, errors='coerce').astype(float)
+    if out.isna().any(): out = pd.to_numeric(text.str.replace(',', '.', regex=False), errors='coerce').astype(float)
+    bad = ~np.isfinite(out) & ~(text.eq('') & empty)
+    if integer: bad |= out.lt(0) | (out % 1).gt(0) | out.gt(2**31)
+    if bad.any(): raise InputError(f'{path}, line {bad.idxmax()}', f"{df[column][bad.idxmax()] or 'nothing'} as {column}", 'a whole number from 0' if integer else 'a number', 'Correct the cell.')
+    return out.astype(np.int64) if integer and not text.eq('').any() else out
+
+# %% ../nbs/00_core.ipynb #ebde344b
+def append_csv(
+    path, # the log; it is made if needed
+    row: dict, # column: value, in the order of a new file's columns
+):
+    "Append one line under a file lock: whole, or not at all."
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f'.{path.name}.lock')), open(path, 'a+b', buffering=0) as f:
+        start = f.seek(0, os.SEEK_END)
+        f.seek(0)
+        header = f.readline().decode('utf-8-sig') if start else ''
+        out, end = io.StringIO(), '\r\n' if header.endswith('\r\n') else '\n'
+        delimiter = _delimiter(header)
+        writer = csv.DictWriter(out, next(csv.reader([header], delimiter=delimiter)) if start else list(row), delimiter=delimiter, lineterminator=end)
+        if not start: writer.writeheader()
+        elif os.pread(f.fileno(), 1, start-1) != b'\n': out.write(end)    # an editor left the last line open
+        writer.writerow(row)
+        line = out.getvalue().encode()
+        try:
+            if f.write(line) < len(line): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+            os.fsync(f.fileno())
+        except OSError:
+            f.truncate(start)
+            raise
+
+# %% ../nbs/00_core.ipynb #bd489e04
 IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.tif', '.tiff', '.bmp')
 
 def to_grey8(
@@ -107,15 +201,37 @@ def to_grey8(
     lo, hi = np.nanmin(im), np.nanmax(im)
     return np.round(np.nan_to_num((im-lo)/max(hi-lo, 1e-12))*255).astype(np.uint8)
 
-def read_image(
+def _tiff(path, raw):
+    "Check that a TIFF holds one plane; with `raw`, its numbers without palette or inversion, where tifffile can decode them."
+    try:
+        with tifffile.TiffFile(path) as tif:
+            planes = sum(o.size//o.keyframe.size for o in tif.series)
+            if planes > 1: raise InputError(path, f'a stack of {planes} planes', 'one image a file', 'Save its planes as files (Fiji: Image, Stacks, Stack to Images).')
+            return np.squeeze(tif.asarray()) if raw else None
+    except (tifffile.TiffFileError, ValueError) as e:
+        if isinstance(e, InputError): raise
+
+def read_pixels(
     path, # PNG, JPEG, TIFF or BMP
-) -> np.ndarray: # uint8 (H, W)
-    "Read an image as 8-bit grey. A file that is no image is an `InputError` that names it."
-    try: buf = np.fromfile(path, np.uint8)
+    raw: bool=False, # the stored numbers of a TIFF, not how its palette or inverted scale shows them: for masks
+) -> np.ndarray: # (H, W) or (H, W, 3) RGB, dtype as stored
+    "Read one image as it is. A file that is no image, or a stack, is an `InputError` that names it."
+    try:
+        os.fspath(path).encode()
+        buf = np.fromfile(path, np.uint8)
+    except UnicodeEncodeError: raise InputError(path, 'a name that is not UTF-8', 'a name in UTF-8', 'Rename the file.') from None
     except OSError as e: raise InputError(path, (e.strerror or 'no access').lower(), 'an image', 'Check the file, its path and its permissions.') from None
     im = cv2.imdecode(buf, cv2.IMREAD_UNCHANGED) if buf.size else None
     if im is None: raise InputError(path, f'{buf.size} bytes that cannot be read as an image', f"one of {', '.join(IMAGE_SUFFIXES)}", 'Export the image again, or take it out.')
-    if im.ndim == 3: im = cv2.cvtColor(im[..., :3], cv2.COLOR_BGR2RGB)
+    if str(path).lower().endswith(('.tif', '.tiff')) and (stored := _tiff(path, raw)) is not None: return stored
+    return cv2.cvtColor(im[..., :3], cv2.COLOR_BGR2RGB) if im.ndim == 3 else im
+
+def read_image(
+    path, # PNG, JPEG, TIFF or BMP
+) -> np.ndarray: # uint8 (H, W)
+    "Read an image as 8-bit grey. A file that is no image, or a stack, is an `InputError` that names it."
+    im = read_pixels(path)
+    if im.dtype.kind == 'f' and not np.isfinite(im).any(): raise InputError(path, 'no finite pixel', 'an image', 'Export the image again, or take it out.')
     return to_grey8(im)
 
 def write_png(
@@ -153,7 +269,8 @@ def seed_all(
 
 # %% ../nbs/00_core.ipynb #dfc2b3f7
 MULTI_LABEL = 'multi-label'   # a crop with more than one class
-PALETTE = ['#0072B2', '#E69F00', '#009E73', '#CC79A7', '#56B4E9', '#D55E00', '#F0E442', '#000000']
+PALETTE = ['#0072B2', '#E69F00', '#009E73', '#CC79A7', '#56B4E9', '#D55E00', '#F0E442', '#000000',
+           '#332288', '#117733', '#999933', '#CC6677', '#882255', '#AA4499', '#44AA99', '#DDCC77']
 
 def class_colors(
     classes, # class names in the dataset's order
