@@ -13,7 +13,7 @@ from pathlib import Path
 import yaml
 
 from .core import InputError, command, read_json, write_json
-from .dataset import read_split, save_split, split_table
+from .dataset import save_split
 from .experiment import ExperimentConfig, train, train_in_notebook
 from .report import find_runs, summary_table, write_report
 from .simulate import simulate_dataset
@@ -49,8 +49,8 @@ def demo(
     dest, rows = Path(dest), read_rows(config)
     _claim(dest, ['colonies', *rows, 'report.html'])
     ds = simulate_dataset(dest/'colonies', colonies, seed)
-    save_split(ds, labeled=.15, test=.15, valid=0., folds=1, seed=seed)
-    print(f'{len(ds)} simulated colonies; U trains without labels, L with them, T tests:\n{split_table(read_split(ds), ds.classes).to_string()}\n')
+    split = save_split(ds, labeled=.15, test=.15, valid=0., folds=1, seed=seed)
+    print(f'{len(ds)} simulated colonies; U trains without labels, L with them, T tests:\n{split.counts().to_string()}\n')
     for name, cfg in rows.items(): (train_in_notebook if notebooks else train)(cfg, ds.path, dest/name)
     print(f'\n{summary_table(find_runs(dest)[0]).to_string()}\n')
     return write_report(dest)
@@ -60,6 +60,7 @@ def ipb_demo(
     dest: str='runs/demo', # folder to make
     colonies: int=600, # to simulate
     seed: int=0,
+    config: str=None, # YAML with the rows to train; default: IPB, MPL and supervised
 ):
     "From nothing to a report in a few minutes: simulated colonies, three methods, one page."
-    print(f'Report: {demo(dest, colonies, seed)}')
+    print(f'Report: {demo(dest, colonies, seed, config or DEMO_CONFIG)}')

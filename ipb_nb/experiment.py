@@ -25,7 +25,7 @@ from tqdm import tqdm
 from . import __version__
 from .core import InputError, atomic_path, command, read_json, seed_all, write_csv, write_json
 from .balance import PseudoBalance
-from .dataset import MULTI_LABEL, ColonyDataset, read_split
+from .dataset import MULTI_LABEL, ColonyDataset, Split
 from .metric import scores
 from .model import create_model
 from .mpl import MetaPseudoLabels
@@ -182,7 +182,7 @@ def _fit_labeled(cfg, loaders, net, out, stage, epochs, lr, cbs=()):
 def _student_learner(cfg, ds, loaders, teacher, student, out):
     cbs = [SelectNetwork(), History(out/'history.csv', 'student', f'{cfg.name}: student'), *([EMA(cfg.ema)] if cfg.ema else [])]
     if cfg.method == 'supervised': return supervised_learner(loaders['labeled'], student, cfg.wd, cfg.momentum, cbs)
-    return ipb_learner(loaders, teacher, student, ds.classes, cfg.balance, ds.colonies.label.replace(MULTI_LABEL, ''), cfg.lr, cfg.wd, cfg.momentum, cfg.threshold, cbs,
+    return ipb_learner(loaders, teacher, student, ds.classes, cfg.balance, ds.labels().label.replace(MULTI_LABEL, ''), cfg.lr, cfg.wd, cfg.momentum, cfg.threshold, cbs,
                        temperature=cfg.temperature, lambda_u=cfg.lambda_u, ramp=cfg.ramp)
 
 def _loaders(cfg, ds):
@@ -250,7 +250,8 @@ def check_run(
     if (out/'run.json').exists(): raise InputError(out, f"a run ({read_json(out/'run.json').get('state', '?')})", 'a new folder', 'Choose another folder, or remove this one.')
     if out.exists() and (not out.is_dir() or any(not f.name.startswith('.') for f in out.iterdir())): raise InputError(out, 'other files', 'a new or empty folder', 'Choose another folder.')
     ds = ColonyDataset(data)
-    parts = read_split(ds, cfg.split, cfg.fold)
+    parts = Split(ds, cfg.split).fold(cfg.fold)
+    if not (parts.part == 'L').any(): raise InputError(f'split {cfg.split}', 'no colony in L', 'labelled colonies', 'Draw a split with --labeled above 0; --frozen keeps its T.')
     if cfg.method == 'mpl' and not (parts.part == 'U').any(): raise InputError(f'split {cfg.split}', 'no colony in U', 'unlabelled colonies for method mpl', 'Ask for a smaller labelled share.')
     for i in tqdm(parts.index, desc='reading', unit='colony', leave=False): ds.colony(i)
     create_model(cfg.arch, cfg.sides, len(ds.classes))

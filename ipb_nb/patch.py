@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from .core import InputError, counter_rng, stable_hash
-from .dataset import Colony, ColonyDataset, read_split
+from .dataset import Colony, ColonyDataset, Split
 import fastai.vision.data              # how batches of images are shown
 from fastai.data.block import CategoryBlock, DataBlock, TransformBlock
 from fastai.data.core import DataLoaders, TfmdDL
@@ -239,7 +239,7 @@ def colony_dataloaders(
     "The loaders of one fold."
     scales = tuple(scales)
     if any(a <= b for a, b in zip(scales, scales[1:])): raise InputError('scales', scales, 'sides in falling order', 'For example 224,112.')
-    parts = read_split(ds, split, fold)
+    parts = Split(ds, split).fold(fold)
     if not multi_label: parts = parts[(parts.part != 'U') | parts.label.isin([*ds.classes, ''])]
     L, V, U, T = (parts.index[parts.part == p].tolist() for p in 'LVUT')
     mean, std = grey_statistics(ds, L+U)

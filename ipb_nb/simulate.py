@@ -101,7 +101,7 @@ def simulate_dataset(
     def rows():
         for i, label in enumerate(tqdm(labels, desc='simulating', unit='colony', leave=False)):
             yield dict(colony_id=f'sim-{i:05d}', label=label, source='simulated', group=f'well{i%6+1}', frame=0, touches_border=False) | simulate_colony(label, stable_hash(seed, i))
-    return write_dataset(dest, rows(), CLASSES, overwrite=overwrite, imported_from='simulate', seed=seed, margin=MARGIN, pixel_size=.8)
+    return write_dataset(dest, rows(), CLASSES, overwrite=overwrite, importer='simulate', seed=seed, margin=MARGIN, pixel_size=.8)
 
 @command
 def ipb_simulate(
