@@ -5,8 +5,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ipb_nb.core import InputError, write_png
-from ipb_nb.dataset import ColonyDataset, import_voc, make_split, write_dataset
+from ipb_nb.core import InputError, read_json, write_json, write_png
+from ipb_nb.dataset import ColonyDataset, Split, import_voc, make_split, write_dataset
 from ipb_nb.experiment import ExperimentConfig, check_run
 
 
@@ -16,7 +16,7 @@ def copy(dataset, tmp_path): return shutil.copytree(dataset, tmp_path/'copy')
 
 def change(file, **columns):
     "Set columns of the third row; None drops the column."
-    df = pd.read_csv(file, keep_default_na=False)
+    df = pd.read_csv(file, keep_default_na=False, dtype=str)
     for c, v in columns.items():
         if v is None: df = df.drop(columns=c)
         else: df.loc[2, c] = v
@@ -25,12 +25,53 @@ def change(file, **columns):
 
 @pytest.mark.parametrize('columns, says', [
     (dict(label='round'), 'colonies.csv, line 4: found label round; expected one of coarse, fine, middle'),
-    (dict(area_px=None), 'colonies.csv: found no column area_px'),
+    (dict(area_px=None), 'colonies.csv, line 1: found no column area_px'),
     (dict(colony_id='coarse-00'), 'colonies.csv, line 4: found colony coarse-00 a second time'),
+    (dict(colony_id=''), 'colonies.csv, line 4: found no colony_id'),
+    (dict(colour='red'), 'colonies.csv, line 1: found column colour; expected some of colony_id, image'),
+    (dict(label='nan'), 'colonies.csv, line 4: found label nan; expected one of coarse'),
+    (dict(y0='high'), 'colonies.csv, line 4: found high as y0; expected a whole number from 0'),
+    (dict(x1=''), 'colonies.csv, line 4: found nothing as x1'),
+    (dict(x1='0'), r'colonies.csv, line 4: found the box 0, 0, 70, 0; expected y0 < y1 and x0 < x1'),
+    (dict(touches_border='maybe'), 'colonies.csv, line 4: found maybe as touches_border; expected True or False'),
+    (dict(image='images/gone.png'), 'images/gone.png: found no such file; expected the image named in line 4 of colonies.csv'),
+    (dict(mask='masks/gone.png'), 'masks/gone.png: found no such file; expected the mask named in line 4'),
 ])
 def test_table(copy, columns, says):
     change(copy/'colonies.csv', **columns)
     with pytest.raises(InputError, match=says): ColonyDataset(copy)
+
+
+def test_a_table_back_from_a_spreadsheet_is_read(copy):
+    f = copy/'colonies.csv'
+    was = ColonyDataset(copy).colonies
+    f.write_bytes(b'\xef\xbb\xbf'+f.read_bytes().replace(b',', b';').replace(b'\n', b'\r\n'))
+    pd.testing.assert_frame_equal(ColonyDataset(copy).colonies, was)
+    f.write_text(f.read_bytes().decode('utf-8-sig'), encoding='utf-16')
+    pd.testing.assert_frame_equal(ColonyDataset(copy).colonies, was)
+
+
+def test_text_that_is_not_utf8(copy):
+    f = copy/'colonies.csv'
+    f.write_bytes(f.read_bytes().replace(b'fine-03', b'f\xefne-03', 1))
+    line = 1+next(k for k, o in enumerate(f.read_bytes().split(b'\n')) if b'\xef' in o)
+    with pytest.raises(InputError, match=f'colonies.csv, line {line}: found a byte that is not UTF-8 .0xef.; expected UTF-8 text'): ColonyDataset(copy)
+
+
+def test_a_dataset_of_another_format(copy):
+    info = read_json(copy/'dataset.json')
+    write_json({k: v for k, v in info.items() if k != 'margin'}, copy/'dataset.json')
+    with pytest.raises(InputError, match='dataset.json: found no margin'): ColonyDataset(copy)
+
+
+@pytest.mark.parametrize('line, says', [
+    ('fine-03,0,L,fine', 'found colony fine-03 a second time in fold 0'), ('nobody,0,L,fine', 'found colony nobody'), ('fine-03,0,X,fine', 'found part X; expected L, V, U, T'), ('fine-03,0,L,round', 'found label round'), ('fine-03,one,L,fine', 'found one as fold'),
+])
+def test_a_damaged_split(copy, line, says):
+    f = copy/'splits'/'default.csv'
+    n = f.read_text().count('\n')+1
+    f.write_text(f.read_text()+line+'\n')
+    with pytest.raises(InputError, match=f'default.csv, line {n}: {says}'): Split(ColonyDataset(copy))
 
 
 def test_empty_table(copy):
@@ -57,7 +98,7 @@ def test_images_and_masks_are_checked_before_training(copy, tiny, part, tmp_path
 
 def test_split_of_another_dataset(copy, tiny, tmp_path):
     pd.read_csv(copy/'colonies.csv').query('colony_id != "fine-03"').to_csv(copy/'colonies.csv', index=False)
-    with pytest.raises(InputError, match='default.csv: found colony fine-03'): check_run(ExperimentConfig(**tiny), copy, tmp_path/'run')
+    with pytest.raises(InputError, match='default.csv, line 29: found colony fine-03'): check_run(ExperimentConfig(**tiny), copy, tmp_path/'run')
 
 
 def test_foreign_files_in_the_run_folder_stay(dataset, tiny, tmp_path):
@@ -73,8 +114,8 @@ def test_mask_of_another_shape_leaves_nothing(tmp_path):
 
 
 def test_shares():
-    labels = pd.Series('x', [f'c{i}' for i in range(50)])
-    with pytest.raises(InputError, match='labeled, test'): make_split(labels, ['x'], labeled=.8, test=.3)
+    colonies = pd.DataFrame(dict(label='x', exclude=''), [f'c{i}' for i in range(50)])
+    with pytest.raises(InputError, match='labeled, test'): make_split(colonies, ['x'], labeled=.8, test=.3)
 
 
 @pytest.mark.parametrize('text, says', [

@@ -11,12 +11,12 @@ import papermill
 import pytest
 
 from ipb_nb.core import InputError
-from ipb_nb.dataset import ipb_import, ipb_split
+from ipb_nb.dataset import ipb_dataset, ipb_import, ipb_split
 from ipb_nb.demo import demo
 from ipb_nb.experiment import ExperimentConfig, check_parameters, ipb_train, train_in_notebook, train_notebook
 from ipb_nb.report import ipb_report
 
-COMMANDS = dict(ipb_import=ipb_import, ipb_split=ipb_split, ipb_train=ipb_train, ipb_report=ipb_report)
+COMMANDS = dict(ipb_import=ipb_import, ipb_dataset=ipb_dataset, ipb_split=ipb_split, ipb_train=ipb_train, ipb_report=ipb_report)
 
 BIN = Path(sys.executable).parent
 
@@ -36,6 +36,9 @@ def test_from_folders_to_report(class_folders, tiny, tmp_path):
     data, run = tmp_path/'colonies', tmp_path/'run'
     assert '86 colonies' in sh('ipb-import', class_folders, data)
     assert (data/'colonies.csv').exists()
+    assert 'nothing' not in sh('ipb-import', class_folders, data, '--add') and len(pd.read_csv(data/'colonies.csv')) == 86
+    out = sh('ipb-dataset', data)
+    assert 'imported' in out and (data/'summary.png').stat().st_size > 1e4
     assert 'folds' in sh('ipb-split', data, '--labeled', .25, '--test', .25, '--folds', 4)
     out = sh('ipb-train', data, '--out', run, '--fold', 3, *options(tiny))
     assert 'student' in out and 'macro recall' in out
@@ -77,11 +80,23 @@ def test_voc_goes_on_past_a_lost_picture(voc, tmp_path):
 
 @pytest.mark.parametrize('command, kwargs, says', [
     ('ipb_import', dict(path='{cells}', dest='{tmp}/x', classes='fine,coarse'), 'found class middle; expected one of fine, coarse'),
-    ('ipb_import', dict(path='{tmp}/nothing', dest='{tmp}/x'), 'no such folder'),
+    ('ipb_import', dict(path='{tmp}/nothing', dest='{tmp}/x'), 'no such file or folder'),
     ('ipb_import', dict(path='{cells}', dest='{data}'), 'expected a new or empty folder'),
-    ('ipb_split', dict(dataset='{data}', labeled=.01, name='small'), 'colonies; expected at least 100'),
+    ('ipb_split', dict(dataset='{data}', labeled=.01, name='small'), '24 colonies with labels; expected at least 100'),
     ('ipb_split', dict(dataset='{data}', labeled=.25, test=.25, folds=2), 'an existing split'),
     ('ipb_split', dict(dataset='{tmp}', name='x'), 'expected a colony dataset'),
+    ('ipb_split', dict(dataset='{data}', name='../x'), 'name: found ../x'),
+    ('ipb_split', dict(dataset='{data}', labeled='half', name='x'), 'labeled: found half; expected a share from 0 to 1, or rest'),
+    ('ipb_split', dict(dataset='{data}', by='track', name='x'), 'by track: found 86 colonies without track_id'),
+    ('ipb_split', dict(dataset='{data}', frozen='none', name='x'), 'no such split; expected one of default'),
+    ('ipb_split', dict(dataset='{data}', frozen='default', by='group', name='x'), 'by: found group; expected random, as in default'),
+    ('ipb_import', dict(path='{cells}', dest='{tmp}/x', kind='zip'), 'kind: found zip; expected folders, voc, csv, masks, rois'),
+    ('ipb_import', dict(path='{cells}', dest='{data}', add=True, margin=9), 'margin: found 9 px; expected 112 px'),
+    ('ipb_dataset', dict(dataset='{tmp}'), 'expected a colony dataset'),
+    ('ipb_dataset', dict(dataset='{data}', out='{tmp}/x.foo'), 'expected a name that ends in .png'),
+    ('ipb_split', dict(dataset='{data}', seed=-1, name='x'), 'seed: found -1'),
+    ('ipb_split', dict(dataset='{data}', test=float('nan'), name='x'), 'labeled, test: found 0.1, nan'),
+    ('ipb_split', dict(dataset='{data}', labeled='1', name='x'), '--labeled rest takes all labels outside T'),
     ('ipb_train', dict(data='{data}', out='{run}'), r'found a run \(done\); expected a new folder'),
     ('ipb_train', dict(data='{data}', out='{tmp}/r', fold=7), 'fold: found 7; expected 0 to 1'),
     ('ipb_train', dict(data='{data}', out='{tmp}/r', split='mine'), 'no such split; expected one of default'),

@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 from safetensors.numpy import load_file
 
-from ipb_nb.core import read_json, write_png
-from ipb_nb.dataset import ColonyDataset, read_split
+from ipb_nb.core import InputError, read_json, write_json, write_png
+from ipb_nb.dataset import ColonyDataset, Split, _digest
 from ipb_nb.experiment import ExperimentConfig, train
 
 
@@ -42,6 +42,9 @@ def test_labels_of_t_change_the_scores_alone(copy, run, tiny, tmp_path):
     t = (split.part == 'T') & (split.fold == 0)
     split.loc[t, 'label'] = split.label[t].sample(frac=1, random_state=0).values
     split.to_csv(copy/'splits'/'default.csv', index=False)
+    with pytest.raises(InputError, match='a T that was changed after it was drawn'): Split(ColonyDataset(copy))
+    info = copy/'splits'/'default.json'
+    write_json(read_json(info) | dict(test_sha256=_digest(split[split.part == 'T'])), info)
     new = train(ExperimentConfig(**tiny), copy, tmp_path/'run')
     assert same_weights(run, new)
     assert (new/'predictions.csv').read_text() != (run/'predictions.csv').read_text()
@@ -49,7 +52,7 @@ def test_labels_of_t_change_the_scores_alone(copy, run, tiny, tmp_path):
 
 def test_images_of_t_do_not_reach_the_student(copy, run, tiny, tmp_path):
     ds = ColonyDataset(copy)
-    t = read_split(ds).query('part == "T"').index
+    t = Split(ds).fold(0).query('part == "T"').index
     for i in t: write_png(ds.colony(i).image[112:-112, 112:-112][::-1].copy(), copy/'images'/f'{i}.png')
     new = train(ExperimentConfig(**tiny), copy, tmp_path/'run')
     assert same_weights(run, new)
