@@ -27,7 +27,7 @@ def tables(draw):
 def sides(rows, fold): return rows[rows.fold == fold].set_index('colony_id').part.replace('V', 'L')
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80, deadline=None, derandomize=True)
 @given(tables(), st.sampled_from(['random', 'track', 'group']), st.sampled_from([0, .1, .2, .4, 'rest']), st.sampled_from([.1, .25, .4]), st.integers(0, 3), st.booleans())
 def test_any_split(table, by, labeled, test, seed, fixed):
     more = dict(fixed_u=.5) if fixed and labeled != 'rest' else {}
@@ -56,7 +56,7 @@ def test_any_split(table, by, labeled, test, seed, fixed):
     pd.testing.assert_frame_equal(rows.sort_values(order, ignore_index=True), again.sort_values(order, ignore_index=True))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(tables(), st.sampled_from(['random', 'track', 'group']), st.sampled_from([.1, .3, 'rest']), st.integers(0, 10**6))
 def test_a_frozen_test_part_stays(table, by, labeled, seed):
     try: first = make_split(table, CLASSES, by, 0, .2, folds=3)[0]
