@@ -816,16 +816,16 @@ def read_labels(
 
 # %% ../nbs/03_dataset.ipynb #c7d15a4b
 def label_image_rows(
-    frame: np.ndarray, # uint8 (H, W)
+    field: np.ndarray, # uint8 (H, W) the whole field
     labels: np.ndarray, # int (H, W), 0 is background
     stem: str, # what the ids begin with
     margin: int=MARGIN, # px of surroundings kept
     **fields, # `source, group` and other columns
 ):
     "A row for every object of a label image."
-    numbers, small = np.unique(labels, return_inverse=True)             # regionprops would make room for the largest number
+    small, numbers = pd.factorize(labels.ravel(), sort=True)             # regionprops would make room for the largest number
     small = small.reshape(labels.shape)+(numbers[0] != 0)
-    for r in regionprops(small): yield colony_row(frame, r.bbox, r.image, margin, **{'colony_id': f'{stem}-{numbers[r.label-(numbers[0] != 0)]:04d}'} | fields)
+    for r in regionprops(small): yield colony_row(field, r.bbox, r.image, margin, **{'colony_id': f'{stem}-{numbers[r.label-(numbers[0] != 0)]:04d}'} | fields)
 
 def _matched(path, folder, suffixes, endings, failures, what):
     "Images with what belongs to them; those without are failures."
