@@ -50,7 +50,7 @@ def _new_cells(**columns):
 OVERLAP = .7                                      # see benchmarks/long_difficulty.py
 
 # per founder: share of the colonies, diameter in µm (median, log SD, least, most)
-FOUNDERS = {'Debris': (.155, 94, .25, 60, 150), 'Dense': (.24, 78, .25, 50, 110), 'Diff': (.027, 120, .35, 70, 300), 'Spread': (.545, 115, .45, 75, 420), 'mixed': (.026, 320, .3, 200, 600)}
+FOUNDERS = {'Debris': (.157, 94, .25, 60, 150), 'Dense': (.24, 78, .25, 50, 110), 'Diff': (.021, 120, .35, 70, 300), 'Spread': (.545, 115, .45, 75, 420), 'mixed': (.018, 320, .3, 200, 600)}
 DENSITY = 5.65                                   # colonies a mm²
 MIN_AREA_UM2 = 1280.                              # smaller objects are no colonies: 2000 pixels of 0.8 µm (paper: Cell colony detection)
 
@@ -719,6 +719,7 @@ def _find_colonies(p, quota, workers):
             tables.append(df)
         wells.append(own)
         df = pd.concat(tables, ignore_index=True)
+        df = df[~df.touches_border]
         if (df.label.value_counts().reindex(quota.index, fill_value=0) >= quota).all(): break
     chosen = pd.concat([df[df.label == c].sample(n, random_state=p['seed'] % 2**32) for c, n in quota.items()])
     return states, pd.concat(wells), chosen.sort_values(['well', 'frame', 'number'])
