@@ -51,7 +51,7 @@ OVERLAP = .7                                      # see benchmarks/long_difficul
 
 # per founder: share of the colonies, diameter in µm (median, log SD, least, most)
 FOUNDERS = {'Debris': (.157, 94, .25, 60, 150), 'Dense': (.24, 78, .25, 50, 110), 'Diff': (.021, 120, .35, 70, 300), 'Spread': (.545, 115, .45, 75, 420), 'mixed': (.018, 320, .3, 200, 600)}
-DENSITY = 5.65                                   # colonies a mm²
+DENSITY = 5.65                                    # colonies a mm²
 MIN_AREA_UM2 = 1280.                              # smaller objects are no colonies: 2000 pixels of 0.8 µm (paper: Cell colony detection)
 
 def _temper(rng, kind, overlap):
@@ -160,14 +160,14 @@ def _close_pairs(xy, r):
 @patch
 def _relax(self:Well, rounds=6):
     c = self.cells
-    r, living, xy = cell_radius(c).astype(float), c['flat'], np.stack([c['x'], c['y']], 1).astype(float)
+    r, flat, xy = cell_radius(c).astype(float), c['flat'], np.stack([c['x'], c['y']], 1).astype(float)
     i, j = _close_pairs(xy, r).T if len(c) > 1 else np.zeros((2, 0), int)
-    i, j = i[living[i] == living[j]], j[living[i] == living[j]]
+    i, j = i[flat[i] == flat[j]], j[flat[i] == flat[j]]
     room, give = .88*(r[i]+r[j]), (r[j]/(r[i]+r[j]))[:, None]
     for _ in range(rounds):
         v = xy[j]-xy[i]
         d = np.maximum(np.hypot(*v.T), .5)
-        push, cling = .3*np.clip(room-d, 0, None), .06*np.where(living[i] & (d < 1.45*room), np.clip(d-1.08*room, 0, None), 0)
+        push, cling = .3*np.clip(room-d, 0, None), .06*np.where(flat[i] & (d < 1.45*room), np.clip(d-1.08*room, 0, None), 0)
         v *= ((cling-push)/d)[:, None]
         for k in (0, 1): xy[:, k] += np.bincount(i, (v*give)[:, k], len(c))-np.bincount(j, (v*(1-give))[:, k], len(c))
     c['x'], c['y'] = xy.T
@@ -259,7 +259,7 @@ def _ellipse(im, x, y, a, b, angle, value):
     cv2.ellipse(im, (round(16*x), round(16*y)), (max(round(16*a), 6), max(round(16*b), 6)), np.degrees(angle), 0, 360, int(value), -1, cv2.LINE_AA, 4)
 
 class Sheet:
-    "The living cells of a frame on its pixels: `owner` (index of the cell, -1 outside), `truth`, and how far pixels near the edge lie beyond it."
+    "The flat cells of a frame on its pixels: `owner` (index of the cell, -1 outside), `truth`, and how far pixels near the edge lie beyond it."
     def __init__(self, cells, size, pixel_size, rng):
         s, self.size = 1/pixel_size, size
         self.cells, self.s, self.u = cells, s, cell_uniforms(cells['id'], 48)
@@ -607,6 +607,7 @@ class Experiment:
         self.wells, self.colonies = (read_table(self.path/f, ['well']) for f in ('wells.csv', 'truth/colonies.csv'))
         number = ['frame', 'time_h', 'y0', 'x0', 'y1', 'x1', 'area_px', *CLASSES]
         self.colonies[number] = self.colonies[number].apply(pd.to_numeric)
+        self.colonies['touches_border'] = self.colonies.touches_border.eq('True')
 
     def __repr__(self): return f'{self.path.name}: {len(self.wells)} wells, {len(self.colonies)} colonies in {self.colonies.groupby(["well", "frame"]).ngroups} frames, {self.colonies.track_id.nunique()} tracks'
 
@@ -639,10 +640,12 @@ def simulate_experiment(
     p, dest = _check(dict(preset=preset, seed=seed, overlap=overlap, effect=effect, pixel_size=pixel_size) | PRESETS[preset] | changes), Path(dest)
     _resume(dest, p)
     wells, bad = plan_wells(p), mishaps(p)
+    frames = {w: [t for t in range(p['frames']) if (w, t) not in bad['dropped']] for w in wells.well}
+    missing = [(dest, p, w, t) for w in wells.well for t in frames[w] if not (dest/'raw'/w/f'{t:03d}.tif').exists()]
+    if not missing and read_json(dest/'experiment.json')['state'] == 'done': return Experiment(dest)
     write_csv(wells, dest/'wells.csv')
     _in_parallel(_write_states, [(dest, p, w, w.well in bad['empty']) for w in wells.itertuples(index=False)], workers, 'wells', 'well')
-    frames = {w: [t for t in range(p['frames']) if (w, t) not in bad['dropped']] for w in wells.well}
-    _in_parallel(_write_frame, [(dest, p, w, t) for w in wells.well for t in frames[w] if not (dest/'raw'/w/f'{t:03d}.tif').exists()], workers, 'frames', 'frame')
+    _in_parallel(_write_frame, missing, workers, 'frames', 'frame')
     df = pd.concat(_in_parallel(_well_colonies, [(dest, p, w, frames[w]) for w in wells.well], workers, 'tracking', 'well'))
     df = df.assign(colony_id=[f'{w}-{t:03d}-{n:04d}' for w, t, n in zip(df.well, df.frame, df.number)], time_h=df.frame*p['interval_h'])
     write_csv(df[['colony_id', 'well', 'frame', 'time_h', 'track_id', 'parent_ids', 'event', 'label', 'y0', 'x0', 'y1', 'x1', 'area_px', 'touches_border', *CLASSES]], dest/'truth'/'colonies.csv')

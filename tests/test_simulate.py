@@ -69,6 +69,12 @@ def test_other_parameters_do_not_mix(tiny):
     assert (tiny.path/'truth'/'colonies.csv').read_bytes() == before
 
 
+def test_what_is_done_is_not_done_again(tiny):
+    stamp = (tiny.path/'truth'/'colonies.csv').stat().st_mtime_ns
+    assert simulate_experiment(tiny.path, 'tiny', seed=1).path == tiny.path
+    assert (tiny.path/'truth'/'colonies.csv').stat().st_mtime_ns == stamp
+
+
 @pytest.mark.parametrize('fields, message', [
     (dict(wells=0), 'wells: found 0; expected 1 to 960'), (dict(frames=0), 'frames: found 0; expected 1 to 1000'), (dict(size=100), 'size: found 100; expected 256 to 8192'),
     (dict(size=100000), 'size: found 100000; expected 256 to 8192'), (dict(pixel_size=.2), 'a field of 102 µm; expected at least 200 µm'), (dict(overlap=1.5), 'overlap: found 1.5; expected 0 to 1'),
