@@ -6,6 +6,7 @@
 __all__ = ['DEMO_CONFIG', 'read_rows', 'demo', 'ipb_demo']
 
 # %% ../nbs/23_demo.ipynb #bf63d9cb
+import os
 import shutil
 from importlib import resources
 from pathlib import Path
@@ -48,7 +49,7 @@ def demo(
     "Simulate colonies, split them 70:15:15 into U, L and T, train every row, and write the report."
     dest, rows = Path(dest), read_rows(config)
     _claim(dest, ['colonies', *rows, 'report.html'])
-    ds = simulate_dataset(dest/'colonies', colonies, seed)
+    ds = simulate_dataset(dest/'colonies', colonies, seed, workers=os.cpu_count())
     split = save_split(ds, labeled=.15, test=.15, valid=0., folds=1, seed=seed)
     print(f'{len(ds)} simulated colonies; U trains without labels, L with them, T tests:\n{split.counts().to_string()}\n')
     for name, cfg in rows.items(): (train_in_notebook if notebooks else train)(cfg, ds.path, dest/name)

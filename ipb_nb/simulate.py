@@ -412,10 +412,8 @@ def expose(
     im = contrast*cv2.GaussianBlur(im, (0, 0), np.hypot(rng.uniform(.5, .7), defocus))
     at, tile = np.linspace(-1, 1, n, dtype=np.float32), np.arange(n)*3//n
     im += level+tilt[0]*at[:, None]+tilt[1]*at+2*smooth_noise(rng, im.shape, min(200/pixel_size, n/2))
-    vignette = 1-.08*((np.arange(n)*3/n) % 1-.5).astype(np.float32)**2*2
-    for r in range(3):
-        for c in range(3): im[np.ix_(tile == r, tile == c)] *= np.float32(tiles[r, c])
-    im *= vignette[:, None]; im *= vignette
+    vignette = (1-.16*((np.arange(n)*3/n) % 1-.5)**2).astype(np.float32)
+    im *= np.asarray(tiles, np.float32)[np.ix_(tile, tile)]*np.outer(vignette, vignette)
     noise = rng.standard_normal(im.shape, dtype=np.float32)
     noise *= np.sqrt(np.maximum(im, 0)*np.float32(1.5**2/120)+np.float32(.8**2))
     im += noise
