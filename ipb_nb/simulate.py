@@ -325,6 +325,7 @@ def _paint_nucleus(sheet, i, bright, dark):
         turn, away = 6.28*u[16+k], r*(1.2+u[23+k])
         _ellipse((dark, bright)[k % 2], x+away*np.cos(turn), y+away*np.sin(turn), .8*s, .8*s, 0, 13)
 
+# %% ../nbs/01_simulate.ipynb #cd4e32b4
 def _paint_neuron(sheet, i, bright, dark):
     "A dark soma in its halo, with one to four winding processes."
     u, s, x, y, angle = sheet.u[i], sheet.s, sheet.x[i], sheet.y[i], float(sheet.cells['angle'][i])
@@ -342,6 +343,7 @@ def _paint_neuron(sheet, i, bright, dark):
     _ellipse(dark, x+.7*r*long*np.cos(angle), y+.7*r*long*np.sin(angle), .6*r, .3*r, angle, 18*ripe*depth)        # it tapers into a process
     _ellipse(dark, x+.3*r*(u[46]-.5), y+.3*r*(u[47]-.5), .6*r*long, .6*r/long, angle, (12+34*ripe)*depth)
 
+# %% ../nbs/01_simulate.ipynb #b7321d1c
 def _paint_bead(sheet, x, y, r, angle, shine, u, bright, dark, glow, blebs=True):
     "A round cell on top: bright rim, wide halo; the dead one with blebs, and the paler the less it shines."
     s, long = sheet.s, (1+.4*u[3]*blebs)**.5
@@ -368,6 +370,7 @@ def _paint_beads(sheet, *layers):
             turn, away = 6.28*u[i, 31+k % 8], .7*sheet.r[i]*u[i, 39+k % 8]
             _paint_bead(sheet, sheet.x[i]+away*np.cos(turn), sheet.y[i]+away*np.sin(turn), sheet.s*(2.8+4.4*u[i, (2+7*k) % 48]**1.5), turn, .55+.45*u[i, (11+5*k) % 48], np.roll(u[i], 3+5*k), *layers)
 
+# %% ../nbs/01_simulate.ipynb #63230062
 GRAIN = np.array([0, 15, 22, 9, 15], np.float32)     # grey levels of fine grain before the optics: background and the classes
 
 def paint(
@@ -512,6 +515,7 @@ def colony_objects(
     df = df[(df.number > 0) & (df.area_px >= MIN_AREA_UM2/pixel_size**2)]
     return labels, df.assign(label=[composition_label(areas[k]) for k in df.number])
 
+# %% ../nbs/01_simulate.ipynb #72c77fe4
 def members(
     labels: np.ndarray, # int32 (H, W)
     numbers, # of the colonies
