@@ -675,6 +675,7 @@ def true_labels(
 def _with_truth(dest, rows, annotators, seed, overwrite, wells, **info):
     "Write the rows; the truth apart, and the votes of annotators in place of the labels if there are any."
     truth = {}
+    if annotators: _check_annotators(annotators)
     def noted():
         for r in rows:
             truth[r['colony_id']] = r['label']
@@ -757,6 +758,9 @@ ERRORS = (.04, .08, .10, .12, .15)                # of the first annotator, the 
 MISTAKES = {'Debris': {'Spread': .75, MULTI_LABEL: .25}, 'Dense': {'Spread': .75, MULTI_LABEL: .15, 'Debris': .1}, 'Diff': {'Spread': .85, MULTI_LABEL: .15},
             'Spread': {'Dense': .45, 'Debris': .25, 'Diff': .2, MULTI_LABEL: .1}, MULTI_LABEL: {'Spread': .6, 'Dense': .2, 'Debris': .15, 'Diff': .05}}   # what a mistaken one is taken for
 
+def _check_annotators(n):
+    if not 1 <= n <= len(ERRORS): raise InputError('annotators', n, f'1 to {len(ERRORS)}', 'Choose another number.')
+
 def simulate_annotators(
     ds: ColonyDataset,
     truth=None, # mapping of colony ids to true labels; None: those that were simulated with it
@@ -765,7 +769,7 @@ def simulate_annotators(
 ):
     "Let `n` annotators judge every colony in `truth`, each with mistakes of their own."
     truth = true_labels(ds) if truth is None else pd.Series(truth)
-    if not 1 <= n <= len(ERRORS): raise InputError('annotators', n, f'1 to {len(ERRORS)}', 'Choose another number.')
+    _check_annotators(n)
     if odd := set(truth)-set(MISTAKES): raise InputError('truth', min(odd), ', '.join(MISTAKES), 'Only simulated classes have neighbours that are known.')
     for k in tqdm(range(n), desc='annotating', unit='annotator', leave=False):
         for i, label in truth.items():

@@ -176,3 +176,5 @@ def test_a_dataset_of_crops_is_the_same_for_any_number_of_workers(tmp_path):
     same(tmp_path/'1', tmp_path/'2')
     with pytest.raises(InputError, match='existing'): simulate_dataset(tmp_path/'1', 40)
     with pytest.raises(InputError, match='colonies: found 0'): simulate_dataset(tmp_path/'3', 0)
+    with pytest.raises(InputError, match='annotators: found 9; expected 1 to 5'): simulate_dataset(tmp_path/'4', 40, annotators=9)
+    assert not (tmp_path/'4').exists()
