@@ -1,8 +1,6 @@
 "Opening, splitting and merging annotations at the size of the paper's dataset, beside plain ways of doing the same."
 import csv
-import json
 import os
-import platform
 import tempfile
 import time
 from collections import Counter, defaultdict
@@ -13,15 +11,11 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
+from figures import show
 from ipb_nb.core import MULTI_LABEL, write_csv, write_json
 from ipb_nb.dataset import BOX, COLUMNS, NEAR_BITS, NEAR_CORRELATION, ColonyDataset, _box_pixels, _looks, import_voc, save_split, similar_pairs
 
 N = {'Debris': 3587, 'Dense': 3934, 'Diff': 656, 'Spread': 10506, MULTI_LABEL: 2659}     # the paper's Table 1: 21,342
-machine = f'{os.cpu_count()} cores, {platform.machine()}, CPU'
-
-
-def show(figure, value, unit, against, target=None, better='lower'):
-    print(json.dumps(dict(figure=f'dataset.{figure}', value=round(value, 3), unit=unit, target=target, better=better, against=against, machine=machine)), flush=True)
 
 
 def seconds(f, n=3):
@@ -92,11 +86,11 @@ def near_identical(folder):
     "What the search for near-identical pictures finds among real cells that are all different, and among altered copies of them."
     ds, rng = import_voc(os.environ['IPB_BCCD'], folder), np.random.default_rng(0)
     time_, pairs = seconds(lambda _: similar_pairs(ds, ds.colonies.index), 1)
-    show('near.seconds', time_, 's', f'none stated; all pairs of {len(ds)} cells')
-    show('near.false', len(pairs), 'pairs', f'none stated; of {len(ds)*(len(ds)-1)//2} pairs of different cells')
+    show('dataset.near.seconds', time_, 's', f'none stated; all pairs of {len(ds)} cells')
+    show('dataset.near.false', len(pairs), 'pairs', f'none stated; of {len(ds)*(len(ds)-1)//2} pairs of different cells', better='lower')
     ims = [_box_pixels(ds, i) for i in rng.choice(ds.colonies.index, 400, replace=False)]
     found = pd.DataFrame([{k: near(_looks(im), _looks(c)) for k, c in altered(im, rng).items()} for im in ims]).mean()
-    for k, v in found.items(): show(f"near.found.{k.split(',')[0].replace(' ', '_')}", float(v), 'share', f'none stated; 400 copies: {k}', better='higher')
+    for k, v in found.items(): show(f"dataset.near.found.{k.split(',')[0].replace(' ', '_')}", float(v), 'share', f'none stated; 400 copies: {k}')
 
 
 with tempfile.TemporaryDirectory() as d:
@@ -104,19 +98,19 @@ with tempfile.TemporaryDirectory() as d:
     folder = Path(d)/'paper'
     df = make(folder)
     ours, ds = seconds(lambda _: ColonyDataset(folder))
-    show('open', ours, 's', 'the limit for 21,342 colonies', 2)
-    show('open.plain', seconds(lambda _: plain_open(folder))[0], 's', 'csv.DictReader and a look at each file, three checks only')
+    show('dataset.open', ours, 's', 'the limit for 21,342 colonies', 2)
+    show('dataset.open.plain', seconds(lambda _: plain_open(folder))[0], 's', 'csv.DictReader and a look at each file, three checks only')
     for by, k in dict(random=StratifiedKFold, track=StratifiedGroupKFold, group=StratifiedGroupKFold).items():
         ours, split = seconds(lambda n: save_split(ds, f'{by}{n}', by=by))
         assert split.folds == 10
-        show(f'split.{by}', ours, 's', 'the limit for ten folds of 21,342 colonies, written and read back', 2)
+        show(f'dataset.split.{by}', ours, 's', 'the limit for ten folds of 21,342 colonies, written and read back', 2)
         single = df[df.label != MULTI_LABEL]
         groups = None if by == 'random' else single.track_id if by == 'track' else single.group
-        show(f'split.{by}.sklearn', seconds(lambda _: list(k(10, shuffle=True, random_state=0).split(single.label, single.label, groups)))[0], 's', f"scikit-learn's {k.__name__}, train and test alone, nothing written")
+        show(f'dataset.split.{by}.sklearn', seconds(lambda _: list(k(10, shuffle=True, random_state=0).split(single.label, single.label, groups)))[0], 's', f"scikit-learn's {k.__name__}, train and test alone, nothing written")
     annotate(folder, df)
     ours, now = seconds(lambda _: ds.labels())
-    show('merge', ours, 's', 'the limit for three annotators of 20,000 lines', 2)
+    show('dataset.merge', ours, 's', 'the limit for three annotators of 20,000 lines', 2)
     plain, votes = seconds(lambda _: plain_votes(folder))
     assert all(now.label[i] == v for i, v in votes.items())
-    show('merge.plain', plain, 's', 'csv.DictReader and Counter, nothing checked; the same votes')
-    show('annotate', seconds(lambda n: ds.annotate(df.colony_id[n], 'Dense', by='ana'), 20)[0]*1000, 'ms', 'one verdict stored, at the end of 20,000 lines')
+    show('dataset.merge.plain', plain, 's', 'csv.DictReader and Counter, nothing checked; the same votes')
+    show('dataset.annotate', seconds(lambda n: ds.annotate(df.colony_id[n], 'Dense', by='ana'), 20)[0]*1000, 'ms', 'one verdict stored, at the end of 20,000 lines')

@@ -1,21 +1,15 @@
 "Fold 0 of the blood-smear cells (IPB_BCCD), preset quick, a tenth labelled: seconds and macro recall of IPB, MPL without balancing and supervised only."
-import json
 import os
-import platform
 import sys
 import tempfile
 from pathlib import Path
 
+from figures import show
 from ipb_nb.core import read_json
 from ipb_nb.dataset import import_voc, save_split
 from ipb_nb.experiment import ExperimentConfig, train_in_notebook
 
 if not os.environ.get('IPB_BCCD'): sys.exit('IPB_BCCD: found nothing; expected the folder of the BCCD dataset (Annotations/, JPEGImages/). Set it.')
-machine = f'{os.cpu_count()} cores, {platform.machine()}, CPU'
-
-
-def show(figure, value, unit, against, target=None, better='higher'):
-    print(json.dumps(dict(figure=figure, value=value, unit=unit, target=target, better=better, against=against, machine=machine)), flush=True)
 
 
 with tempfile.TemporaryDirectory() as d:
@@ -24,7 +18,7 @@ with tempfile.TemporaryDirectory() as d:
     for name, fields in dict(ipb={}, mpl=dict(balance=False), supervised=dict(method='supervised')).items():
         out = train_in_notebook(ExperimentConfig(**fields), d/'cells', d/name)
         m = read_json(out/'metrics.json')
-        show(f'bccd.seconds.{name}', read_json(out/'run.json')['seconds'], 's', 'the limit of 15 minutes', 900 if name == 'ipb' else None, 'lower')
+        show(f'bccd.seconds.{name}', read_json(out/'run.json')['seconds'], 's', 'the limit of 15 minutes', 900 if name == 'ipb' else None)
         for net in [n for n in m if isinstance(m[n], dict)]:
             show(f'bccd.macro_tpr.{name}.{net}', round(m[net]['macro_tpr'], 4), 'recall', 'the other rows of this run', .9 if (name, net) == ('ipb', 'student') else None)
             for c, v in m[net]['tpr'].items(): show(f'bccd.tpr.{name}.{net}.{c}', round(v, 3), 'recall', 'the other rows of this run')

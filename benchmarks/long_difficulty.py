@@ -3,23 +3,16 @@
     python benchmarks/run.py --only=long_difficulty        # what the default OVERLAP was chosen by
     python benchmarks/long_difficulty.py 0.8 7             # another overlap and seed, printed only
 """
-import json
 import os
-import platform
 import sys
 import tempfile
 from pathlib import Path
 
+from figures import show
 from ipb_nb.core import read_json
 from ipb_nb.dataset import save_split
 from ipb_nb.experiment import ExperimentConfig, train
 from ipb_nb.simulate import CLASSES, OVERLAP, simulate_dataset
-
-machine = f'{os.cpu_count()} cores, {platform.machine()}, CPU'
-
-
-def show(figure, value, unit, against, target=None, better='higher'):
-    print(json.dumps(dict(figure=figure, value=value, unit=unit, target=target, better=better, against=against, machine=machine)), flush=True)
 
 
 overlaps, seed = ([float(sys.argv[1])], int(sys.argv[2])) if len(sys.argv) > 2 else ([0., OVERLAP, 1.], 0)
@@ -33,4 +26,4 @@ for overlap in overlaps:
     for c in CLASSES: show(f'{here}.tpr.{c}', round(m['tpr'][c], 3), 'recall', against)
     for i, a in enumerate(CLASSES):
         for j, b in enumerate(CLASSES):
-            if i < j: show(f'{here}.confused.{a}-{b}', m['confusion'][i][j]+m['confusion'][j][i], 'colonies', f"both ways, of {sum(map(sum, m['confusion']))} in T")
+            if i < j: show(f'{here}.confused.{a}-{b}', m['confusion'][i][j]+m['confusion'][j][i], 'colonies', f"both ways, of {sum(map(sum, m['confusion']))} in T", better='lower')

@@ -1,7 +1,5 @@
 "Statistics of the whole `paper` preset, crops by truth, beside the paper's Table 1; some 7 GB of disk and some ten minutes on two cores."
-import json
 import os
-import platform
 import tempfile
 import time
 from pathlib import Path
@@ -9,22 +7,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from figures import show
 from ipb_nb.core import MULTI_LABEL
 from ipb_nb.simulate import simulate_experiment
 
-machine = f'{os.cpu_count()} cores, {platform.machine()}, CPU'
 PAPER = {'Debris': 3587, 'Dense': 3934, 'Diff': 656, 'Spread': 10506, MULTI_LABEL: 2659}
-
-
-def show(figure, value, unit, against, target=None, better='higher'):
-    print(json.dumps(dict(figure=figure, value=value, unit=unit, target=target, better=better, against=against, machine=machine)), flush=True)
 
 
 with tempfile.TemporaryDirectory() as d:
     start = time.time()
     exp = simulate_experiment(Path(d)/'exp', 'paper', workers=os.cpu_count())
-    show('paper_preset.seconds', round(time.time()-start), 's', 'none stated; 720 frames of 2908 px, written', None, 'lower')
-    show('paper_preset.gigabytes', round(sum(f.stat().st_size for f in exp.path.rglob('*') if f.is_file())/1e9, 1), 'GB', 'none stated', None, 'lower')
+    show('paper_preset.seconds', round(time.time()-start), 's', 'none stated; 720 frames of 2908 px, written')
+    show('paper_preset.gigabytes', round(sum(f.stat().st_size for f in exp.path.rglob('*') if f.is_file())/1e9, 1), 'GB', 'none stated')
     c = exp.colonies
 show('paper_preset.colonies', len(c), 'colonies', "the paper's 21342")
 share = exp.shares/exp.shares.sum()/(pd.Series(PAPER)/sum(PAPER.values()))

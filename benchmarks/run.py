@@ -20,9 +20,9 @@ def verdict(r):
 
 
 def main(only):
-    names = sorted(p.stem for p in HERE.glob('*.py') if p.stem != 'run' and not p.stem.startswith('long_'))
+    names = sorted(p.stem for p in HERE.glob('*.py') if p.stem not in ('run', 'figures') and not p.stem.startswith('long_'))
     chosen = [n for n in only.split(',') if n] or names
-    if odd := set(chosen)-({p.stem for p in HERE.glob('*.py')}-{'run'}): sys.exit(f"ONLY: found {', '.join(sorted(odd))}; expected some of {', '.join(names)}.")
+    if odd := set(chosen)-({p.stem for p in HERE.glob('*.py')}-{'run', 'figures'}): sys.exit(f"ONLY: found {', '.join(sorted(odd))}; expected some of {', '.join(names)}.")
     kept = {r['figure']: r for r in lines(LATEST.read_text())} if LATEST.exists() else {}
     for n in chosen:
         print(f'{n} …', flush=True)

@@ -1,7 +1,5 @@
 "Simulation: seconds and memory of a paper-size frame, what a second worker gives, and the distance transform beside SciPy's exact one."
-import json
 import os
-import platform
 import resource
 import subprocess
 import sys
@@ -13,14 +11,10 @@ import cv2
 import numpy as np
 from scipy import ndimage as ndi
 
+from figures import show
 from ipb_nb.simulate import OVERLAP, Sheet, draw_frame, simulate_experiment, well_states
 
-machine = f'{os.cpu_count()} cores, {platform.machine()}, CPU'
 SEED = 7
-
-
-def show(figure, value, unit, against, target=None, better='lower'):
-    print(json.dumps(dict(figure=figure, value=value, unit=unit, target=target, better=better, against=against, machine=machine)), flush=True)
 
 
 def late_frame():
@@ -53,7 +47,7 @@ for workers in (1, 2):
         seconds[workers] = time.perf_counter()-start
 show('simulate.seconds.1', round(seconds[1], 1), 's', 'two workers; the preset small, 6 wells of 24 frames of 2048 px, written')
 show('simulate.seconds.2', round(seconds[2], 1), 's', 'one worker; start of the processes included')
-show('simulate.speedup', round(seconds[1]/seconds[2], 2), 'x', 'one worker', 1.7, 'higher')
+show('simulate.speedup', round(seconds[1]/seconds[2], 2), 'x', 'one worker', 1.7)
 
 seeds = (Sheet(states['cells_001'], 2908, .8, np.random.default_rng(0)).owner < 0).astype(np.uint8)
 for name, against, f in (('territories', "scipy's exact one, with indices", lambda: cv2.distanceTransformWithLabels(seeds, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)),

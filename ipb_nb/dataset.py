@@ -6,7 +6,7 @@
 __all__ = ['COLUMNS', 'TEXT_COLUMNS', 'BOX', 'MARGIN', 'FORMAT_VERSION', 'UNLABELLED', 'RESERVED', 'ACTIONS', 'EXCLUDE',
            'LOG_COLUMNS', 'PATTERN_FIELDS', 'OTHER_SUFFIXES', 'PUBLISHED', 'CSV_COLUMNS', 'MASK_ENDINGS', 'ROI_ENDINGS',
            'IMPORTERS', 'PARTS', 'BY', 'MIN_VALID', 'MIN_GROUPS', 'TRIES', 'NEAR_BITS', 'NEAR_CORRELATION', 'cut_crop',
-           'pad_crop', 'colony_row', 'plain_label', 'write_dataset', 'Colony', 'ColonyDataset', 'nice_length',
+           'pad_crop', 'colony_row', 'plain_label', 'write_dataset', 'ColonyDataset', 'Colony', 'nice_length',
            'show_crop', 'import_rows', 'sha256', 'files_below', 'match_files', 'otsu_mask', 'read_mask',
            'import_folders', 'covered_share', 'read_voc', 'import_voc', 'import_csv', 'read_labels', 'label_image_rows',
            'import_masks', 'roi_mask', 'read_rois', 'import_rois', 'find_kind', 'ipb_import', 'lineages', 'make_split',
@@ -195,15 +195,7 @@ def _add(dest, rows, classes, failures, importer, raw_root, pixel_size, margin):
         _write_tables(dest, df.assign(label=df.colony_id.map(label)), sources, failures, old | dict(classes=classes, raw_root=root, imports=imports, pixel_size=old['pixel_size'] or pixel_size))
     finally: shutil.rmtree(tmp, ignore_errors=True)
 
-# %% ../nbs/03_dataset.ipynb #fa71af86
-@dataclass
-class Colony:
-    "One colony in memory, completed to the full margin."
-    id: str
-    image: np.ndarray # uint8 (h, w)
-    mask: np.ndarray # bool (h, w)
-    key: int # hash of the id: the seed of everything random about this colony
-
+# %% ../nbs/03_dataset.ipynb #f59e6bd9
 class ColonyDataset:
     "A folder of colonies with their labels. `colonies` is the table (index: colony_id), `classes` the class names."
     def __init__(self,
@@ -243,27 +235,38 @@ class ColonyDataset:
     def __len__(self): return len(self.colonies)
     def __repr__(self): return f'{self.path.name}: {len(self)} colonies, classes {", ".join(self.classes)}'
 
-    def pixels(self,
-        colony_id: str,
-    ) -> tuple: # image uint8, mask bool: (h, w) as stored
-        "Image and mask of a colony from their files."
-        r = self.colonies.loc[colony_id]
-        image, mask = read_image(self.path/r['image']), read_image(self.path/r['mask']) > 0
-        if image.shape != mask.shape: raise InputError(self.path/r['mask'], f'a mask of {mask.shape}', f"the image's shape {image.shape}", 'Make both from the same crop.')
-        low = [r.y1-r.y0+min(r.y0, self.margin), r.x1-r.x0+min(r.x0, self.margin)]
-        if any(s < l or s > l+self.margin for s, l in zip(image.shape, low)):
-            raise InputError(self.path/r['image'], f'an image of {image.shape}', f'at least {tuple(map(int, low))}, the box in colonies.csv with its margin', 'Restore the image, or import it again.')
-        return image, mask
+# %% ../nbs/03_dataset.ipynb #fa71af86
+@dataclass
+class Colony:
+    "One colony in memory, completed to the full margin."
+    id: str
+    image: np.ndarray # uint8 (h, w)
+    mask: np.ndarray # bool (h, w)
+    key: int # hash of the id: the seed of everything random about this colony
 
-    def colony(self,
-        colony_id: str,
-    ) -> Colony:
-        "The colony's image and mask, decoded once and completed to the full margin."
-        if colony_id not in self._cache:
-            image, mask = self.pixels(colony_id)
-            box = self.colonies.loc[colony_id, BOX]
-            self._cache[colony_id] = Colony(colony_id, pad_crop(image, box, self.margin), pad_crop(mask, box, self.margin, 'constant'), stable_hash(colony_id))
-        return self._cache[colony_id]
+@patch
+def pixels(self:ColonyDataset,
+    colony_id: str,
+) -> tuple: # image uint8, mask bool: (h, w) as stored
+    "Image and mask of a colony from their files."
+    r = self.colonies.loc[colony_id]
+    image, mask = read_image(self.path/r['image']), read_image(self.path/r['mask']) > 0
+    if image.shape != mask.shape: raise InputError(self.path/r['mask'], f'a mask of {mask.shape}', f"the image's shape {image.shape}", 'Make both from the same crop.')
+    low = [r.y1-r.y0+min(r.y0, self.margin), r.x1-r.x0+min(r.x0, self.margin)]
+    if any(s < l or s > l+self.margin for s, l in zip(image.shape, low)):
+        raise InputError(self.path/r['image'], f'an image of {image.shape}', f'at least {tuple(map(int, low))}, the box in colonies.csv with its margin', 'Restore the image, or import it again.')
+    return image, mask
+
+@patch
+def colony(self:ColonyDataset,
+    colony_id: str,
+) -> Colony:
+    "The colony's image and mask, decoded once and completed to the full margin."
+    if colony_id not in self._cache:
+        image, mask = self.pixels(colony_id)
+        box = self.colonies.loc[colony_id, BOX]
+        self._cache[colony_id] = Colony(colony_id, pad_crop(image, box, self.margin), pad_crop(mask, box, self.margin, 'constant'), stable_hash(colony_id))
+    return self._cache[colony_id]
 
 # %% ../nbs/03_dataset.ipynb #44605232
 ACTIONS = ('set', 'undo', 'repeat')
@@ -431,11 +434,14 @@ def plot_agreement(self:ColonyDataset):
     fig.tight_layout()
 
 # %% ../nbs/03_dataset.ipynb #c98a2e46
+def _shown(now):
+    "What a colony is listed under: its label, excluded or unlabelled."
+    return now.label.where(now.exclude.eq(''), 'excluded').replace('', 'unlabelled')
+
 @patch(as_prop=True)
 def counts(self:ColonyDataset) -> pd.Series:
     "Colonies by label."
-    now = self.labels()
-    label = now.label.where(now.exclude.eq(''), 'excluded').replace('', 'unlabelled')
+    label = _shown(self.labels())
     order = [*self.classes, MULTI_LABEL, 'unlabelled', *['excluded']*int(label.eq('excluded').any())]
     return label.value_counts().reindex(order).fillna(0).astype(int)
 
@@ -658,6 +664,7 @@ def _folder_files(path, folders, masks, failures):
         if f not in drawn: failures.append(dict(source=f.as_posix(), item='', kind='skipped', reason=f"no mask of this name in {masks}; Otsu's threshold took its place"))
     return inside, {f: (path if beside else masks)/o for f, o in drawn.items()}
 
+# %% ../nbs/03_dataset.ipynb #44c2a5cd
 def _folder_colonies(path, folders, masks, margin, places, failures):
     files, drawn = _folder_files(path, folders, masks, failures)
     for fold, part, c, source in tqdm(files, desc='importing', unit='image', leave=False):
@@ -892,6 +899,7 @@ def read_rois(
     names = [r.name or '' if r.name in (classes or ()) else re.sub(r'[-_]\d+$', '', r.name or '') for r in rois]
     return [('' if re.fullmatch(r'[\d\-_]*|[0-9a-f]{8}(-[0-9a-f]{4}){3}(-[0-9a-f]{12})?', n) else plain_label(n), r) for n, r in zip(names, rois)]
 
+# %% ../nbs/03_dataset.ipynb #177aae96
 def _roi_colonies(path, folder, pairs, classes, margin, failures):
     for f, o in tqdm(pairs.items(), desc='importing', unit='image', leave=False):
         try: frame, rois, content = read_image(path/f), read_rois(folder/o, classes), sha256(path/f)
@@ -903,8 +911,7 @@ def _roi_colonies(path, folder, pairs, classes, margin, failures):
             if plane > 1: skip(f'it belongs to plane {plane} of a stack'); continue
             mask = roi_mask(roi, frame.shape)
             if not mask.any(): skip('it holds no pixel of the image'); continue
-            r = regionprops(mask.astype(np.uint8))[0]
-            yield colony_row(frame, r.bbox, r.image, margin, colony_id=f'{_id(f)}-{k:03d}', label=label, source=f.as_posix(), group=_id(f), sha256=content)
+            yield _masked_row(frame, mask, margin, colony_id=f'{_id(f)}-{k:03d}', label=label, source=f.as_posix(), group=_id(f), sha256=content)
 
 def import_rois(
     path, # folder of images
@@ -974,7 +981,7 @@ def ipb_import(
     last = ds.info['imports'][-1]
     known = f" ({last['colonies']} of them new; {last['there_already']} pictures were there already)" if add or last['there_already'] else ''
     print(f'{len(ds)} colonies in {ds.path}{known}')
-    if kind == 'folders' and _class_folders(Path(path))[:1] and _class_folders(Path(path))[0][1]: print('train, test and valid were taken as in the published code: U, L and T of a split called published')
+    if kind == 'folders' and any(part for _, part, _ in _class_folders(Path(path))): print('train, test and valid were taken as in the published code: U, L and T of a split called published')
     if bad := (ds.failures.kind == 'bad file').sum():
         raise InputError(path, f'{bad} files that could not be read (listed above and in {ds.path}/failures.csv)', 'readable images and annotations', 'The rest is imported; mend them and import again with --add.')
 
@@ -1031,11 +1038,14 @@ def _ordered(at, n):
     return at
 
 # %% ../nbs/03_dataset.ipynb #e67bab20
+def _number(labeled):
+    try: return float(labeled)
+    except (TypeError, ValueError): raise InputError('labeled', labeled, 'a share from 0 to 1, or rest', 'For example --labeled 0.1.') from None
+
 def _shares(labeled, test, valid, folds, fixed_u):
     "Check the numbers of a split."
     rest = labeled == 'rest'
-    try: share = None if rest else float(labeled)
-    except (TypeError, ValueError): raise InputError('labeled', labeled, 'a share from 0 to 1, or rest', 'For example --labeled 0.1.') from None
+    share = None if rest else _number(labeled)
     if not 0 < test < 1 or not rest and not (0 <= share < 1 and share+test <= 1+1e-9): raise InputError('labeled, test', f'{labeled}, {test}', 'two shares with a sum of at most 1, the test share above 0', 'For example --labeled 0.1 --test 0.1; --labeled rest takes all labels outside T.')
     if folds < 1 or folds*test > 1+1e-9: raise InputError('folds', folds, f'1 to {int(1/test+1e-9)} at a test share of {test}', 'Test parts must not overlap.')
     if not 0 <= valid <= .5: raise InputError('valid', valid, 'a share of the labelled ones from 0 to 0.5', 'For example --valid 0.2.')
@@ -1274,11 +1284,9 @@ def _looks(im):
     return hashlib.sha256(str(im.shape).encode()+im.tobytes()).digest(), np.packbits(imagehash.phash(Image.fromarray(im)).hash).view(np.uint64)[0], t/max(np.linalg.norm(t), 1e-6)
 
 def _box_pixels(ds, i):
-    y0, x0, _, _ = ds.colonies.loc[i, BOX]
     r = ds.colonies.loc[i]
-    im = ds.pixels(i)[0]
-    top, left = min(y0, ds.margin), min(x0, ds.margin)
-    return np.ascontiguousarray(im[top:top+r.y1-r.y0, left:left+r.x1-r.x0])
+    top, left = min(r.y0, ds.margin), min(r.x0, ds.margin)
+    return np.ascontiguousarray(ds.pixels(i)[0][top:top+r.y1-r.y0, left:left+r.x1-r.x0])
 
 def similar_pairs(
     ds: ColonyDataset,
@@ -1351,10 +1359,6 @@ def ipb_split(
         if kind in ('track', 'group'): print(f'warning: {len(g)} {kind}s lie on both sides of T in fold 0; --by {kind} keeps them together')
         else: print(f'warning: {len(g)} {kind} pictures on both sides of T in fold 0, the first: {g.test.iloc[0]} (T) and {g.other.iloc[0]} ({g.part.iloc[0]})')
 
-def _number(text):
-    try: return float(text)
-    except ValueError: raise InputError('labeled', text, 'a share from 0 to 1, or rest', 'For example --labeled 0.1.') from None
-
 # %% ../nbs/03_dataset.ipynb #3d13679c
 @patch
 def diameters(self:ColonyDataset,
@@ -1366,9 +1370,8 @@ def diameters(self:ColonyDataset,
 def summary(self:ColonyDataset,
 ) -> pd.DataFrame: # a row a label: colonies, share, groups, tracks, diameter (5 %, median, 95 %)
     "Counts and sizes by label."
-    unit, now = 'µm' if self.pixel_size else 'px', self.labels()
-    label = now.label.where(now.exclude.eq(''), 'excluded').replace('', 'unlabelled')
-    g = self.colonies.assign(d=self.diameters(), track_id=self.colonies.track_id.replace('', None)).groupby(label)
+    unit = 'µm' if self.pixel_size else 'px'
+    g = self.colonies.assign(d=self.diameters(), track_id=self.colonies.track_id.replace('', None)).groupby(_shown(self.labels()))
     out = pd.DataFrame({'colonies': g.size(), 'share': (g.size()/len(self)).round(3), 'groups': g.group.nunique(), 'tracks': g.track_id.nunique(),
                         **{f'diameter {q:.0%} ({unit})': g.d.quantile(q).round(1) for q in (.05, .5, .95)}})
     return out.reindex([l for l in self.counts.index if l in out.index]).rename_axis('label')
@@ -1376,8 +1379,7 @@ def summary(self:ColonyDataset,
 @patch
 def by_group(self:ColonyDataset) -> pd.DataFrame: # groups × labels
     "Colonies by group and label."
-    now = self.labels()
-    return pd.crosstab(self.colonies.group, now.label.where(now.exclude.eq(''), 'excluded').replace('', 'unlabelled')).reindex(columns=[l for l, n in self.counts.items() if n])
+    return pd.crosstab(self.colonies.group, _shown(self.labels())).reindex(columns=[l for l, n in self.counts.items() if n])
 
 @patch
 def annotators(self:ColonyDataset) -> pd.DataFrame: # index annotator; judged, excluded, against_the_vote

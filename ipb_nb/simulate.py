@@ -7,7 +7,7 @@ __all__ = ['CLASSES', 'DEBRIS', 'DENSE', 'DIFF', 'SPREAD', 'CELL', 'RADIUS', 'OV
            'RATES', 'TREATMENT', 'PAD', 'GRAIN', 'PRESETS', 'FRONT', 'PURE', 'SHARES', 'CROPS_MIX', 'ERRORS',
            'MISTAKES', 'cell_radius', 'Well', 'cell_uniforms', 'smooth_noise', 'Sheet', 'paint', 'expose', 'plan_wells',
            'mishaps', 'well_states', 'draw_frame', 'composition_label', 'colony_objects', 'members', 'track_colonies',
-           'Experiment', 'simulate_experiment', 'true_labels', 'crops_by_truth', 'simulate_dataset',
+           'well_colonies', 'Experiment', 'simulate_experiment', 'true_labels', 'crops_by_truth', 'simulate_dataset',
            'simulate_annotators', 'ipb_simulate']
 
 # %% ../nbs/01_simulate.ipynb #d42d6397
@@ -98,7 +98,7 @@ def _found(rng, kind, x, y, diameter, overlap, founder, first_id):
 
 # %% ../nbs/01_simulate.ipynb #68914872
 RATES = {'doubling_h': (24, 40), 'death': (.003, .004, .006), 'detaches': (.2, .08), 'speed_um': (2., 6., 3., 5.), 'loose_um': 60.}
-TREATMENT = {'to_diff': 3., 'death': 1.5}        # rate ratios of the treated wells at effect 1
+TREATMENT = {'to_diff': 3., 'death': 1.5}         # rate ratios of the treated wells at effect 1; at another, 1+effect*(ratio-1)
 
 class Well:
     "The cells of one well, stepped hour by hour. `cells` is an array of `CELL`, in µm from the frame's corner."
@@ -116,7 +116,7 @@ class Well:
         area = (side+2*PAD)**2/1e6
         self.mix = mix or {k: f[0] for k, f in FOUNDERS.items()}
         self.arrivals = 0 if founders else RATES['detaches'][1]*DENSITY*area*self.mix['Debris']*(.1 if empty else 1)
-        if founders: self._place(founders)
+        if founders and not empty: self._place(founders)
         elif not empty: self._scatter(rng.poisson(DENSITY*area))
         self._relax(12)
 
@@ -298,7 +298,7 @@ def _paint_ground(sheet):
     tall, u, s, own, out = 1-sheet.width, sheet.u, sheet.s, sheet.own, np.zeros((sheet.size,)*2, np.float32)
     inside = sheet.beyond < 0
     wide, high = (s*(1.2+2.4*tall)).astype(np.float32)[own], (6+20*tall).astype(np.float32)[own]
-    grey = np.where(sheet.cells['kind'] == DIFF, -2, -4*sheet.width)+(9-5*sheet.width)*(u[:, 2]-.5)
+    grey = np.where(sheet.cells['kind'] == DIFF, -2, 4-8*sheet.width)+(9-5*sheet.width)*(u[:, 2]-.5)
     far = sheet.beyond/wide
     outside = high*np.exp(-far**2)-.25*high*np.exp(-(far-2.6)**2)               # bright, then a little dark
     out.ravel()[sheet.near] = np.where(inside, grey.astype(np.float32)[own]+.35*high*np.exp(-(far/1.6)**2), outside)
@@ -495,11 +495,10 @@ PURE = .95                                        # of its area a colony of one 
 
 def composition_label(
     areas: np.ndarray, # (4,) area of each class
-    classes=CLASSES,
 ) -> str: # a class, or multi-label
     "The class that covers at least `PURE` of a colony, or multi-label."
     k = int(np.argmax(areas))
-    return classes[k] if areas[k] >= PURE*np.sum(areas) else MULTI_LABEL
+    return CLASSES[k] if areas[k] >= PURE*np.sum(areas) else MULTI_LABEL
 
 def colony_objects(
     truth: np.ndarray, # uint8 (H, W) class map
@@ -559,6 +558,19 @@ def track_colonies(
         before = {k: r[0] for k, r in rows.items()}, own
     return out
 
+def well_colonies(
+    p: dict, # the experiment's parameters
+    states, # of the well
+    well: str,
+    truths, # pairs of frame and class map, in order
+) -> pd.DataFrame: # a row a colony and frame
+    "The colonies of one well, with their tracks."
+    found = []
+    for t, truth in truths:
+        labels, df = colony_objects(truth, p['pixel_size'])
+        found.append((df.assign(well=well, frame=t), members(labels, df.number, states[f'cells_{t:03d}'], p['pixel_size'])))
+    return pd.concat(track_colonies(found, well))
+
 # %% ../nbs/01_simulate.ipynb #c0180ca3
 def _write_states(dest, p, row, empty):
     f = dest/'truth'/'cells'/f'{row.well}.npz'
@@ -575,12 +587,7 @@ def _write_frame(dest, p, well, frame):
 
 def _well_colonies(dest, p, well, frames):
     "The rows of truth/colonies.csv for one well."
-    found = []
-    with np.load(dest/'truth'/'cells'/f'{well}.npz') as states:
-        for t in frames:
-            labels, df = colony_objects(read_image(dest/'truth'/well/f'{t:03d}.png'), p['pixel_size'])
-            found.append((df.assign(well=well, frame=t), members(labels, df.number, states[f'cells_{t:03d}'], p['pixel_size'])))
-    return pd.concat(track_colonies(found, well))
+    with np.load(dest/'truth'/'cells'/f'{well}.npz') as states: return well_colonies(p, states, well, ((t, read_image(dest/'truth'/well/f'{t:03d}.png')) for t in frames))
 
 def _in_parallel(f, jobs, workers, desc, unit):
     "Results in order, with a progress bar."
@@ -592,7 +599,7 @@ def _resume(dest, p):
     f, known = dest/'experiment.json', None
     if f.exists(): known = read_json(f).get('parameters')
     elif dest.exists() and (not dest.is_dir() or any(dest.iterdir())): raise InputError(dest, 'files that are no simulated experiment', 'a new or empty folder', 'Choose another name.')
-    if known is None: write_json(dict(parameters=p, state='running', classes=CLASSES, treatment=TREATMENT, treatment_at=p['effect'], **mishaps(p)), f)
+    if known is None: write_json(dict(parameters=p, state='running', classes=CLASSES, treatment=TREATMENT, **mishaps(p)), f)
     for k in p:
         if known and known.get(k) != p[k]: raise InputError(f, f'{k} {known.get(k)}', f'{k} {p[k]}, as asked for', 'Choose another folder, or ask for what is there to go on with it.')
 
@@ -706,11 +713,7 @@ CROPS_MIX = {'Debris': .22, 'Dense': .27, 'Diff': .12, 'Spread': .34, 'mixed': .
 def _survey(p, plate, well, treated):
     "The states of a well and its colonies, with their tracks."
     states = well_states(p, plate, well, treated)
-    found = []
-    for t in range(p['frames']):
-        labels, df = colony_objects(draw_frame(p, states, well, t, truth_only=True)[1], p['pixel_size'])
-        found.append((df.assign(well=well, frame=t), members(labels, df.number, states[f'cells_{t:03d}'], p['pixel_size'])))
-    return states, pd.concat(track_colonies(found, well))
+    return states, well_colonies(p, states, well, ((t, draw_frame(p, states, well, t, truth_only=True)[1]) for t in range(p['frames'])))
 
 def _draw_crops(p, states, well, frame, df):
     return list(_cut(*draw_frame(p, states, well, frame), df, p['pixel_size'], f'{well}/{frame:03d}', well, frame, frame*p['interval_h']))
@@ -736,13 +739,12 @@ def simulate_dataset(
     seed: int=0,
     overwrite: bool=False, # replace an existing dataset
     overlap: float=OVERLAP, # 0 … 1, how alike neighbouring classes look
-    shares: dict=SHARES, # of the classes and multi-label
     annotators: int=0, # votes of so many instead of the true labels
     workers: int=1, # processes; the files are the same for any number
 ) -> ColonyDataset:
     "Simulate `colonies` colonies and write them as a dataset with its truth."
     if colonies < 1: raise InputError('colonies', colonies, 'at least 1', 'Choose another --colonies.')
-    quota = pd.Series(np.diff(np.round(np.cumsum([0, *shares.values()])/sum(shares.values())*colonies)).astype(int), list(shares))
+    quota = pd.Series(np.diff(np.round(np.cumsum([0, *SHARES.values()])*colonies)).astype(int), list(SHARES))
     frames = int(np.clip(colonies//30, 2, 6))
     p = _check(dict(seed=seed, overlap=overlap, effect=1., pixel_size=.8, plates=1, wells=6, frames=frames, size=1454, interval_h=48/frames)) | dict(mix=CROPS_MIX)
     wells = []

@@ -144,6 +144,17 @@ def test_without_effect_the_treatment_does_nothing_and_with_it_more_cells_differ
     assert diff_share(4, True) > 1.2*diff_share(4, False)
 
 
+def test_an_empty_well_a_lost_frame_and_the_tracks_across_it(tmp_path):
+    exp = simulate_experiment(tmp_path/'exp', 'tiny', wells=6, frames=12)
+    (empty,), ((well, lost),) = exp.info['empty'], exp.info['dropped']
+    there = {(f.parent.name, int(f.stem)) for f in (exp.path/'raw').rglob('*.tif')}
+    assert there == {(w, t) for w in exp.wells.well for t in range(12)}-{(well, lost)}
+    n = exp.colonies.well.value_counts()
+    assert empty not in n and (n.reindex(exp.wells.well[exp.wells.well != empty]) > 20).all()
+    own = exp.colonies[exp.colonies.well == well]
+    assert set(own.track_id[own.frame == lost-1]) & set(own.track_id[own.frame == lost+1])
+
+
 def test_crops_by_truth(tiny, tmp_path):
     ds = crops_by_truth(tiny, tmp_path/'crops')
     assert len(ds) == len(tiny.colonies) and (ds.colonies.label == tiny.colonies.set_index('colony_id').label[ds.colonies.index]).all()
