@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'MULTI_LABEL', 'PALETTE', 'InputError', 'command', 'atomic_path', 'write_json', 'write_csv',
            'read_json', 'new_folder', 'read_table', 'read_numbers', 'append_csv', 'to_grey8', 'read_pixels',
-           'read_image', 'write_png', 'stable_hash', 'counter_rng', 'seed_all', 'class_colors']
+           'read_image', 'png_bytes', 'write_png', 'stable_hash', 'counter_rng', 'seed_all', 'class_colors']
 
 # %% ../nbs/00_core.ipynb #ae70522b
 import codecs, csv, errno, functools, hashlib, io, json, os, random, re, shutil, sys, warnings
@@ -233,14 +233,19 @@ def read_image(
     if im.dtype.kind == 'f' and not np.isfinite(im).any(): raise InputError(path, 'no finite pixel', 'an image', 'Export the image again, or take it out.')
     return to_grey8(im)
 
-def write_png(
+def png_bytes(
     im: np.ndarray, # uint8 (H, W), or bool (stored with 1 bit a pixel)
+) -> bytes:
+    "A PNG file's content."
+    im = np.ascontiguousarray(im)
+    return (cv2.imencode('.png', im.view(np.uint8)*255, [cv2.IMWRITE_PNG_BILEVEL, 1]) if im.dtype == bool else cv2.imencode('.png', im))[1].tobytes()
+
+def write_png(
+    im: np.ndarray, # as for `png_bytes`
     path,
 ):
     "Write a PNG, atomically."
-    im = np.ascontiguousarray(im)
-    ok, buf = cv2.imencode('.png', im.astype(np.uint8)*255, [cv2.IMWRITE_PNG_BILEVEL, 1]) if im.dtype == bool else cv2.imencode('.png', im)
-    with atomic_path(path) as tmp: buf.tofile(tmp)
+    with atomic_path(path) as tmp: tmp.write_bytes(png_bytes(im))
 
 # %% ../nbs/00_core.ipynb #acc7e247
 def stable_hash(
