@@ -37,7 +37,7 @@ setup(
     packages=[lib, *(f'{lib}.{d}' for d in data if (root/lib/d).is_dir())],
     package_data={f'{lib}.{d}': [glob] for d, glob in data.items()},
     install_requires=cfg['requirements'].split(),
-    extras_require={'dev': cfg['dev_requirements'].split()},
+    extras_require={k.removesuffix('_requirements'): v.split() for k, v in cfg.items() if k.endswith('_requirements')},
     entry_points={'console_scripts': cfg['console_scripts'].split()},
     zip_safe=False,
 )

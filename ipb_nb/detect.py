@@ -8,12 +8,12 @@ __all__ = ['GLASS', 'WINDOW', 'TEXTURED', 'CONFLUENT', 'DETECTION', 'FIELDS', 'T
            'split_touching', 'detect_colonies', 'relabelled', 'outline', 'rois_zip', 'labels_tiff', 'read_outlines',
            'texture', 'scale_bars', 'frame_quality', 'find_colonies', 'file_frames', 'read_frame', 'list_frames',
            'check_frames', 'grey', 'to_8bit', 'common_limits', 'flat_field', 'true_label', 'detect_frame',
-           'stable_digest']
+           'stable_digest', 'registered', 'track_well', 'contact_sheet', 'dask_client', 'detect_dataset', 'ipb_detect']
 
 # %% ../nbs/02_detect.ipynb #c5d470e0
 import functools, hashlib, io, os, re, shutil, zipfile, xml.etree.ElementTree as ET
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 import cv2
@@ -23,6 +23,8 @@ import numpy as np
 import pandas as pd
 import roifile
 import tifffile
+from fastcore.script import Param
+from joblib.externals.loky.process_executor import TerminatedWorkerError
 from PIL import Image, UnidentifiedImageError
 from scipy import ndimage as ndi
 from skimage.filters import rank, threshold_otsu
@@ -342,7 +344,7 @@ def find_colonies(
     image: np.ndarray, # uint8 (H, W)
     pixel_size: float=None, # µm
     **settings, # of `DETECTION`
-) -> tuple: # labels (H, W), table as from `detect_colonies`, quality with `flags`: empty, confluent, scale bar
+) -> tuple: # labels (H, W), table as from `detect_colonies`, quality with `flag`: empty, confluent, scale bar
     "The colonies of a frame, and how good it is. Empty and confluent frames have none."
     s = DETECTION | settings
     flags, bars = [], []
@@ -354,7 +356,7 @@ def find_colonies(
     mask = np.zeros(image.shape, bool) if flags else colony_mask(image, pixel_size=pixel_size, **{k: s[k] for k in ('blur', 'radius', 'open_radius', 'min_area', 'refine')})
     for y0, x0, y1, x1 in bars: mask[y0:y1, x0:x1] = False
     labels, df = detect_colonies(mask, in_pixels(s['min_area'], pixel_size), in_pixels(s['split'], pixel_size))
-    return labels, df, frame_quality(image, mask) | dict(colonies=len(df), flags=';'.join(flags+['scale bar']*bool(bars)))
+    return labels, df, frame_quality(image, mask) | dict(colonies=len(df), flag=';'.join(flags+['scale bar']*bool(bars)))
 
 # %% ../nbs/02_detect.ipynb #3f95d947
 FIELDS = ('group', 'frame', 'time_h', 'plate')                          # of a pattern
@@ -680,7 +682,7 @@ def _found(job, image):
     "Labels, table and quality: by detection, or along given outlines."
     if not job['outlines']: return find_colonies(image, job['pixel_size'], **job['settings'])
     labels, df = relabelled(read_outlines(job['outlines'], image.shape), renumber=False)
-    return labels, df, frame_quality(image, labels > 0) | dict(colonies=len(df), flags='')
+    return labels, df, frame_quality(image, labels > 0) | dict(colonies=len(df), flag='')
 
 def _thumbs(image, labels):
     "Small picture and small labels, as bytes."
@@ -709,10 +711,340 @@ def detect_frame(
                 files[f'truth/{name}.png'] = png_bytes(crop)
             rows.append(dict(number=o.number, colony_id=name, label='' if truth is None else true_label(crop, row['mask']), area_px=o.area_px, touches_border=bool(o.touches_border)) | dict(zip(BOX, box)))
         return dict(stem=f['stem'], rows=rows, quality=quality, sha256=digest, files=files, thumbs=_thumbs(image, labels))
-    except Exception as e: return dict(stem=f['stem'], failure=str(e).replace('image: ', f"{f['source']}: ", 1) if isinstance(e, InputError) else f"{f['source']}: {type(e).__name__}: {e}")
+    except Exception as e: return dict(stem=f['stem'], failure=str(e).replace('image: ', f"{f['source']}: ", 1).replace(str(f['path']), f['source']) if isinstance(e, InputError) else f"{f['source']}: {type(e).__name__}: {e}")
     finally: cv2.setNumThreads(threads)
 
 def stable_digest(im): return hashlib.sha256(f'{im.dtype} {im.shape}'.encode()+im.tobytes()).hexdigest()
 
 def _job(frame, settings=(), limits=None, gain=None, pixel_size=None, margin=MARGIN, truth=None, outlines=None):
     return dict(frame=frame, settings=dict(settings), limits=limits, gain=gain, pixel_size=pixel_size, margin=margin, truth=truth and str(truth), outlines=outlines and str(outlines))
+
+# %% ../nbs/02_detect.ipynb #fd2f70cf
+def registered(
+    before: np.ndarray, # uint8 (h, w) small picture
+    after: np.ndarray, # the same of the next frame
+) -> np.ndarray: # (2,) pixels down and right that `after` has moved
+    "The shift between two frames."
+    if before.shape != after.shape: return np.zeros(2)
+    def detail(im):
+        f = im.astype(np.float32)
+        return cv2.GaussianBlur(np.abs(cv2.GaussianBlur(f, (0, 0), 1)-cv2.GaussianBlur(f, (0, 0), 4)), (0, 0), 1)
+    a, b = detail(before), detail(after)
+    shift = -phase_cross_correlation(a, b, upsample_factor=10, normalization=None)[0]
+    return shift if np.abs(shift).max() < min(before.shape)/8 else np.zeros(2)           # nothing to hold on to
+
+def track_well(
+    group: str, # what the track ids begin with
+    frames: list, # of (table of colonies, thumbs as from `detect_frame` or their path), in order
+) -> tuple: # list of tables with track_id, parent_ids, event; (n, 2) shift since the first frame in px
+    "Follow the colonies of a well over its frames."
+    moved, total, before, own = [], np.zeros(2), None, []
+    for df, thumbs in frames:
+        with np.load(io.BytesIO(thumbs) if isinstance(thumbs, bytes) else thumbs) as z: step, labels, picture = int(z['step']), z['labels'], z['picture']
+        if before is not None: total = total+registered(before, picture)*step
+        moved.append(total)
+        before = picture
+        y, x = np.nonzero(labels)
+        at = np.round((np.stack([y, x], 1)*step-total)/step).astype(np.int64)
+        own.append((df, pd.DataFrame(dict(id=at[:, 0]*10**6+at[:, 1], number=labels[y, x]))))
+    return track_colonies(own, group), np.round(moved, 1)
+
+# %% ../nbs/02_detect.ipynb #a90cab8a
+def contact_sheet(
+    df: pd.DataFrame, # frames of one well in order: `frame, time_h, flag`
+    tables: list, # of their colonies: number, and label or track_id
+    thumbs: list, # as from `detect_frame`, or their paths
+    title: str='',
+    most: int=60, # frames to show
+):
+    "The frames of a well with the outlines of their colonies."
+    shown = np.unique(np.linspace(0, len(df)-1, min(most, len(df))).astype(int))
+    columns = min(len(shown), 6)
+    rows = -(-len(shown)//columns)
+    fig, axs = plt.subplots(rows, columns, figsize=(3*columns, 3.25*rows+.4), squeeze=False, layout='constrained')
+    for ax in axs.flat: ax.axis('off')
+    colors, tracks = class_colors(CLASSES) | {'': PALETTE[6], MULTI_LABEL: '#dddddd'}, {}
+    for ax, k in zip(axs.flat, shown):
+        with np.load(io.BytesIO(thumbs[k]) if isinstance(thumbs[k], bytes) else thumbs[k]) as z: labels, picture = z['labels'], z['picture']
+        r, known = df.iloc[k], len(tables[k]) and tables[k].label.ne('').any()
+        ax.imshow(picture, cmap='gray', vmin=0, vmax=255)
+        for o in tables[k].itertuples():
+            color = colors.get(o.label, PALETTE[6]) if known else PALETTE[tracks.setdefault(o.track_id, len(tracks)) % 7]
+            for c in cv2.findContours((labels == o.number).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0]: ax.plot(*np.vstack([c[:, 0], c[:1, 0]]).T, color=color, lw=1.2)
+        hours = '' if pd.isna(r.time_h) else f' · {r.time_h:g} h'
+        ax.set_title(f'{r.frame}{hours} · {r["flag"] or f"{len(tables[k])} colonies"}', fontsize=9, color=PALETTE[5] if r['flag'] else 'k')
+    labels = sorted({l for t in tables for l in t.label} - {''})
+    if labels: fig.legend([plt.Line2D([], [], color=colors[l], lw=3) for l in labels], labels, loc='outside lower center', ncols=6, frameon=False, fontsize=10)
+    fig.suptitle(title+(f' ({len(shown)} of {len(df)} frames)' if len(shown) < len(df) else ''), fontsize=12)
+    return fig
+
+# %% ../nbs/02_detect.ipynb #3f224b57
+def _in_processes(jobs, workers):
+    "Results as they come. Frames that a process died over are tried again in new ones, at last alone."
+    if workers == 1: yield from map(detect_frame, jobs); return
+    left = {j['frame']['stem']: j for j in jobs}
+    for n in (workers, workers, 1):
+        try:
+            for r in joblib.Parallel(n_jobs=n if n > 1 else 2, pre_dispatch=2*n if n > 1 else 1, return_as='generator_unordered')(joblib.delayed(detect_frame)(j) for j in list(left.values())):
+                left.pop(r['stem'])
+                yield r
+            return
+        except TerminatedWorkerError: pass
+    for stem, j in left.items(): yield dict(stem=stem, failure=f"{j['frame']['source']}: the process was killed, three times (out of memory?)")
+
+@contextmanager
+def dask_client(
+    address: str, # of a scheduler, or local
+    workers: int, # processes of a local one
+):
+    "A client of a Dask cluster."
+    try: from dask.distributed import Client, LocalCluster
+    except ImportError: raise InputError('dask', 'no package distributed', 'Dask', "Install it: pip install 'ipb_nb[dask]'") from None
+    with ExitStack() as stack:
+        try:
+            if address == 'local': address = stack.enter_context(LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None))
+            client = stack.enter_context(Client(address, timeout='20s'))
+        except (OSError, ValueError) as e: raise InputError('dask', f'{address} ({e})', 'the address of a Dask scheduler, or local', 'For example tcp://10.0.0.5:8786.') from None
+        yield client
+
+def _on_dask(jobs, client):
+    "Results as they come; some more tasks than processes are under way, so nothing piles up."
+    from dask.distributed import as_completed
+    todo, of = iter(jobs), {}
+    def submit(ac):
+        for j in todo:
+            f = client.submit(detect_frame, j, pure=False)
+            of[f.key] = j['frame']
+            ac.add(f)
+            return
+    running = as_completed()
+    for _ in range(3*max(sum(client.ncores().values()), 2)): submit(running)
+    for f in running:
+        frame = of.pop(f.key)
+        try: r = f.result()
+        except Exception as e: r = dict(stem=frame['stem'], failure=f"{frame['source']}: {type(e).__name__}: {e}")     # its worker died too often
+        yield r
+        submit(running)
+
+def _store(dest, r):
+    "The files of a frame, its record last."
+    for name, data in r['files'].items():
+        with atomic_path(dest/name) as tmp: tmp.write_bytes(data)
+    with atomic_path(dest/'.detect'/f"{r['stem']}.npz") as tmp: tmp.write_bytes(r['thumbs'])
+    write_json({k: r[k] for k in ('rows', 'quality', 'sha256')}, dest/'.detect'/f"{r['stem']}.json")
+
+def _detect_all(dest, jobs, workers, dask, failures):
+    "Run the tasks and store what they give."
+    todo = [j for j in jobs if not (dest/'.detect'/f"{j['frame']['stem']}.json").exists()]
+    with dask_client(dask, workers) if dask else nullcontext() as client, tqdm(total=len(jobs), initial=len(jobs)-len(todo), desc='detecting', unit='image') as bar:
+        source, colonies = {j['frame']['stem']: j['frame']['source'] for j in todo}, 0
+        for r in _on_dask(todo, client) if dask else _in_processes(todo, workers):
+            if 'failure' in r: list_failure(failures, source[r['stem']], r['failure'])
+            else:
+                _store(dest, r)
+                colonies += len(r['rows'])
+            bar.set_postfix_str(f"{colonies/max(bar.format_dict['elapsed'], .1):.1f} colonies/s", refresh=False)
+            bar.update()
+
+# %% ../nbs/02_detect.ipynb #5381e527
+def _begin(dest, p, resume):
+    "Note the parameters of a new detection, or compare them with those of the unfinished one. True where all is done already."
+    state = dest/'.detect'/'parameters.json'
+    done = (dest/'colonies.csv').exists() and not state.exists()
+    if not state.exists() and not done:
+        if dest.exists() and (not dest.is_dir() or any(dest.iterdir())): raise InputError(dest, 'an existing file or folder', 'a new or empty folder', 'Choose another name, or remove it first.')
+        write_json(p, state)
+        return False
+    if not resume:
+        raise InputError(dest, 'a finished dataset' if done else 'an unfinished detection', 'a new or empty folder', 'Choose another name'+('.' if done else ', or go on with it: --resume.'))
+    known = read_json(dest/'dataset.json').get('detection', {}) if done else read_json(state)
+    for k in p:
+        if known.get(k) != p[k]: raise InputError(dest, f'{k} {known.get(k)}', f'{k} {p[k]}, as asked for', 'Choose another name, or ask for the same to go on.')
+    return done
+
+def _scales(dest, frames, p):
+    "Limits of grey and flat fields by plate: kept, so that a resumed run uses the same."
+    f = dest/'.detect'/'scales.json'
+    if not f.exists():
+        limits = common_limits(frames) if p['scale'] == 'experiment' else None
+        gains = {plate: flat_field(own, limits).tolist() for plate, own in frames.groupby('plate')} if p['flat_field'] else {}
+        write_json(dict(limits=limits, gains=gains), f)
+    s = read_json(f)
+    return s['limits'], {k: np.array(v, np.float32) for k, v in s['gains'].items()}
+
+def _companions(folder, frames, suffixes, by_well):
+    "The file that belongs to each frame, in the layout that is written here; those of frames without one are None."
+    if folder is None: return [None]*len(frames)
+    there = set(files_below(folder, suffixes))
+    names = [[Path(r.group, f'{r.frame:03d}{s}') if by_well else Path(f'{r.stem}{s}') for s in suffixes] for r in frames.itertuples()]
+    return [next((folder/n for n in own if n in there), None) for own in names]
+
+def _follow(dest, group, own, sheets):
+    "One well: its colonies with their tracks, its quality with the shift, and its contact sheet."
+    records = [read_json(dest/'.detect'/f'{s}.json') for s in own.stem]
+    thumbs = [dest/'.detect'/f'{s}.npz' for s in own.stem]
+    columns = ['number', 'colony_id', 'label', 'area_px', 'touches_border', *BOX]
+    tables, moved = track_well(group, [(pd.DataFrame(r['rows'], columns=columns), t) for r, t in zip(records, thumbs)])
+    own = own.assign(**{k: [r['quality'][k] for r in records] for k in records[0]['quality']}, shift_y_px=moved[:, 0], shift_x_px=moved[:, 1])
+    if sheets:
+        fig = contact_sheet(own, tables, thumbs, group)
+        with atomic_path(dest/'contact_sheets'/f'{group}.png') as tmp: fig.savefig(tmp, dpi=100)
+        plt.close(fig)
+    return (pd.concat([t.assign(source=r.source, group=group, frame=r.frame, time_h=r.time_h) for t, r in zip(tables, own.itertuples())]),
+            own[['source', 'group', 'frame', 'time_h', 'focus', 'background', 'saturation', 'foreground', 'shift_y_px', 'shift_x_px', 'colonies', 'flag']])
+
+def _tracks(dest, frames, sheets, workers):
+    "All wells."
+    wells = [(dest, group, own, sheets) for group, own in frames.groupby('group', sort=False)]
+    done = joblib.Parallel(n_jobs=min(workers, len(wells)), return_as='generator')(joblib.delayed(_follow)(*w) for w in wells)
+    tables, quality = zip(*tqdm(done, total=len(wells), desc='tracking', unit='well', leave=False))
+    return pd.concat(tables, ignore_index=True), pd.concat(quality, ignore_index=True)
+
+def _carry_labels(dest, df, sources, old):
+    "Labels and verdicts of the colonies that are the same in another dataset: id, picture, box and outline."
+    known = dict(read_table(old.path/'sources.csv', ['source', 'sha256']).values) if (old.path/'sources.csv').exists() else {}
+    def same(r):
+        o = old.colonies.loc[r.colony_id] if r.colony_id in old.colonies.index else None
+        return o is not None and known.get(o.source) == sources[r.source] and tuple(o[BOX]) == tuple(getattr(r, b) for b in BOX) and (dest/r.mask).read_bytes() == (old.path/o['mask']).read_bytes()
+    kept = {r.colony_id for r in df.itertuples() if same(r)}
+    for f in sorted((old.path/'annotations').glob('*.csv')):
+        log = read_table(f, LOG_COLUMNS, [])
+        write_csv(log[log.colony_id.isin(kept)], dest/'annotations'/f.name)
+    return [old.colonies.label[i] if i in kept else '' for i in df.colony_id]
+
+def _finish(dest, raw, frames, p, failures, scales, sheets, workers):
+    "The tables of the dataset, from the records of its frames."
+    frames = frames[[(dest/'.detect'/f'{s}.json').exists() for s in frames.stem]]
+    if not len(frames): raise InputError(raw, f'no frame that could be used; the first: {failures[0]["reason"]}', 'readable images', 'Mend them, and go on with --resume.')
+    df, quality = _tracks(dest, frames, sheets, workers)
+    write_csv(quality, dest/'qc.csv')
+    if not len(df): raise InputError(raw, f'no colonies in {len(frames)} frames ({", ".join(f"{k}: {n}" for k, n in quality.flag.replace("", "no flag").value_counts().items())})', 'at least one', f'Look at {dest}/qc.csv; smaller colonies are found with --min_area.')
+    df = df.assign(image='images/'+df.colony_id+'.png', mask='masks/'+df.colony_id+'.png')
+    sources = {s: read_json(dest/'.detect'/f'{t}.json')['sha256'] for s, t in zip(frames.source, frames.stem)}
+    limits = f"8-bit grey; deeper images scaled from {scales[0][0]:g}–{scales[0][1]:g} to 0–255" if scales[0] else '8-bit grey as it was' if frames.dtype.eq('uint8').all() else '8-bit grey; deeper images stretched from their own 0.1 to 99.9 % quantiles'
+    if p['true_labels']: write_csv(df[['colony_id', 'label']], dest/'truth'/'labels.csv')
+    if p['annotators']: df['label'] = ''
+    if p['labels']: df['label'] = _carry_labels(dest, df, sources, ColonyDataset(p['labels']))
+    write_tables(dest, df[COLUMNS], sources, failures, dict(format_version=FORMAT_VERSION, classes=p['classes'], margin=p['margin'], pixel_size=None if np.isnan(frames.pixel_size.iloc[0]) else float(frames.pixel_size.iloc[0]),
+                 raw_root=os.path.relpath(raw, dest), intensity=limits, detection=p, flat_field={k: np.round(g, 4).tolist() for k, g in scales[1].items()}, imports=[dict(importer='detect', raw=os.path.relpath(raw, dest), colonies=len(df), there_already=0)]))
+    return ColonyDataset(dest)
+
+# %% ../nbs/02_detect.ipynb #947ebcc7
+def _checked(frames, settings, margin, scale, preset):
+    "Settings in pixels; what cannot be is an `InputError`."
+    if preset not in ('standard', 'paper'): raise InputError('preset', preset, 'standard or paper', 'Choose one of them.')
+    if scale not in ('experiment', 'image'): raise InputError('scale', scale, 'experiment or image', 'Choose one of them.')
+    if margin < 0: raise InputError('margin', margin, 'pixels from 0', 'For example --margin 112.')
+    if odd := set(settings)-set(DETECTION): raise InputError('settings', min(odd), ', '.join(DETECTION), 'Take it out.')
+    size = None if np.isnan(frames.pixel_size.iloc[0]) else float(frames.pixel_size.iloc[0])
+    s = DETECTION | settings | dict(preset=preset)
+    s |= {k: in_pixels(s[k], size) for k in ('radius', 'open_radius', 'min_area', 'split')}
+    if s['min_area'] < 1 or s['split'] < 0: raise InputError('min_area, split', f"{s['min_area']}, {s['split']} px", 'at least 1 and 0', 'Choose others.')
+    colony_mask(np.zeros((64, 64), np.uint8), **{k: s[k] for k in ('blur', 'radius', 'open_radius', 'min_area')})
+    return s
+
+def detect_dataset(
+    raw, # folder of images, searched with all below it, or one file
+    dest, # dataset folder to make
+    preset: str='standard', # paper: look for neither empty nor confluent frames nor scale bars
+    classes=None, # class names in their order; None: the paper's
+    truth=None, # folder `truth` of a simulated experiment: label the colonies by it
+    annotators: int=0, # simulated annotators instead of the true labels
+    outlines=None, # folder of label images or ROI zips, to cut along them instead of detecting
+    labels=None, # dataset whose labels and verdicts untouched colonies keep
+    scale: str='experiment', # how deeper images become 8-bit: experiment or image
+    flat_field: bool=False, # divide by the illumination that a plate's frames share
+    margin: int=MARGIN, # px of surroundings kept
+    workers: int=1, # processes
+    dask: str=None, # address of a Dask scheduler, or local
+    resume: bool=False, # go on with what is there
+    contact_sheets: bool=False, # a picture a well
+    allow_gaps: bool=False, # go on where frames are missing
+    seed: int=0, # of the annotators
+    pattern: str=None, channel: int=None, z: int=None, pixel_size: float=None, interval_h: float=None, # for `list_frames`
+    **settings, # of `DETECTION`
+) -> ColonyDataset:
+    "Find the colonies of an experiment, cut them out, follow them, and write them as a dataset."
+    raw, dest = Path(raw), Path(dest)
+    if workers < 1: raise InputError('workers', workers, 'at least 1', 'Choose another --workers.')
+    frames, failures, bad = list_frames(raw, pattern, channel, z, pixel_size, interval_h)
+    root = raw if raw.is_dir() else raw.parent
+    truth, outlines = (Path(o) if o else None for o in (truth, outlines))
+    for o in (truth, outlines):
+        if o and not o.is_dir(): raise InputError(o, 'no such folder', 'a folder', 'Check the path.')
+    exp = truth and truth.parent/'experiment.json'
+    known = [tuple(o) for o in read_json(exp).get('dropped', [])] if exp and exp.exists() else []
+    if not len(frames): raise InputError(raw, f"no frame that can be read; the first: {failures[0]['reason']}", 'images', 'Mend them, or take them out.')
+    stops = [t for t in check_frames(frames, bad, known) if not (allow_gaps and '--allow_gaps' in t)]
+    if stops: raise InputError(raw, '; '.join(stops), 'frames that belong together', 'Look at all of it with --list.')
+    p = _checked(frames, settings, margin, scale, preset) | dict(classes=list(classes or (ColonyDataset(labels).classes if labels else CLASSES)), margin=margin, scale=scale, flat_field=bool(flat_field), pattern=pattern, channel=channel, z=z, pixel_size=pixel_size,
+             interval_h=interval_h, true_labels=bool(truth), annotators=annotators, seed=seed, outlines=bool(outlines), labels=labels and os.path.relpath(labels))
+    if _begin(dest, p, resume): return ColonyDataset(dest)
+    scales = _scales(dest, frames, p)
+    jobs = []
+    for r, t, o in zip(frames.to_dict('records'), _companions(truth, frames, ('.png',), True), _companions(outlines, frames, ('.zip', '.tif', '.tiff'), False)):
+        if truth and not t: list_failure(failures, r['source'], f"no {r['group']}/{r['frame']:03d}.png in {truth}")
+        elif outlines and not o: list_failure(failures, r['source'], f"no {r['stem']}.zip or .tif in {outlines}")
+        else: jobs.append(_job(r | dict(path=r['path'].absolute()), {k: p[k] for k in DETECTION}, scales[0], scales[1].get(r['plate']), None, margin, t and t.absolute(), o and o.absolute()))
+    _detect_all(dest, jobs, workers, dask, failures)
+    ds = _finish(dest, root, frames, p, failures, scales, contact_sheets, workers)
+    if exp and (truth.parent/'wells.csv').exists(): shutil.copy(truth.parent/'wells.csv', dest/'wells.csv')
+    if annotators:
+        shutil.rmtree(dest/'annotations', ignore_errors=True)                # of an interrupted run
+        simulate_annotators(ds, n=annotators, seed=seed)
+    shutil.rmtree(dest/'.detect')
+    return ds
+
+# %% ../nbs/02_detect.ipynb #c009c53f
+def _print_list(frames, failures, bad):
+    shown = pd.DataFrame({'file': frames.source, 'well': frames.group+' ('+frames.group_from+')', 'frame': frames.frame.astype(str)+' ('+frames.frame_from+')',
+                          'time (h)': [f'{t:g} ({o})' if t == t else '–' for t, o in zip(frames.time_h, frames.time_from)],
+                          'pixel (µm)': [f'{v:g} ({o})' if v == v else '–' for v, o in zip(frames.pixel_size, frames.pixel_from)], 'type': frames.dtype, 'size': frames.height.astype(str)+' × '+frames.width.astype(str)})
+    print(shown.to_string(index=False))
+    print(f'{len(frames)} frames of {frames.group.nunique()} wells')
+    for f in failures: print(f"{f['kind']}: {f['reason']}")
+    for t in check_frames(frames, bad): print(t)
+
+@command
+def ipb_detect(
+    raw: str, # folder of images, searched with all below it, or one file
+    dest: Param('dataset folder to make', str, nargs='?', opt=False)='',
+    list: bool=False, # only show what is there: well, frame, time, pixel size, and where each was read
+    preset: str='standard', # paper: look for neither empty nor confluent frames nor scale bars
+    refine: bool=False, # closer outlines and faint colonies, beyond the paper
+    split: str='0', # cut touching colonies at necks of this depth: px, or 20um
+    min_area: str='2000', # of a colony: px, or 1280um2
+    blur: int=3, # px, side of the Gaussian kernel
+    radius: str='3', # of the entropy's disk: px, or 2.4um
+    open_radius: str='3', # of the opening's disk
+    classes: str=None, # class names, separated by commas; default: Debris,Dense,Diff,Spread
+    truth: str=None, # folder truth of a simulated experiment: label the colonies by it
+    annotators: int=0, # simulated annotators instead of the true labels
+    outlines: str=None, # folder of edited label images or ROI zips: cut along them
+    labels: str=None, # dataset whose labels untouched colonies keep
+    pattern: str=None, # regular expression for paths with named groups: group, frame, time_h, plate
+    pixel_size: float=None, # µm, instead of what the files say; 0: unknown
+    interval_h: float=None, # hours from frame to frame, where the files do not say
+    channel: int=None, # of several channels
+    z: int=None, # of several focal planes
+    scale: str='experiment', # how deeper images become 8-bit: experiment or image
+    flat_field: bool=False, # divide by the illumination that a plate's frames share
+    margin: int=MARGIN, # px of surroundings kept around each colony
+    contact_sheet: bool=False, # also write a picture a well with all outlines
+    allow_gaps: bool=False, # go on where frames are missing
+    workers: int=1, # processes
+    dask: str=None, # address of a Dask scheduler, or local
+    resume: bool=False, # go on with an interrupted detection
+    seed: int=0, # of the annotators
+):
+    "Find the colonies in microscope images and write them as a dataset."
+    if list: return _print_list(*list_frames(raw, pattern, channel, z, pixel_size, interval_h))
+    if not dest: raise InputError('dest', 'nothing', 'the folder of the dataset to make', 'Name it: ipb-detect RAW DEST; or look first: ipb-detect RAW --list.')
+    ds = detect_dataset(raw, dest, preset, [c.strip() for c in classes.split(',') if c.strip()] if classes else None, truth, annotators, outlines, labels, scale, flat_field, margin, workers, dask, resume, contact_sheet,
+                        allow_gaps, seed, pattern, channel, z, pixel_size, interval_h, refine=refine, split=split, min_area=min_area, blur=blur, radius=radius, open_radius=open_radius)
+    quality = read_table(ds.path/'qc.csv', ['flag'])
+    print(ds.counts.to_string())
+    for flag, n in quality.flag[quality.flag.ne('')].value_counts().items(): print(f'{flag}: {n} frames')
+    for f in ds.failures.itertuples(): print(f'{f.kind}: {f.reason}')
+    print(f"{len(ds)} colonies, {ds.colonies.track_id.nunique()} tracks, {len(quality)} frames in {ds.path}"+(f"; pictures of all wells in {ds.path/'contact_sheets'}" if contact_sheet else ''))
+    if n := (ds.failures.kind == 'bad file').sum(): raise InputError(raw, f'{n} files that could not be used (listed above and in {ds.path}/failures.csv)', 'readable images', 'The rest is done; mend them and detect again.')
