@@ -7,10 +7,11 @@ __all__ = ['COLUMNS', 'TEXT_COLUMNS', 'BOX', 'MARGIN', 'FORMAT_VERSION', 'UNLABE
            'LOG_COLUMNS', 'PATTERN_FIELDS', 'OTHER_SUFFIXES', 'PUBLISHED', 'CSV_COLUMNS', 'MASK_ENDINGS', 'ROI_ENDINGS',
            'IMPORTERS', 'PARTS', 'BY', 'MIN_VALID', 'MIN_GROUPS', 'TRIES', 'NEAR_BITS', 'NEAR_CORRELATION', 'cut_crop',
            'pad_crop', 'colony_row', 'plain_label', 'write_dataset', 'write_tables', 'ColonyDataset', 'Colony',
-           'nice_length', 'show_crop', 'list_failure', 'import_rows', 'sha256', 'files_below', 'match_files', 'path_id',
-           'otsu_mask', 'read_mask', 'import_folders', 'covered_share', 'read_voc', 'import_voc', 'import_csv',
-           'read_labels', 'label_image_rows', 'import_masks', 'roi_mask', 'read_rois', 'import_rois', 'find_kind',
-           'ipb_import', 'lineages', 'make_split', 'Split', 'save_split', 'similar_pairs', 'ipb_split', 'ipb_dataset']
+           'nice_length', 'show_crop', 'list_failure', 'check_pattern', 'from_pattern', 'import_rows', 'sha256',
+           'files_below', 'match_files', 'path_id', 'otsu_mask', 'read_mask', 'import_folders', 'covered_share',
+           'read_voc', 'import_voc', 'import_csv', 'read_labels', 'label_image_rows', 'import_masks', 'roi_mask',
+           'read_rois', 'import_rois', 'find_kind', 'ipb_import', 'lineages', 'make_split', 'Split', 'save_split',
+           'similar_pairs', 'ipb_split', 'ipb_dataset']
 
 # %% ../nbs/03_dataset.ipynb #e57f9f67
 import hashlib, os, re, shutil, warnings, xml.etree.ElementTree as ET
@@ -516,7 +517,21 @@ def list_failure(
     "Note a bad file."
     failures.append(dict(source=str(source).encode('utf-8', 'backslashreplace').decode(), item=item, kind='bad file', reason=str(e)))
 
-def _from_pattern(source, pattern):
+def check_pattern(
+    pattern: str, # regular expression for file names
+    fields=PATTERN_FIELDS, # names that its groups may have
+):
+    "A pattern that cannot be used is an `InputError`."
+    do = r'For example (?P<group>[A-H]\d+)_t(?P<frame>\d+).'
+    try: named = set(re.compile(pattern).groupindex)
+    except re.error as e: raise InputError('pattern', f'{pattern} ({e})', 'a regular expression', do) from None
+    if not named or named-set(fields): raise InputError('pattern', f"{pattern} with the groups {', '.join(sorted(named)) or 'none'}", f"named groups out of {', '.join(fields)}", do)
+
+def from_pattern(
+    source: str, # path of a file
+    pattern: str, # from `check_pattern`
+) -> dict: # field: value
+    "What a file's name says."
     m = re.search(pattern, source)
     if not m: raise InputError(source, 'a name that does not fit the pattern', pattern, 'Correct the pattern, or rename the file.')
     got = {k: v for k, v in m.groupdict().items() if v}
@@ -526,7 +541,7 @@ def _from_pattern(source, pattern):
 def _named(rows, prefix, pattern, failures):
     for r in rows:
         if pattern:
-            try: r |= _from_pattern(r['source'], pattern)
+            try: r |= from_pattern(r['source'], pattern)
             except InputError as e: list_failure(failures, r['source'], e); continue
         yield r | {k: prefix+r[k] for k in ('colony_id', 'group', 'track_id') if r.get(k)} | {'parent_ids': ';'.join(prefix+p for p in r.get('parent_ids', '').split(';') if p)}
 
@@ -542,10 +557,7 @@ def import_rows(
     **kwargs, # `importer, margin, pixel_size, add` of `write_dataset`
 ) -> 'ColonyDataset':
     "Name the rows and write them. A pattern that cannot be used and class names that cannot be stored are `InputError`s."
-    if pattern:
-        try: fields = set(re.compile(pattern).groupindex)
-        except re.error as e: raise InputError('pattern', f'{pattern} ({e})', 'a regular expression', 'For example (?P<group>well[0-9]+)_t(?P<frame>[0-9]+).') from None
-        if not fields or fields-set(PATTERN_FIELDS): raise InputError('pattern', f"{pattern} with the groups {', '.join(sorted(fields)) or 'none'}", f"named groups out of {', '.join(PATTERN_FIELDS)}", 'For example (?P<group>well[0-9]+)_t(?P<frame>[0-9]+).')
+    if pattern: check_pattern(pattern)
     _check_classes_named(classes)
     if kwargs.get('margin', 0) < 0: raise InputError('margin', kwargs['margin'], 'pixels from 0', 'For example --margin 112.')
     if kwargs.get('pixel_size') is not None and not 0 < kwargs['pixel_size'] < np.inf: raise InputError('pixel_size', kwargs['pixel_size'], 'µm above 0', 'Leave it out where it is not known.')

@@ -7,8 +7,8 @@ __all__ = ['GLASS', 'WINDOW', 'TEXTURED', 'CONFLUENT', 'DETECTION', 'FIELDS', 'T
            'detailed', 'local_entropy', 'above_glass', 'in_pixels', 'fill_holes', 'drop_small', 'colony_mask',
            'split_touching', 'detect_colonies', 'relabelled', 'outline', 'rois_zip', 'labels_tiff', 'read_outlines',
            'texture', 'scale_bars', 'frame_quality', 'find_colonies', 'file_frames', 'read_frame', 'list_frames',
-           'check_frames', 'grey', 'to_8bit', 'common_limits', 'flat_field', 'true_label', 'detect_frame',
-           'stable_digest', 'registered', 'track_well', 'contact_sheet', 'dask_client', 'detect_dataset', 'ipb_detect']
+           'check_frames', 'grey', 'to_8bit', 'common_limits', 'flat_field', 'true_label', 'detect_frame', 'registered',
+           'track_well', 'contact_sheet', 'dask_client', 'detect_dataset', 'ipb_detect']
 
 # %% ../nbs/02_detect.ipynb #c5d470e0
 import functools, hashlib, io, os, re, shutil, zipfile, xml.etree.ElementTree as ET
@@ -35,10 +35,10 @@ from skimage.segmentation import watershed
 from tqdm import tqdm
 
 from .core import (IMAGE_SUFFIXES, MULTI_LABEL, PALETTE, InputError, atomic_path, class_colors, command, counter_rng, png_bytes, read_json, read_pixels,
-                         read_table, stable_hash, write_csv, write_json)
-from .dataset import (BOX, COLUMNS, FORMAT_VERSION, ID, LOG_COLUMNS, MARGIN, OTHER_SUFFIXES, ColonyDataset, colony_row, cut_crop, files_below, list_failure, path_id,
+                         read_table, write_csv, write_json)
+from .dataset import (BOX, COLUMNS, FORMAT_VERSION, ID, LOG_COLUMNS, MARGIN, OTHER_SUFFIXES, ColonyDataset, check_pattern, colony_row, cut_crop, files_below, from_pattern, list_failure, path_id,
                             read_labels, read_rois, roi_mask, sha256, write_tables)
-from .simulate import CLASSES, PURE, composition_label, simulate_annotators, track_colonies
+from .simulate import CLASSES, composition_label, simulate_annotators, track_colonies
 
 # %% ../nbs/02_detect.ipynb #7dea918c
 def sorting_network(
@@ -252,7 +252,7 @@ def outline(
     x0: int=0,
 ) -> np.ndarray: # int (n, 2): x, y of the corners, in pixel edges
     "The polygon along the pixels' edges."
-    double = np.kron(mask.view(np.uint8), np.ones((2, 2), np.uint8))
+    double = mask.view(np.uint8).repeat(2, axis=0).repeat(2, axis=1)
     contours, _ = cv2.findContours(double, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     line = (max(contours, key=len)[:, 0]+1)//2
     line = line[(line != np.roll(line, 1, axis=0)).any(axis=1)]
@@ -305,7 +305,8 @@ def texture(
     "Local standard deviation of detail of some ten pixels, in units of the noise's."
     f = image[::max(len(image)//256, 1)].astype(np.float32)
     noise = np.median(np.abs(f[:, 2:]-2*f[:, 1:-1]+f[:, :-2]))/.6745/6**.5 if image.shape[1] > 2 else 0
-    small = cv2.resize(image.astype(np.float32), None, fx=.25, fy=.25, interpolation=cv2.INTER_AREA) if min(image.shape) >= 4 else image.astype(np.float32)
+    h, w = (max(s//4, 1) for s in image.shape)
+    small = sum(image[y:4*h:4, x:4*w:4][:h, :w].astype(np.float32) for y in range(min(4, len(image))) for x in range(min(4, image.shape[1])))/16
     detail = cv2.GaussianBlur(small, (0, 0), .7)-cv2.GaussianBlur(small, (0, 0), 3)
     return np.sqrt(cv2.blur(detail*detail, (7, 7)))/(max(noise, .3)/4)
 
@@ -336,7 +337,7 @@ def frame_quality(
     "How good a frame is."
     glass = image[~mask]
     background = float(np.median(glass)) if glass.size else np.nan
-    sharp = cv2.Laplacian(cv2.GaussianBlur(image, (0, 0), 1), cv2.CV_32F)[mask]
+    sharp = cv2.Laplacian(cv2.GaussianBlur(image, (0, 0), 1), cv2.CV_16S)[mask]
     return dict(focus=round(float(sharp.var()/max(background, 1)**2*1000), 3) if sharp.size and glass.size else np.nan, background=background,
                 saturation=round(float(((image == 0) | (image == 255)).mean()), 5), foreground=round(float(mask.mean()), 4))
 
@@ -508,18 +509,6 @@ def _numbered(stem):
     m = re.fullmatch(r'(?:(.*?)[ _.-]+)?(?:t|time|frame|tp)?(\d+)', stem, re.I) or re.fullmatch(r'(.*\D)(\d{3,})', stem)
     return (m[1] or '', int(m[2])) if m else (stem, None)
 
-def _pattern_fields(pattern):
-    try: named = set(re.compile(pattern).groupindex)
-    except re.error as e: raise InputError('pattern', f'{pattern} ({e})', 'a regular expression', r'For example (?P<group>[A-H]\d+)_t(?P<frame>\d+).') from None
-    if not named or named-set(FIELDS): raise InputError('pattern', f"{pattern} with the groups {', '.join(sorted(named)) or 'none'}", f"named groups out of {', '.join(FIELDS)}", r'For example (?P<group>[A-H]\d+)_t(?P<frame>\d+).')
-
-def _by_pattern(source, pattern):
-    m = re.search(pattern, source)
-    if not m: raise InputError(source, 'a name that does not fit the pattern', pattern, 'Correct the pattern, or rename the file.')
-    got = {k: v for k, v in m.groupdict().items() if v}
-    try: return got | {k: t(got[k]) for k, t in dict(frame=int, time_h=float).items() if k in got}
-    except ValueError: raise InputError(source, f'{got} by the pattern {pattern}', 'whole numbers as frame, numbers as time_h', 'Correct the pattern, or rename the file.') from None
-
 def _look_into(root, files, channel, z, failures):
     "The frames of every file; of a bad file an empty list. A set's master decides for all its files."
     found, covered = {}, set()
@@ -541,11 +530,11 @@ def _named(root, found, pattern, failures):
     rows = []
     for f, frames in found.items():
         base, number = _numbered(f.stem)
-        try: fixed = _by_pattern(f.as_posix(), pattern) if pattern else {}
+        try: fixed = from_pattern(f.as_posix(), pattern) if pattern else {}
         except InputError as e: list_failure(failures, f.as_posix(), e); continue
         for k, o in enumerate(frames or [None]):
             bad, o = o is None, o or dict(name='', position='', timed=False, plane=0, time_h=np.nan, pixel_size=np.nan, origin='')
-            meta = o['name'] if o['name'] and f.stem not in o['name'] else ''
+            meta = o['name'] if o['name'].split('.')[0] != f.stem.split('.')[0] else ''          # many write the file's name there
             several = len(frames) > 1
             name = '-'.join(filter(None, [meta or (f.stem if several else base), o['position']]))
             frame, of = (o['plane'], o['origin']) if o['timed'] and several else (number, 'file name') if number is not None else (o['plane'], o['origin'] if o['timed'] else 'alone')
@@ -575,14 +564,14 @@ def list_frames(
     "What there is to detect colonies in, from names and metadata alone."
     raw = Path(raw)
     if not raw.exists(): raise InputError(raw, 'no such file or folder', 'images', 'Check the path.')
-    if pattern: _pattern_fields(pattern)
+    if pattern: check_pattern(pattern, FIELDS)
     root, failures = raw if raw.is_dir() else raw.parent, []
     files = files_below(root, (*IMAGE_SUFFIXES, '.nd2')) if raw.is_dir() else [Path(raw.name)]
     failures += [dict(source=f.as_posix(), item='', kind='skipped', reason=f'{f.suffix} is not read here; export it as TIFF') for f in (files_below(root, OTHER_SUFFIXES) if raw.is_dir() else []) if f.suffix.lower() != '.nd2']
     if not files: raise InputError(raw, 'no images', f"files that end in {', '.join((*IMAGE_SUFFIXES, '.nd2'))}", 'Check the folder.')
     df = _named(root, _look_into(root, files, channel, z, failures), pattern, failures)
     df = df.sort_values(['group', 'frame', 'source'], kind='stable', ignore_index=True)
-    bad, df = df[df.bad], df[~df.bad]
+    bad, df = df[df.bad], df[~df.bad].astype({c: int for c in ('index', 'series', 'frame', 'height', 'width') if not df.bad.all()})
     for key, what in ((lambda: df.stem.str.casefold(), 'would give the same colony ids as'), (lambda: df.group+' '+df.frame.astype(str), 'is the same well and frame as')):
         k = key()
         for i in df.index[k.duplicated()]: list_failure(failures, df.source[i], f'it {what} {df.source[k.eq(k[i]).idxmax()]}; rename one of the two')
@@ -698,7 +687,7 @@ def detect_frame(
     cv2.setNumThreads(1)                                                     # workers share the cores
     try:
         image = to_8bit(grey(read_frame(f)), job['limits'], job['gain'])
-        digest = stable_digest(image) if '#' in f['source'] else sha256(f['path'])
+        digest = _digest(image) if '#' in f['source'] else sha256(f['path'])
         labels, df, quality = _found(job, image)
         truth = _read_truth(job['truth'], image.shape) if job['truth'] else None
         rows, files = [], {f"outlines/labels/{f['stem']}.tif": labels_tiff(labels), f"outlines/rois/{f['stem']}.zip": rois_zip(labels, df)}
@@ -714,7 +703,7 @@ def detect_frame(
     except Exception as e: return dict(stem=f['stem'], failure=str(e).replace('image: ', f"{f['source']}: ", 1).replace(str(f['path']), f['source']) if isinstance(e, InputError) else f"{f['source']}: {type(e).__name__}: {e}")
     finally: cv2.setNumThreads(threads)
 
-def stable_digest(im): return hashlib.sha256(f'{im.dtype} {im.shape}'.encode()+im.tobytes()).hexdigest()
+def _digest(im): return hashlib.sha256(f'{im.dtype} {im.shape}'.encode()+im.tobytes()).hexdigest()
 
 def _job(frame, settings=(), limits=None, gain=None, pixel_size=None, margin=MARGIN, truth=None, outlines=None):
     return dict(frame=frame, settings=dict(settings), limits=limits, gain=gain, pixel_size=pixel_size, margin=margin, truth=truth and str(truth), outlines=outlines and str(outlines))
@@ -827,9 +816,9 @@ def _on_dask(jobs, client):
         submit(running)
 
 def _store(dest, r):
-    "The files of a frame, its record last."
-    for name, data in r['files'].items():
-        with atomic_path(dest/name) as tmp: tmp.write_bytes(data)
+    "The files of a frame, its record last: before that they do not count, so they need not be written atomically."
+    for name in {name.rpartition('/')[0] for name in r['files']}: (dest/name).mkdir(parents=True, exist_ok=True)
+    for name, data in r['files'].items(): (dest/name).write_bytes(data)
     with atomic_path(dest/'.detect'/f"{r['stem']}.npz") as tmp: tmp.write_bytes(r['thumbs'])
     write_json({k: r[k] for k in ('rows', 'quality', 'sha256')}, dest/'.detect'/f"{r['stem']}.json")
 
