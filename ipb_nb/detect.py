@@ -519,7 +519,7 @@ def _look_into(root, files, channel, z, failures):
             frames = file_frames(root/f, channel, z)
         except InputError as e:
             if 'Choose' in e.do: raise                                       # a decision that holds for all files
-            list_failure(failures, f.as_posix(), e); found[f] = []; continue
+            list_failure(failures, f.as_posix(), str(e).replace(str(root/f), f.as_posix())); found[f] = []; continue
         homes = {o['path']: Path(os.path.relpath(o['path'].resolve(), root.resolve())) for o in frames}
         for path, home in homes.items(): found[home] = [o for o in frames if o['path'] == path]
         covered |= set(homes.values())
@@ -542,6 +542,7 @@ def _named(root, found, pattern, failures):
             rows.append(o | dict(file=f, source=f.as_posix()+(f'#{k}' if several else ''), stem=path_id(f)+(f'-{k:03d}' if several else ''), bad=bad, folder=folder, name=name, name_from=o['origin'] if meta else 'file name',
                                  frame=frame, frame_from=of, time_from=o['origin'], pixel_from=o['origin'], plate=f.parts[0] if len(f.parts) > 2 else '', number=number) | fixed
                         | {f'{k}_from': 'pattern' for k in fixed if k != 'plate'} | {'by_pattern': 'group' in fixed})
+    if not rows: raise InputError('pattern', f'{pattern}, which fits none of {len(found)} files', 'one that fits their paths', f"The first is {next(iter(found)).as_posix()}.")
     df = pd.DataFrame(rows)
     lone = df.groupby('folder').name.transform('nunique').eq(1)
     own = ['-'.join(filter(None, [folder.replace('/', '-'), '' if alone and folder else name])) or root.resolve().name for folder, name, alone in zip(df.folder, df.name, lone)]
@@ -913,7 +914,7 @@ def _finish(dest, raw, frames, p, failures, scales, sheets, workers):
     limits = f"8-bit grey; deeper images scaled from {scales[0][0]:g}–{scales[0][1]:g} to 0–255" if scales[0] else '8-bit grey as it was' if frames.dtype.eq('uint8').all() else '8-bit grey; deeper images stretched from their own 0.1 to 99.9 % quantiles'
     if p['true_labels']: write_csv(df[['colony_id', 'label']], dest/'truth'/'labels.csv')
     if p['annotators']: df['label'] = ''
-    if p['labels']: df['label'] = _carry_labels(dest, df, sources, ColonyDataset(p['labels']))
+    if p['labels']: df['label'] = _carry_labels(dest, df, sources, ColonyDataset(dest/p['labels']))
     write_tables(dest, df[COLUMNS], sources, failures, dict(format_version=FORMAT_VERSION, classes=p['classes'], margin=p['margin'], pixel_size=None if np.isnan(frames.pixel_size.iloc[0]) else float(frames.pixel_size.iloc[0]),
                  raw_root=os.path.relpath(raw, dest), intensity=limits, detection=p, flat_field={k: np.round(g, 4).tolist() for k, g in scales[1].items()}, imports=[dict(importer='detect', raw=os.path.relpath(raw, dest), colonies=len(df), there_already=0)]))
     return ColonyDataset(dest)
@@ -967,7 +968,7 @@ def detect_dataset(
     stops = [t for t in check_frames(frames, bad, known) if not (allow_gaps and '--allow_gaps' in t)]
     if stops: raise InputError(raw, '; '.join(stops), 'frames that belong together', 'Look at all of it with --list.')
     p = _checked(frames, settings, margin, scale, preset) | dict(classes=list(classes or (ColonyDataset(labels).classes if labels else CLASSES)), margin=margin, scale=scale, flat_field=bool(flat_field), pattern=pattern, channel=channel, z=z, pixel_size=pixel_size,
-             interval_h=interval_h, true_labels=bool(truth), annotators=annotators, seed=seed, outlines=bool(outlines), labels=labels and os.path.relpath(labels))
+             interval_h=interval_h, true_labels=bool(truth), annotators=annotators, seed=seed, outlines=bool(outlines), labels=labels and os.path.relpath(labels, dest))
     if _begin(dest, p, resume): return ColonyDataset(dest)
     scales = _scales(dest, frames, p)
     jobs = []
