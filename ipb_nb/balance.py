@@ -9,6 +9,7 @@ __all__ = ['pseudo_labels', 'class_weights', 'PseudoBalance']
 import numpy as np
 import torch
 
+from .model import autocast, in_bfloat16
 from .patch import views
 from fastai.callback.core import Callback
 from fastcore.basics import store_attr
@@ -20,10 +21,12 @@ def pseudo_labels(
     dl, # loader of U: uint8 patches and keys
     mean: float, # normalisation
     std: float,
+    amp: bool=False, # the passes in bfloat16
 ) -> tuple: # class (n,), confidence (n,), in the order of the loader's colonies
     "The teacher's label for the patch of every colony in this epoch, and how sure it is (paper, step 6)."
     teacher.eval()
-    p = torch.cat([teacher(views(x, keys, 'plain', mean, std)).softmax(1) for x, keys in dl.new(shuffle=False, weights=None, n_draws=None, drop_last=False)])
+    dl = dl.new(shuffle=False, weights=None, n_draws=None, drop_last=False)
+    with autocast(dl.device, amp): p = torch.cat([teacher(views(x, keys, 'plain', mean, std)).float().softmax(1) for x, keys in dl])
     confidence, label = p.max(1)
     return label.cpu().numpy(), confidence.cpu().numpy()
 
@@ -57,7 +60,7 @@ class PseudoBalance(Callback):
     def before_train(self):
         if hasattr(self.learn, 'lr_finder'): return
         dl, k = self.dl, len(self.classes)
-        label, confidence = pseudo_labels(self.teacher, dl, self.mean, self.std)
+        label, confidence = pseudo_labels(self.teacher, dl, self.mean, self.std, in_bfloat16(self.learn))
         share, weight = class_weights(label, k)
         dl.weights = weight[label]
         drawn = np.array(dl.get_idxs()) % dl.n_colonies

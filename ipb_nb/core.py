@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'MULTI_LABEL', 'PALETTE', 'InputError', 'command', 'atomic_path', 'write_json', 'write_csv',
            'read_json', 'new_folder', 'read_table', 'read_numbers', 'append_csv', 'to_grey8', 'read_pixels',
-           'read_image', 'png_bytes', 'write_png', 'stable_hash', 'counter_rng', 'seed_all', 'class_colors']
+           'read_image', 'png_bytes', 'write_png', 'in_pixels', 'stable_hash', 'counter_rng', 'seed_all',
+           'class_colors']
 
 # %% ../nbs/00_core.ipynb #ae70522b
 import codecs, csv, errno, functools, hashlib, io, json, os, random, re, shutil, sys, warnings
@@ -246,6 +247,18 @@ def write_png(
 ):
     "Write a PNG, atomically."
     with atomic_path(path) as tmp: tmp.write_bytes(png_bytes(im))
+
+# %% ../nbs/00_core.ipynb #d181cc37
+def in_pixels(
+    size, # number of pixels, or text with a unit: '2.4um', '1280um2' or µm²
+    pixel_size: float=None, # µm
+) -> int:
+    "A length or an area in pixels."
+    if m := re.fullmatch(r'\s*([\d.]+)\s*[uµμ]m([2²]?)\s*', str(size)):
+        if not pixel_size: raise InputError('pixel_size', 'nothing', f'µm a pixel, to convert {size}', 'Give the pixel size, or the size in pixels.')
+        return round(float(m[1])/pixel_size**(2 if m[2] else 1))
+    try: return int(size)
+    except (TypeError, ValueError): raise InputError('size', size, 'pixels, or a number with the unit um or um2', 'For example 2000, or 1280um2.') from None
 
 # %% ../nbs/00_core.ipynb #acc7e247
 def stable_hash(

@@ -6,7 +6,7 @@
 __all__ = ['COLUMNS', 'TEXT_COLUMNS', 'BOX', 'MARGIN', 'FORMAT_VERSION', 'UNLABELLED', 'RESERVED', 'ID', 'ACTIONS', 'EXCLUDE',
            'LOG_COLUMNS', 'PATTERN_FIELDS', 'OTHER_SUFFIXES', 'PUBLISHED', 'CSV_COLUMNS', 'MASK_ENDINGS', 'ROI_ENDINGS',
            'IMPORTERS', 'PARTS', 'BY', 'MIN_VALID', 'MIN_GROUPS', 'TRIES', 'NEAR_BITS', 'NEAR_CORRELATION', 'cut_crop',
-           'pad_crop', 'colony_row', 'plain_label', 'write_dataset', 'write_tables', 'ColonyDataset', 'Colony',
+           'colony_row', 'plain_label', 'write_dataset', 'write_tables', 'ColonyDataset', 'Colony', 'missing_margin',
            'nice_length', 'show_crop', 'list_failure', 'check_pattern', 'from_pattern', 'import_rows', 'sha256',
            'files_below', 'match_files', 'path_id', 'otsu_mask', 'read_mask', 'import_folders', 'covered_share',
            'read_voc', 'import_voc', 'import_csv', 'read_labels', 'label_image_rows', 'import_masks', 'roi_mask',
@@ -17,6 +17,7 @@ __all__ = ['COLUMNS', 'TEXT_COLUMNS', 'BOX', 'MARGIN', 'FORMAT_VERSION', 'UNLABE
 import hashlib, os, re, shutil, warnings, xml.etree.ElementTree as ET
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import cached_property
 from itertools import combinations
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -59,18 +60,6 @@ def cut_crop(
     "The pixels of a colony's box with its margin of real surroundings."
     y0, x0, y1, x1 = box
     return frame[max(y0-margin, 0):y1+margin, max(x0-margin, 0):x1+margin]
-
-def pad_crop(
-    crop: np.ndarray, # (h, w) as stored: clipped at the frame
-    box, # tight box in the frame
-    margin: int, # px that every side should have
-    mode='reflect', # 'reflect' for images, 'constant' for masks
-) -> np.ndarray: # (y1-y0+2*margin, x1-x0+2*margin)
-    "Complete a clipped crop to the full margin."
-    y0, x0, y1, x1 = box
-    top, left = min(margin, y0), min(margin, x0)
-    bottom, right = crop.shape[0]-top-(y1-y0), crop.shape[1]-left-(x1-x0)
-    return np.pad(crop, ((margin-top, margin-bottom), (margin-left, margin-right)), mode=mode)
 
 def colony_row(
     field: np.ndarray, # uint8 (H, W) the whole field
@@ -218,7 +207,6 @@ class ColonyDataset:
         lost = [k for k in ('classes', 'margin', 'pixel_size', 'raw_root', 'imports') if k not in self.info]
         if lost: raise InputError(self.path/'dataset.json', f'no {lost[0]}', f'a dataset of format {FORMAT_VERSION}', 'Import the dataset again.')
         self.classes, self.margin, self.pixel_size = self.info['classes'], self.info['margin'], self.info['pixel_size']
-        self._cache = {}
         df = read_table(self.table, COLUMNS, [])
         if not len(df): raise InputError(self.table, 'no rows', 'at least one colony', 'Import the dataset again.')
         self._check_rows(df)
@@ -245,13 +233,47 @@ class ColonyDataset:
     def __repr__(self): return f'{self.path.name}: {len(self)} colonies, classes {", ".join(self.classes)}'
 
 # %% ../nbs/03_dataset.ipynb #fa71af86
+def _reflected(start, stop, n):
+    "Positions from `start` to `stop` on a line of `n` pixels that is mirrored at both ends."
+    i = np.abs(np.arange(start, stop)) % max(2*(n-1), 1)
+    return np.minimum(i, 2*(n-1)-i)
+
 @dataclass
 class Colony:
-    "One colony in memory, completed to the full margin."
+    "One colony in memory."
     id: str
-    image: np.ndarray # uint8 (h, w)
-    mask: np.ndarray # bool (h, w)
-    key: int # hash of the id: the seed of everything random about this colony
+    pixels: np.ndarray # uint8 (h, w) as stored: the margin is clipped at the frame
+    bits: np.ndarray # uint8 (h, ⌈w/8⌉): the mask, eight pixels a byte
+    missing: tuple = ((0, 0), (0, 0)) # px that the frame cut off: (top, bottom), (left, right)
+    margin: int = MARGIN # px of surroundings
+
+    @cached_property
+    def key(self): return stable_hash(self.id)
+    @cached_property
+    def inside(self): return np.unpackbits(self.bits, axis=1, count=self.pixels.shape[1])       # 0 and 1, as stored
+    @cached_property
+    def image(self): return np.pad(self.pixels, self.missing, mode='reflect')
+    @cached_property
+    def mask(self): return np.pad(self.inside.view(bool), self.missing)
+    @property
+    def shape(self): return tuple(s+sum(m) for s, m in zip(self.pixels.shape, self.missing))
+
+    def cut(self,
+        box, # half-open (y0, x0, y1, x1) in `image`
+        side: int=None, # px to scale the piece to, if it is of another size
+    ) -> np.ndarray: # uint8, contiguous
+        "A piece of the image."
+        top, left = self.missing[0][0], self.missing[1][0]
+        (h, w), (y0, x0, y1, x1) = self.pixels.shape, (box[0]-top, box[1]-left, box[2]-top, box[3]-left)
+        if y0 >= 0 and x0 >= 0 and y1 <= h and x1 <= w: piece = self.pixels[y0:y1, x0:x1].copy()
+        else: piece = self.pixels[_reflected(y0, y1, h)[:, None], _reflected(x0, x1, w)]
+        return piece if side in (None, y1-y0) else cv2.resize(piece, (side, side))
+
+def missing_margin(shape, box, margin):
+    "How much of the margin the frame cut off."
+    (h, w), (y0, x0, y1, x1) = shape, map(int, box)
+    top, left = min(margin, y0), min(margin, x0)
+    return (margin-top, margin-(h-top-(y1-y0))), (margin-left, margin-(w-left-(x1-x0)))
 
 @patch
 def pixels(self:ColonyDataset,
@@ -270,12 +292,11 @@ def pixels(self:ColonyDataset,
 def colony(self:ColonyDataset,
     colony_id: str,
 ) -> Colony:
-    "The colony's image and mask, decoded once and completed to the full margin."
-    if colony_id not in self._cache:
-        image, mask = self.pixels(colony_id)
-        box = self.colonies.loc[colony_id, BOX]
-        self._cache[colony_id] = Colony(colony_id, pad_crop(image, box, self.margin), pad_crop(mask, box, self.margin, 'constant'), stable_hash(colony_id))
-    return self._cache[colony_id]
+    "The colony from its files."
+    pixels, mask = self.pixels(colony_id)
+    return Colony(colony_id, pixels, np.packbits(mask, axis=1), missing_margin(pixels.shape, self.colonies.loc[colony_id, BOX], self.margin), self.margin)
+
+
 
 # %% ../nbs/03_dataset.ipynb #44605232
 ACTIONS = ('set', 'undo', 'repeat')

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['GLASS', 'WINDOW', 'TEXTURED', 'CONFLUENT', 'DETECTION', 'FIELDS', 'THUMB', 'sorting_network', 'entropy_numbers',
-           'detailed', 'local_entropy', 'above_glass', 'in_pixels', 'fill_holes', 'drop_small', 'colony_mask',
-           'split_touching', 'detect_colonies', 'relabelled', 'outline', 'rois_zip', 'labels_tiff', 'read_outlines',
-           'texture', 'scale_bars', 'frame_quality', 'find_colonies', 'file_frames', 'read_frame', 'list_frames',
-           'check_frames', 'grey', 'to_8bit', 'common_limits', 'flat_field', 'true_label', 'detect_frame', 'registered',
-           'track_well', 'contact_sheet', 'dask_client', 'detect_dataset', 'ipb_detect']
+           'detailed', 'local_entropy', 'above_glass', 'fill_holes', 'drop_small', 'colony_mask', 'split_touching',
+           'detect_colonies', 'relabelled', 'outline', 'rois_zip', 'labels_tiff', 'read_outlines', 'texture',
+           'scale_bars', 'frame_quality', 'find_colonies', 'file_frames', 'read_frame', 'list_frames', 'check_frames',
+           'grey', 'to_8bit', 'common_limits', 'flat_field', 'true_label', 'detect_frame', 'registered', 'track_well',
+           'contact_sheet', 'dask_client', 'detect_dataset', 'ipb_detect']
 
 # %% ../nbs/02_detect.ipynb #c5d470e0
 import functools, hashlib, io, os, re, shutil, zipfile, xml.etree.ElementTree as ET
@@ -34,7 +34,7 @@ from skimage.registration import phase_cross_correlation
 from skimage.segmentation import watershed
 from tqdm import tqdm
 
-from .core import (IMAGE_SUFFIXES, MULTI_LABEL, PALETTE, InputError, atomic_path, class_colors, command, counter_rng, png_bytes, read_json, read_pixels,
+from .core import (IMAGE_SUFFIXES, MULTI_LABEL, PALETTE, InputError, atomic_path, class_colors, command, counter_rng, in_pixels, png_bytes, read_json, read_pixels,
                          read_table, write_csv, write_json)
 from .dataset import (BOX, COLUMNS, FORMAT_VERSION, ID, LOG_COLUMNS, MARGIN, OTHER_SUFFIXES, ColonyDataset, check_pattern, colony_row, cut_crop, files_below, from_pattern, list_failure, path_id,
                             read_labels, read_rois, roi_mask, sha256, write_tables)
@@ -161,17 +161,6 @@ def above_glass(
     return entropy > min(mode+GLASS*spread, otsu)
 
 # %% ../nbs/02_detect.ipynb #7b5999fd
-def in_pixels(
-    size, # number of pixels, or text with a unit: '2.4um', '1280um2' or µm²
-    pixel_size: float=None, # µm
-) -> int:
-    "A length or an area in pixels."
-    if m := re.fullmatch(r'\s*([\d.]+)\s*[uµμ]m([2²]?)\s*', str(size)):
-        if not pixel_size: raise InputError('pixel_size', 'nothing', f'µm a pixel, to convert {size}', 'Give the pixel size, or the size in pixels.')
-        return round(float(m[1])/pixel_size**(2 if m[2] else 1))
-    try: return int(size)
-    except (TypeError, ValueError): raise InputError('size', size, 'pixels, or a number with the unit um or um2', 'For example 2000, or 1280um2.') from None
-
 def fill_holes(
     mask: np.ndarray, # bool (H, W)
 ) -> np.ndarray: # bool (H, W)

@@ -27,15 +27,16 @@ from .core import InputError, atomic_path, command, read_json, seed_all, write_c
 from .balance import PseudoBalance
 from .dataset import MULTI_LABEL, ColonyDataset, Split
 from .metric import scores
-from .model import create_model
+from .model import BFloat16, bf16_pays, create_model
 from .mpl import MetaPseudoLabels
-from .patch import PatchEpoch, center_box, colony_dataloaders, normalisation
+from .patch import SMALL, VIEWS, Crops, PatchEpoch, check_scale, colony_dataloaders, normalisation, patch_scales
 from .supervised import EMA, MaskedCrossEntropy, SelectNetwork, fit_schedule, macro_tpr, paper_sgd, supervised_learner
 import fastai
 from fastai.callback.core import Callback
 from fastai.callback.progress import ProgressCallback
 from fastai.learner import Learner
 from fastcore.basics import patch, store_attr
+from fastai.torch_core import default_device
 from fastcore.meta import delegates
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
@@ -43,8 +44,8 @@ from traitlets.config import Config
 
 # %% ../nbs/20_experiment.ipynb #08e3a2e6
 PRESETS = {
-    'paper': dict(arch='hrnet', scales='224,112', pretrain_epochs=200, epochs=200, steps=0, batch_size=32, lr=.005, warmup=.05, ema=0., lambda_u=8., threshold=.65, finetune=20),
-    'quick': dict(arch='test_resnet', scales='64', pretrain_epochs=60, epochs=10, steps=1600, batch_size=32, lr=.01, warmup=.05, ema=.99, lambda_u=1., threshold=.95, finetune=30),
+    'paper': dict(arch='hrnet', scales='224,112', small='enlarge', pretrain_epochs=200, epochs=200, steps=0, batch_size=32, lr=.005, warmup=.05, ema=0., lambda_u=8., threshold=.65, finetune=20),
+    'quick': dict(arch='test_resnet', scales='64', small='context', pretrain_epochs=60, epochs=10, steps=1600, batch_size=32, lr=.01, warmup=.05, ema=.99, lambda_u=1., threshold=.95, finetune=30),
 }
 METHODS = ['mpl', 'supervised']
 
@@ -56,14 +57,17 @@ class ExperimentConfig:
         method: str='mpl', # mpl (meta pseudo labels) or supervised (the labelled part alone)
         balance: bool=True, # pseudo balancing of U every epoch (with mpl; --no-balance switches it off)
         multi_label: bool=True, # multi-label colonies in U (--no-multi_label leaves them out)
-        arch: str=None, # hrnet, or any timm network
-        scales: str=None, # sides of the patch in px, largest first: 64 or 224,112
+        arch: str=None, # hrnet, vgg19, or any timm network
+        width: float=1., # of hrnet and vgg19: channels of every layer, as a factor
+        scales: str=None, # sides of the patch, largest first: 64 or 224,112 (px), or 180um,90um
         split: str='default', # name of the dataset's split
         fold: int=0, # of the split
         threshold: float=None, # confidence from which a pseudo-label counts
         temperature: float=1., # of the teacher's soft labels
         lambda_u: float=None, # weight of the teacher's consistency loss
         ramp: float=.05, # fraction of training over which lambda_u is reached
+        strong: str='strong', # strong augmentation: strong (the paper's) or randaug
+        small: str=None, # colonies smaller than the patch: with their surroundings (context), or to enlarge, as in the paper
         warmup: float=None, # fraction of training in which the learning rate rises
         ema: float=None, # decay of the averaged network that is validated and kept; 0: none
         pretrain_epochs: int=None, # of the teacher on L
@@ -76,6 +80,8 @@ class ExperimentConfig:
         momentum: float=.9, # of SGD
         seed: int=0, # of weights, patches and draws
         threads: int=0, # CPU threads; 0: one a core. Results repeat to the last digit at the same number
+        amp: bool=None, # compute in bfloat16; None: where that is faster
+        compile: bool=False, # let torch.compile make the networks faster; the first steps take a minute or more longer
     ):
         store_attr()
         if preset not in PRESETS: raise InputError('preset', preset, ' or '.join(PRESETS), 'Name one of them.')
@@ -83,6 +89,7 @@ class ExperimentConfig:
             if getattr(self, k) is None: setattr(self, k, v)
         self.scales, self.threads = str(self.scales).replace(' ', ''), self.threads or os.cpu_count()
         if method == 'supervised': self.balance, self.pretrain_epochs, self.finetune = False, 0, 0
+        if amp is None: self.amp = bf16_pays(default_device())
         self._check()
 
     @classmethod
@@ -98,7 +105,7 @@ class ExperimentConfig:
         return cls(**values)
     def dict(self): return {f: getattr(self, f) for f in self.fields()}
     @property
-    def sides(self): return tuple(int(s) for s in self.scales.split(','))
+    def sides(self): return patch_scales(self.scales)
     @property
     def name(self):
         "The row of the paper's tables this is."
@@ -114,11 +121,12 @@ def _check(self:ExperimentConfig):
         if p.annotation is float: need(isinstance(getattr(self, f), (int, float)), f, 'a number (1e-2 is text in YAML, 1.0e-2 a number)')
         elif f != 'self': need(isinstance(getattr(self, f), p.annotation), f, "a number without decimals" if p.annotation is int else 'yes or no' if p.annotation is bool else 'text')
     need(self.method in METHODS, 'method', ' or '.join(METHODS))
-    need(all(s.isdigit() and int(s) > 0 for s in self.scales.split(',')), 'scales', 'one or two sides in pixels, for example 64 or 224,112')
-    need(list(self.sides) == sorted(set(self.sides), reverse=True), 'scales', 'sides in falling order, for example 224,112')
-    need(len(self.sides) <= 2, 'scales', 'one or two sides')
+    need(self.scales.count(',') <= 1, 'scales', 'one or two sides')
+    patch_scales(self.scales, .01)                        # (the dataset's pixel size is known later)
+    need(self.strong in VIEWS[2:], 'strong', ' or '.join(VIEWS[2:]))
+    need(self.small in SMALL, 'small', ' or '.join(SMALL))
     need(self.batch_size > 1, 'batch_size', 'a number of at least 2, for batch norm')
-    for f in ('epochs', 'lr', 'temperature', 'threads'): need(getattr(self, f) > 0, f, 'a number above 0')
+    for f in ('epochs', 'lr', 'temperature', 'threads', 'width'): need(getattr(self, f) > 0, f, 'a number above 0')
     for f in ('pretrain_epochs', 'finetune', 'steps', 'fold', 'seed', 'wd', 'lambda_u'): need(getattr(self, f) >= 0, f, 'a number of at least 0')
     for f in ('threshold', 'ramp', 'warmup', 'ema', 'momentum'): need(0 <= getattr(self, f) < 1, f, 'a fraction of at least 0 and below 1')
 
@@ -174,24 +182,26 @@ def _quiet(learn):
     learn.remove_cbs(learn.cbs.filter(lambda cb: isinstance(cb, ProgressCallback))); learn.logger = lambda *_: None
     return learn
 
+def _precision(cfg): return [BFloat16()] if cfg.amp else []
+
 def _fit_labeled(cfg, loaders, net, out, stage, epochs, lr, cbs=()):
     "Train on L for a stage of the run."
-    learn = supervised_learner(loaders['labeled'], net, cfg.wd, cfg.momentum, [History(out/'history.csv', stage, f'{cfg.name}: {stage}'), *cbs])
+    learn = supervised_learner(loaders['labeled'], net, cfg.wd, cfg.momentum, [History(out/'history.csv', stage, f'{cfg.name}: {stage}'), *_precision(cfg), *cbs])
     if epochs: fit_schedule(_quiet(learn), epochs, lr, cfg.warmup)
 
 def _student_learner(cfg, ds, loaders, teacher, student, out):
-    cbs = [SelectNetwork(), History(out/'history.csv', 'student', f'{cfg.name}: student'), *([EMA(cfg.ema)] if cfg.ema else [])]
+    cbs = [SelectNetwork(), History(out/'history.csv', 'student', f'{cfg.name}: student'), *([EMA(cfg.ema)] if cfg.ema else []), *_precision(cfg)]
     if cfg.method == 'supervised': return supervised_learner(loaders['labeled'], student, cfg.wd, cfg.momentum, cbs)
     return ipb_learner(loaders, teacher, student, ds.classes, cfg.balance, ds.labels().label.replace(MULTI_LABEL, ''), cfg.lr, cfg.wd, cfg.momentum, cfg.threshold, cbs,
-                       temperature=cfg.temperature, lambda_u=cfg.lambda_u, ramp=cfg.ramp)
+                       strong=cfg.strong, temperature=cfg.temperature, lambda_u=cfg.lambda_u, ramp=cfg.ramp)
 
 def _loaders(cfg, ds):
     steps = -(-cfg.steps//cfg.epochs) if cfg.steps else None
-    return colony_dataloaders(ds, cfg.split, cfg.fold, cfg.sides, cfg.batch_size, steps, cfg.multi_label, cfg.seed), steps
+    return colony_dataloaders(ds, cfg.split, cfg.fold, cfg.sides, cfg.batch_size, steps, cfg.multi_label, cfg.seed, cfg.strong, small=cfg.small), steps
 
 def _networks(cfg, ds, loaders, out):
     "Train; a dict of networks by name, and what the student was selected on."
-    networks, new = {}, lambda: create_model(cfg.arch, cfg.sides, len(ds.classes)).to(loaders['test'].device)
+    networks, new = {}, lambda: create_model(cfg.arch, cfg.sides, len(ds.classes), width=cfg.width, device=loaders['test'].device, compile=cfg.compile)
     teacher, student = new() if cfg.method == 'mpl' else None, new()
     if teacher:
         _fit_labeled(cfg, loaders, teacher, out, 'teacher', cfg.pretrain_epochs, cfg.lr)
@@ -217,17 +227,18 @@ def predict(
     dl, # loader with targets
 ) -> tuple: # features (n, 512 × scales), probabilities (n, n_classes), targets (n,)
     "One pass over a loader."
-    f, p, y = zip(*[(f, net.classifier(f).softmax(1), y) for x, y in dl for f in [net.features(x)]])
+    f, p, y = zip(*[(f, logits.softmax(1), y) for x, y in dl for logits, f in [net(x, features=True)]])
     return torch.cat(f).cpu(), torch.cat(p).cpu(), torch.cat(y).cpu().as_subclass(torch.Tensor)
 
 def _test(cfg, ds, loaders, networks, out):
     "predictions.csv, features of the student, and the scores of every network."
-    net = create_model(cfg.arch, cfg.sides, len(ds.classes)).to(loaders['test'].device)
-    ids, classes, tables, metrics = loaders['test'].items, np.array(ds.classes), [], {}
-    boxes = pd.DataFrame([center_box(ds.colony(i), cfg.sides[0]) for i in ids], columns=['y0', 'x0', 'y1', 'x1'])
+    dl = loaders['test']
+    net = create_model(cfg.arch, cfg.sides, len(ds.classes), width=cfg.width, device=dl.device)
+    ids, classes, tables, metrics = dl.items, np.array(ds.classes), [], {}
+    boxes = pd.DataFrame([dl.box(dl.dataset[k][0]) for k in range(len(ids))], columns=['y0', 'x0', 'y1', 'x1'])
     for name, state in networks.items():
         net.load_state_dict(state); net.eval()
-        features, p, y = predict(net, loaders['test'])
+        features, p, y = predict(net, dl)
         if name == 'student':
             part = {'T': features, 'L': predict(net, loaders['labeled'].test_dl(loaders['labeled'].train.items, with_labels=True))[0]}
             with atomic_path(out/'features.safetensors') as f: save_file(part, f, {'T': json.dumps(list(ids)), 'L': json.dumps(list(loaders['labeled'].train.items))})
@@ -245,7 +256,7 @@ def check_run(
     data, # dataset folder
     out, # run folder to make
 ) -> ColonyDataset:
-    "The dataset, opened. Raise an `InputError` for whatever would stop the run later."
+    "The dataset, opened; scales in µm become pixels. Raise an `InputError` for whatever would stop the run later."
     out = Path(out)
     if (out/'run.json').exists(): raise InputError(out, f"a run ({read_json(out/'run.json').get('state', '?')})", 'a new folder', 'Choose another folder, or remove this one.')
     if out.exists() and (not out.is_dir() or any(not f.name.startswith('.') for f in out.iterdir())): raise InputError(out, 'other files', 'a new or empty folder', 'Choose another folder.')
@@ -253,10 +264,10 @@ def check_run(
     parts = Split(ds, cfg.split).fold(cfg.fold)
     if not (parts.part == 'L').any(): raise InputError(f'split {cfg.split}', 'no colony in L', 'labelled colonies', 'Draw a split with --labeled above 0; --frozen keeps its T.')
     if cfg.method == 'mpl' and not (parts.part == 'U').any(): raise InputError(f'split {cfg.split}', 'no colony in U', 'unlabelled colonies for method mpl', 'Ask for a smaller labelled share.')
-    for i in tqdm(parts.index, desc='reading', unit='colony', leave=False): ds.colony(i)
-    create_model(cfg.arch, cfg.sides, len(ds.classes))
-    small = (ds.colonies[['y1', 'x1']].values-ds.colonies[['y0', 'x0']].values).min()+2*ds.margin
-    if cfg.sides[0] > small: raise InputError('scales', f'{cfg.sides[0]} px', f'at most {small} px, the smallest crop with its margin', 'Import with a larger margin, or take smaller scales.')
+    cfg.scales = ','.join(map(str, patch_scales(cfg.scales, ds.pixel_size)))
+    check_scale(ds, parts.index, cfg.sides[0], cfg.small)
+    create_model(cfg.arch, cfg.sides, len(ds.classes), width=cfg.width)
+    Crops(ds)                                             # every file is read once, and cached
     return ds
 
 def _versions():
@@ -293,7 +304,7 @@ def train(
         for name in ('student', 'teacher'):
             if name in networks:
                 with atomic_path(out/f'{name}.safetensors') as f: save_file({k: v.contiguous() for k, v in networks[name].items()}, f)
-        write_json(dict(arch=cfg.arch, scales=list(cfg.sides), classes=ds.classes, pixel_size=ds.info['pixel_size'], normalisation=normalisation(loaders['test'])), out/'model.json')
+        write_json(dict(arch=cfg.arch, width=cfg.width, scales=list(cfg.sides), small=cfg.small, classes=ds.classes, pixel_size=ds.info['pixel_size'], normalisation=normalisation(loaders['test'])), out/'model.json')
         write_json(metrics | dict(classes=ds.classes, n_test=len(loaders['test'].items), selected_on=selected_on), out/'metrics.json')
     return out
 

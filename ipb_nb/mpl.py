@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import nn
 
+from .model import autocast, in_bfloat16
 from .patch import normalisation, views
 from .supervised import IGNORE, paper_sgd, warmup_cosine
 from fastai.callback.core import Callback, CancelStepException
@@ -41,22 +42,26 @@ def feedback(
     y: torch.Tensor, # its classes
     step, # the gradient g that was applied, a tensor a parameter (None where there was none)
     lr: float, # η
+    amp: bool=False, # the pass in bfloat16
 ) -> torch.Tensor: # h, a scalar
     "`h = η⟨∇L_l(θ'), g⟩`: how much the student's step lowered its loss on labelled images, to first order (paper, Eq. 2)."
     params = [p for p, g in zip(model.parameters(), step) if g is not None]
-    with batch_statistics(model), torch.enable_grad(): grads = torch.autograd.grad(F.cross_entropy(model(x), y), params)
+    with batch_statistics(model), torch.enable_grad():
+        with autocast(x.device, amp): loss = F.cross_entropy(model(x), y)
+        grads = torch.autograd.grad(loss, params)
     return lr*sum((a*b).sum() for a, b in zip(grads, (g for g in step if g is not None)))
 
 # %% ../nbs/13_mpl.ipynb #c387963e
 class MetaPseudoLabels(Callback):
     """Teach the learner's model (the student) with the teacher's pseudo-labels, and the teacher with the student's result (paper, *Meta pseudo labels algorithm*).
 
-    The training loader gives uint8 patches of U with their keys (`PatchBlock(augment=None)`), `labeled_dl` normalised patches of L with targets.
+    The training loader gives uint8 patches of U with their keys (`MultiScalePatchBlock(augment=None)`), `labeled_dl` normalised patches of L with targets.
     Batch norm: the teacher's pass and the student's step use and update their running averages, the feedback pass does neither."""
     order = 20
     def __init__(self,
         teacher: nn.Module, # pre-trained
         labeled_dl, # the training loader of L
+        strong: str='strong', # the student's view: strong (the paper's augmentations) or randaug
         threshold: float=.65, # confidence from which a pseudo-label counts
         temperature: float=1., # of the teacher's soft labels
         lambda_u: float=8., # weight of the consistency loss
@@ -83,10 +88,11 @@ class MetaPseudoLabels(Callback):
         if not self.training: return
         (patches,), (keys,) = self.xb, self.yb
         self.x_l, self.y_l = next(self.labeled)
-        strong = self.views(patches, keys, 'strong')
+        strong = self.views(patches, keys, self.strong)
         n, b = len(self.x_l), len(patches)
         self.teacher.train()
-        logits = self.teacher(torch.cat([self.x_l, self.views(patches, keys, 'weak'), strong]))
+        logits = self.teacher(torch.cat([self.x_l, self.views(patches, keys, 'weak'), strong]))        # (in bfloat16 where the learner has `BFloat16`, which comes before)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         self.logits_l, self.logits_w, self.logits_s = logits.split([n, b, b])
         self.soft = (self.logits_w.detach()/self.temperature).softmax(1)
         confidence, self.hard = self.soft.max(1)
@@ -104,7 +110,7 @@ class MetaPseudoLabels(Callback):
 # %% ../nbs/13_mpl.ipynb #8d275ae4
 @patch
 def after_step(self:MetaPseudoLabels):
-    h = feedback(self.model, self.x_l, self.y_l, self.step, self.opt.hypers[-1]['lr']) if self.sure.any() else torch.zeros((), device=self.sure.device)
+    h = feedback(self.model, self.x_l, self.y_l, self.step, self.opt.hypers[-1]['lr'], in_bfloat16(self.learn)) if self.sure.any() else torch.zeros((), device=self.sure.device)
     labeled = F.cross_entropy(self.logits_l, self.y_l)
     consistency = (F.cross_entropy(self.logits_s, self.soft, reduction='none')*self.sure).mean()
     told = (F.cross_entropy(self.logits_w, self.hard, reduction='none')*self.sure).mean()
