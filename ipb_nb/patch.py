@@ -53,19 +53,23 @@ def _decode(ds, file):
             shapes.append(pixels.shape)
     return np.array(shapes)
 
+def _starts(shapes):
+    "Where each colony begins in the file, and where the last one ends."
+    return np.r_[0, np.cumsum([h*w+h*(-(-w//8)) for h, w in shapes.tolist()])]
+
 def _cached(ds, folder, name):
-    "The file with all crops and their shapes; it is made where it is not there yet."
+    "The file with all crops and their shapes; it is made where it is not there, or not whole."
     data, shapes = folder/f'{name}.bin', folder/f'{name}.shapes.npy'
     folder.mkdir(exist_ok=True)
     with FileLock(folder/'.lock'):
-        if not (data.exists() and shapes.exists()):
+        if not (data.exists() and shapes.exists() and data.stat().st_size == _starts(np.load(shapes))[-1]):
             old = [f for f in folder.iterdir() if f.suffix in ('.bin', '.npy')]
             if old: print(f'{ds.path.name}: files have changed since they were cached; they are read again.')
             with ExitStack() as on_success:
                 to, to_shapes = (on_success.enter_context(atomic_path(f)) for f in (data, shapes))
                 with open(to, 'wb') as f: found = _decode(ds, f)
                 np.save(to_shapes, found)
-            for f in old: f.unlink(missing_ok=True)
+            for f in {*old}-{data, shapes}: f.unlink(missing_ok=True)
     return data, np.load(shapes)
 
 class Crops:
@@ -81,8 +85,7 @@ class Crops:
             file = tempfile.TemporaryFile()
             shapes = _decode(ds, file)
             file.flush()
-        self.shapes = shapes.tolist()
-        self.starts = np.r_[0, np.cumsum([h*w+h*(-(-w//8)) for h, w in self.shapes])].tolist()
+        self.shapes, self.starts = shapes.tolist(), _starts(shapes).tolist()
         mapped = np.memmap(file, np.uint8, 'r')
         self.data = np.asarray(mapped) if len(mapped) > cache_gb*2**30 else np.array(mapped)
     def __call__(self, colony_id):
@@ -341,9 +344,10 @@ def grey_statistics(
     colonies, # iterable of `Colony`
 ) -> dict: # `mean` and `std` of grey levels 0…1 inside the masks
     "What patches are normalised with."
-    moments = [(p.size, p.sum(), np.square(p).sum()) for p in (c.pixels[c.inside.view(bool)]/255. for c in colonies)]
-    n, s, s2 = np.sum(moments, 0)
-    return dict(mean=float(s/n), std=float(np.sqrt(s2/n-(s/n)**2)))
+    counts = np.sum([cv2.calcHist([c.pixels], [0], c.inside, [256], [0, 256]) for c in colonies], 0, dtype=float).ravel()
+    grey = np.arange(256)/255
+    mean = np.average(grey, weights=counts)
+    return dict(mean=float(mean), std=float(np.sqrt(np.average((grey-mean)**2, weights=counts))))
 
 def MultiScalePatchBlock(
     scales=(64,), # px, the largest first; a smaller one is the centre of the first

@@ -103,6 +103,11 @@ def test_voc_goes_on_past_a_lost_picture(voc, tmp_path):
     ('ipb_train', dict(data='{data}', out='{tmp}/r', arch='hrnett'), 'arch: found hrnett'),
     ('ipb_train', dict(data='{data}', out='{tmp}/r', scales='64,128'), 'falling order'),
     ('ipb_train', dict(data='{data}', out='{tmp}/r', scales='512'), 'scales: found 512 px; expected at most'),
+    ('ipb_train', dict(data='{data}', out='{tmp}/r', scales='180um'), 'pixel_size: found nothing'),
+    ('ipb_train', dict(data='{data}', out='{tmp}/r', arch='hrnet', scales='100'), 'expected a side that hrnet takes. Near that: 96 or 112 or 128 px'),
+    ('ipb_train', dict(data='{data}', out='{tmp}/r', width=.5), 'width: found 0.5; expected 1 for test_resnet'),
+    ('ipb_train', dict(data='{data}', out='{tmp}/r', strong='auto'), 'strong: found auto; expected strong or randaug'),
+    ('ipb_train', dict(data='{data}', out='{tmp}/r', small='stretch'), 'small: found stretch; expected context or enlarge'),
     ('ipb_train', dict(data='{data}', out='{tmp}/r', preset='fast'), 'preset: found fast; expected paper or quick'),
     ('ipb_report', dict(path='{tmp}/none'), 'none'),
 ])

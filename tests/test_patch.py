@@ -1,0 +1,156 @@
+"The way of a patch across modules: the same everywhere, on real masks, through training; damaged and changed files."
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from fastai.data.block import CategoryBlock, DataBlock
+from fastai.learner import Learner
+from fastai.losses import CrossEntropyLossFlat
+from scipy.ndimage import uniform_filter
+from scipy.stats import chisquare, kstest
+
+from ipb_nb.core import InputError, read_json, write_png
+from ipb_nb.dataset import ColonyDataset, import_voc
+from ipb_nb.experiment import ExperimentConfig, train
+from ipb_nb.model import create_model
+from ipb_nb.patch import Crops, MultiScalePatchBlock, colony_dataloaders, patch_box
+
+PRINT_BOXES = """
+import json, sys
+from ipb_nb.dataset import ColonyDataset
+from ipb_nb.patch import Crops, patch_box, views
+import torch
+crops = Crops(ColonyDataset(sys.argv[1]))
+c = crops(sys.argv[2])
+x = torch.arange(64*64, dtype=torch.uint8).view(1, 1, 64, 64)
+print(json.dumps([[patch_box(c, 64, 7, epoch, draw) for epoch in range(5) for draw in range(3)], views(x, torch.tensor([12345]), 'strong').sum().item()]))
+"""
+
+
+@pytest.fixture
+def own(dataset, tmp_path): return ColonyDataset(shutil.copytree(dataset, tmp_path/'copy', ignore=shutil.ignore_patterns('.cache')))
+
+
+def test_positions_and_views_in_another_process(dataset):
+    i = ColonyDataset(dataset).colonies.index[3]
+    outs = [subprocess.run([sys.executable, '-W', 'ignore', '-c', PRINT_BOXES, dataset, i], capture_output=True, text=True, check=True, env=os.environ | {'PYTHONHASHSEED': s}).stdout for s in ('1', '2')]
+    boxes, total = json.loads(outs[0])
+    assert outs[0] == outs[1] and len({tuple(b) for b in boxes}) > 10
+    c = ColonyDataset(dataset).colony(i)
+    assert boxes == [list(patch_box(c, 64, 7, epoch, draw)) for epoch in range(5) for draw in range(3)]
+
+
+def test_positions_are_uniform_on_a_real_mask(bccd, tmp_path):
+    "The largest white blood cell: counted by SciPy, 30 strips of admissible corners; over 20 seeds of 2,000 draws, chi-square's p-values are themselves uniform."
+    voc = tmp_path/'voc'
+    for d in ('Annotations', 'JPEGImages'): (voc/d).mkdir(parents=True)
+    for k in range(8):
+        os.symlink(bccd/'Annotations'/f'BloodImage_{k:05d}.xml', voc/'Annotations'/f'BloodImage_{k:05d}.xml')
+        os.symlink(bccd/'JPEGImages'/f'BloodImage_{k:05d}.jpg', voc/'JPEGImages'/f'BloodImage_{k:05d}.jpg')
+    ds = import_voc(voc, tmp_path/'cells')
+    c = Crops(ds)(ds.colonies.area_px.idxmax())
+    for scale in (32, 64):
+        h, w = c.shape[0]-scale+1, c.shape[1]-scale+1
+        share = uniform_filter(c.mask.astype(float), scale, mode='constant', origin=-(scale//2))[:h, :w]
+        ok = np.flatnonzero(share > .25-1e-9)
+        assert len(ok) > 1000
+        expected = np.diff(np.ceil(np.arange(31)*len(ok)/30))*2000/len(ok)
+        p = []
+        for seed in range(20):
+            drawn = np.searchsorted(ok, [y*w+x for y, x, *_ in (patch_box(c, scale, seed, e) for e in range(2000))])
+            assert set(drawn) <= set(range(len(ok)))
+            p.append(chisquare(np.bincount(drawn*30//len(ok), minlength=30), expected).pvalue)
+        assert min(p) > .001/20 and kstest(p, 'uniform').pvalue > .01
+
+
+@pytest.mark.parametrize('workers', [1, 2])
+def test_workers_change_nothing(dataset, workers):
+    ds = ColonyDataset(dataset)
+    batches = []
+    for n in (0, workers):
+        dl = colony_dataloaders(ds, scales='64,32', bs=8, steps=5, num_workers=n, device='cpu')['unlabeled'].train
+        for dl.epoch in range(2): batches.append([b for b in dl])
+    for a, b in zip(batches[:2], batches[2:]):
+        assert all(torch.equal(x, y) and torch.equal(k, l) for (x, k), (y, l) in zip(a, b))
+    assert not torch.equal(batches[0][0][0], batches[1][0][0])
+
+
+def test_a_run_does_not_depend_on_the_cache(own, run, tiny, tmp_path):
+    "Mapped, in memory or without a place to write: the same crops; a file `.cache` stands where the folder should be."
+    (own.path/'.cache').write_text('')
+    with pytest.warns(UserWarning, match='cannot be written'): crops = Crops(own)
+    for i in own.colonies.index: assert (crops(i).image == own.colony(i).image).all() and (crops(i).mask == own.colony(i).mask).all()
+    with pytest.warns(UserWarning, match='cannot be written'): new = train(ExperimentConfig(**tiny), own.path, tmp_path/'run')
+    assert (new/'metrics.json').read_text() == (run/'metrics.json').read_text()
+
+
+def test_changed_files_are_read_again(own, capsys):
+    i = own.colonies.index[0]
+    before = Crops(own)(i).image.copy()
+    write_png(255-own.pixels(i)[0], own.path/'images'/f'{i}.png')
+    assert (Crops(own)(i).image == 255-before).all() and 'have changed' in capsys.readouterr().out
+    assert len(list((own.path/'.cache').glob('*.bin'))) == 1
+    (own.path/'images'/f'{i}.png').write_bytes(b'not a picture')
+    with pytest.raises(InputError, match=f'{i}.png: found 13 bytes that cannot be read'): Crops(own)
+
+
+def test_a_cut_cache_is_made_again(own):
+    Crops(own)
+    data, = (own.path/'.cache').glob('*.bin')
+    os.truncate(data, data.stat().st_size-100)
+    i = own.colonies.index[-1]
+    assert (Crops(own)(i).image == own.colony(i).image).all()
+
+
+def test_many_open_one_cache(own):
+    "Four processes at once: one reads, all see the same."
+    code = "import sys; from ipb_nb.dataset import ColonyDataset; from ipb_nb.patch import Crops; c = Crops(ColonyDataset(sys.argv[1])); print(int(c.data.sum(dtype='int64')))"
+    ps = [subprocess.Popen([sys.executable, '-W', 'ignore', '-c', code, own.path], stdout=subprocess.PIPE, text=True, env=os.environ | {'OMP_NUM_THREADS': '1'}) for _ in range(4)]
+    outs = [p.communicate()[0] for p in ps]
+    assert all(p.returncode == 0 for p in ps) and len(set(outs)) == 1 and len(list((own.path/'.cache').glob('*.bin'))) == 1
+
+
+@pytest.mark.parametrize('arch, width, scales', [('hrnet', .25, '64,48'), ('vgg19', .125, '64,32'), ('test_resnet', 1., '32')])
+def test_every_network_learns_from_every_block(dataset, arch, width, scales):
+    ds = ColonyDataset(dataset)
+    labels = ds.labels().label
+    sure = labels.index[labels.isin(ds.classes)].tolist()
+    block = DataBlock(blocks=(MultiScalePatchBlock(scales), CategoryBlock), get_x=Crops(ds), get_y=lambda i: labels[i])
+    dls = block.dataloaders(sure, bs=8, device='cpu', num_workers=0)
+    learn = Learner(dls, create_model(arch, scales, len(ds.classes), width=width), loss_func=CrossEntropyLossFlat())
+    with learn.no_bar(), learn.no_logging(): learn.fit(2, .01)
+    p, y = learn.get_preds()
+    assert p.shape == (len(dls.valid.items), 3) and torch.isfinite(p).all()
+
+
+def test_a_run_in_bfloat16_with_other_views(dataset, run, tiny, tmp_path):
+    "amp, strong, small, width and µm reach the networks; the feedback is not lost to rounding."
+    out = train(ExperimentConfig(**tiny | dict(amp=True, strong='randaug', small='enlarge', arch='hrnet', width=.125, threshold=0.)), dataset, tmp_path/'run')
+    m, model = read_json(out/'metrics.json'), read_json(out/'model.json')
+    assert model['width'] == .125 and model['small'] == 'enlarge' and 0 <= m['student']['macro_tpr'] <= 1
+    h = [line.split(',') for line in (out/'history.csv').read_text().splitlines()]
+    at = h[0].index('h')
+    assert any(float(r[at]) != 0 for r in h[1:] if r[at])
+
+
+def test_scales_in_um(own, tiny, tmp_path):
+    info = read_json(own.path/'dataset.json')
+    with pytest.raises(InputError, match='pixel_size: found nothing'): train(ExperimentConfig(**tiny | dict(scales='25um')), own.path, tmp_path/'run')
+    (own.path/'dataset.json').write_text(json.dumps(info | dict(pixel_size=.8)))
+    out = train(ExperimentConfig(**tiny | dict(scales='25um')), own.path, tmp_path/'run')
+    assert read_json(out/'model.json')['scales'] == [32] and read_json(out/'run.json')['config']['scales'] == '32'
+
+
+@pytest.mark.long
+def test_a_compiled_run_equals_a_plain_one(dataset, run, tiny, tmp_path):
+    "To rounding: the same pseudo-labels, nearly the same probabilities."
+    import pandas as pd
+    out = train(ExperimentConfig(**tiny | dict(compile=True)), dataset, tmp_path/'run')
+    a, b = (pd.read_csv(o/'predictions.csv') for o in (out, run))
+    p = [c for c in a if c.startswith('p_')]
+    assert np.abs(a[p]-b[p]).to_numpy().max() < .02
