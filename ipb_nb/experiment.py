@@ -24,16 +24,17 @@ from tqdm import tqdm
 
 from . import __version__
 from .core import InputError, atomic_path, command, read_json, seed_all, write_csv, write_json
-from .balance import PseudoBalance
-from .dataset import MULTI_LABEL, ColonyDataset, Split
+from .balance import BALANCE_ON, PseudoBalance
+from .dataset import ColonyDataset, Split
 from .metric import scores
 from .model import BFloat16, bf16_pays, create_model
-from .mpl import MetaPseudoLabels
-from .patch import SMALL, VIEWS, Crops, PatchEpoch, check_scale, colony_dataloaders, normalisation, patch_scales
+from .mpl import FEEDBACK, MetaPseudoLabels, PseudoLabels
+from .patch import SMALL, VIEWS, Crops, PatchEpoch, check_scale, colony_dataloaders, normalisation, patch_scales, patch_truth, patch_views
 from .supervised import EMA, MaskedCrossEntropy, SelectNetwork, fit_schedule, macro_tpr, paper_sgd, supervised_learner
 import fastai
 from fastai.callback.core import Callback
 from fastai.callback.progress import ProgressCallback
+from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastcore.basics import patch, store_attr
 from fastai.torch_core import default_device
@@ -55,7 +56,12 @@ class ExperimentConfig:
     def __init__(self,
         preset: str='quick', # paper or quick: gives every field that is not named
         method: str='mpl', # mpl (meta pseudo labels) or supervised (the labelled part alone)
+        feedback: str='exact', # what the student's step tells the teacher: exact, taylor, or reference (as the published code does)
+        teacher_frozen: bool=False, # the teacher stays as it was pre-trained: no feedback, no step
         balance: bool=True, # pseudo balancing of U every epoch (with mpl; --no-balance switches it off)
+        balance_on: str='all', # pseudo-labels that balancing counts and draws: all, or confident
+        max_repeat: int=0, # how often a colony may be drawn in an epoch; 0: any number
+        label: str='argmax', # the teacher's label: argmax, or sample from its distribution
         multi_label: bool=True, # multi-label colonies in U (--no-multi_label leaves them out)
         arch: str=None, # hrnet, vgg19, or any timm network
         width: float=1., # of hrnet and vgg19: channels of every layer, as a factor
@@ -69,6 +75,7 @@ class ExperimentConfig:
         strong: str='strong', # strong augmentation: strong (the paper's) or randaug
         small: str=None, # colonies smaller than the patch: with their surroundings (context), or to enlarge, as in the paper
         warmup: float=None, # fraction of training in which the learning rate rises
+        select: str='valid', # the student with the best recall on V (valid), the last, or the best on T (test: as published, and not to be trusted)
         ema: float=None, # decay of the averaged network that is validated and kept; 0: none
         pretrain_epochs: int=None, # of the teacher on L
         epochs: int=None, # of the main training
@@ -89,7 +96,7 @@ class ExperimentConfig:
             if getattr(self, k) is None: setattr(self, k, v)
         self.scales, self.threads = str(self.scales).replace(' ', ''), self.threads or os.cpu_count()
         if method == 'supervised': self.balance, self.pretrain_epochs, self.finetune = False, 0, 0
-        if amp is None: self.amp = bf16_pays(default_device())
+        if amp is None: self.amp = feedback != 'reference' and bf16_pays(default_device())
         self._check()
 
     @classmethod
@@ -109,7 +116,9 @@ class ExperimentConfig:
     @property
     def name(self):
         "The row of the paper's tables this is."
-        return 'Supervised' if self.method == 'supervised' else 'IPB' if self.balance else 'MPL (imbalanced)'
+        if self.method == 'supervised': return 'Supervised'
+        if self.teacher_frozen: return 'Frozen teacher, balanced' if self.balance else 'Frozen teacher'
+        return 'IPB' if self.balance else 'MPL (imbalanced)'
     def __repr__(self): return f'{self.name}: '+', '.join(f'{k}={v}' for k, v in self.dict().items())
 
 # %% ../nbs/20_experiment.ipynb #18f1797c
@@ -124,10 +133,11 @@ def _check(self:ExperimentConfig):
     need(self.scales.count(',') <= 1, 'scales', 'one or two sides')
     patch_scales(self.scales, .01)                        # (the dataset's pixel size is known later)
     need(self.strong in VIEWS[2:], 'strong', ' or '.join(VIEWS[2:]))
-    need(self.small in SMALL, 'small', ' or '.join(SMALL))
+    for f, of in dict(small=SMALL, feedback=FEEDBACK, balance_on=BALANCE_ON, label=('argmax', 'sample'), select=('valid', 'last', 'test')).items(): need(getattr(self, f) in of, f, ' or '.join(of))
+    need(not (self.amp and self.feedback == 'reference'), 'amp', 'no, with feedback reference')
     need(self.batch_size > 1, 'batch_size', 'a number of at least 2, for batch norm')
     for f in ('epochs', 'lr', 'temperature', 'threads', 'width'): need(getattr(self, f) > 0, f, 'a number above 0')
-    for f in ('pretrain_epochs', 'finetune', 'steps', 'fold', 'seed', 'wd', 'lambda_u'): need(getattr(self, f) >= 0, f, 'a number of at least 0')
+    for f in ('pretrain_epochs', 'finetune', 'steps', 'fold', 'seed', 'max_repeat', 'wd', 'lambda_u'): need(getattr(self, f) >= 0, f, 'a number of at least 0')
     for f in ('threshold', 'ramp', 'warmup', 'ema', 'momentum'): need(0 <= getattr(self, f) < 1, f, 'a fraction of at least 0 and below 1')
 
 # %% ../nbs/20_experiment.ipynb #317394b2
@@ -162,18 +172,21 @@ def ipb_learner(
     student, # a fresh network
     classes, # class names
     balance: bool=True, # False: MPL (imbalanced)
-    known=None, # true class by colony id where known: for the log alone
+    frozen: bool=False, # the teacher only labels
     lr: float=.005, # of teacher and student
     wd: float=1e-4,
     momentum: float=.9,
     threshold: float=.65,
+    balancing: dict=None, # more arguments of `PseudoBalance`
+    labelling: dict=None, # more arguments of `PseudoLabels`
     cbs=None, # more callbacks
     **kwargs, # of `MetaPseudoLabels`
 ) -> Learner:
     "A `Learner` that trains the student by Iterative Pseudo Balancing (paper, Algorithm 1)."
-    dls = loaders['unlabeled']
-    own = [PatchEpoch(), MetaPseudoLabels(teacher, loaders['labeled'].train, threshold=threshold, lr=lr, wd=wd, momentum=momentum, **kwargs)]
-    if balance: own.append(PseudoBalance(teacher, classes, threshold=threshold, known=known, **normalisation(dls.valid)))
+    dls, views = loaders['unlabeled'], patch_views(loaders['labeled'].train)
+    labelling = dict(threshold=threshold) | (labelling or {})
+    teach = PseudoLabels(teacher, views, **labelling) if frozen else MetaPseudoLabels(teacher, loaders['labeled'].train, lr=lr, wd=wd, momentum=momentum, **labelling, **kwargs)
+    own = [PatchEpoch(), teach, *([PseudoBalance(teacher, classes, views, threshold=threshold, **(balancing or {}))] if balance else [])]
     return Learner(dls, student, loss_func=MaskedCrossEntropy(), opt_func=paper_sgd(momentum), lr=lr, wd=wd, wd_bn_bias=False, metrics=macro_tpr(), cbs=own+(cbs or []))
 
 # %% ../nbs/20_experiment.ipynb #8f2a634d
@@ -192,12 +205,16 @@ def _fit_labeled(cfg, loaders, net, out, stage, epochs, lr, cbs=()):
 def _student_learner(cfg, ds, loaders, teacher, student, out):
     cbs = [SelectNetwork(), History(out/'history.csv', 'student', f'{cfg.name}: student'), *([EMA(cfg.ema)] if cfg.ema else []), *_precision(cfg)]
     if cfg.method == 'supervised': return supervised_learner(loaders['labeled'], student, cfg.wd, cfg.momentum, cbs)
-    return ipb_learner(loaders, teacher, student, ds.classes, cfg.balance, ds.labels().label.replace(MULTI_LABEL, ''), cfg.lr, cfg.wd, cfg.momentum, cfg.threshold, cbs,
-                       strong=cfg.strong, temperature=cfg.temperature, lambda_u=cfg.lambda_u, ramp=cfg.ramp)
+    return ipb_learner(loaders, teacher, student, ds.classes, cfg.balance, cfg.teacher_frozen, cfg.lr, cfg.wd, cfg.momentum, cfg.threshold,
+                       dict(balance_on=cfg.balance_on, max_repeat=cfg.max_repeat, truth=patch_truth(ds), path=out/'balance.csv'),
+                       dict(strong=cfg.strong, temperature=cfg.temperature, label=cfg.label), cbs, **{} if cfg.teacher_frozen else dict(feedback=cfg.feedback, lambda_u=cfg.lambda_u, ramp=cfg.ramp))
 
 def _loaders(cfg, ds):
     steps = -(-cfg.steps//cfg.epochs) if cfg.steps else None
-    return colony_dataloaders(ds, cfg.split, cfg.fold, cfg.sides, cfg.batch_size, steps, cfg.multi_label, cfg.seed, cfg.strong, small=cfg.small), steps
+    loaders = colony_dataloaders(ds, cfg.split, cfg.fold, cfg.sides, cfg.batch_size, steps, cfg.multi_label, cfg.seed, cfg.strong, small=cfg.small)
+    if cfg.select == 'test':
+        for part in ('labeled', 'unlabeled'): loaders[part] = DataLoaders(loaders[part].train, loaders['test'], device=loaders[part].device)
+    return loaders, steps
 
 def _networks(cfg, ds, loaders, out):
     "Train; a dict of networks by name, and what the student was selected on."
@@ -208,17 +225,17 @@ def _networks(cfg, ds, loaders, out):
         networks['teacher_pretrained'] = {k: v.clone() for k, v in teacher.state_dict().items()}
     learn = _student_learner(cfg, ds, loaders, teacher, student, out)
     fit_schedule(_quiet(learn), cfg.epochs, cfg.lr, cfg.warmup)
-    if cfg.method == 'mpl' and cfg.balance: write_csv(pd.DataFrame(learn.pseudo_balance.table), out/'balance.csv')
     last = student.state_dict()
-    chosen = learn.select_network.best_state if loaders['valid_is'] == 'V' else learn.ema.average.module.state_dict() if cfg.ema else last
+    selected = {'valid': loaders['valid_is'] == 'V', 'last': False, 'test': True}[cfg.select]
+    chosen = learn.select_network.best_state if selected else learn.ema.average.module.state_dict() if cfg.ema else last
     if any(not torch.equal(chosen[k], last[k]) for k in last): networks['student_last'] = {k: v.clone() for k, v in last.items()}
-    if teacher: networks['teacher'] = teacher.state_dict()
+    if teacher and not cfg.teacher_frozen: networks['teacher'] = teacher.state_dict()
     if cfg.finetune:
         networks['student_selected'] = {k: v.clone() for k, v in chosen.items()}
         student.load_state_dict(chosen)
         _fit_labeled(cfg, loaders, student, out, 'finetune', cfg.finetune, cfg.lr/10)
         chosen = student.state_dict()
-    return {'student': chosen} | networks, ('V' if loaders['valid_is'] == 'V' else 'last')
+    return {'student': chosen} | networks, (('T' if cfg.select == 'test' else 'V') if selected else 'last')
 
 # %% ../nbs/20_experiment.ipynb #65d534b3
 @torch.no_grad()
