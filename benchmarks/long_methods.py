@@ -20,8 +20,8 @@ ROWS = dict(supervised=dict(method='supervised'), frozen=dict(teacher_frozen=Tru
 
 def simulated(folder):
     simulate_experiment(folder/'exp', preset='small', seed=0)
-    ds = detect_dataset(folder/'exp'/'raw', folder/'simulated', truth=folder/'exp'/'truth')
-    save_split(ds, by='track')
+    ds = detect_dataset(folder/'exp'/'raw', folder/'simulated', truth=folder/'exp'/'truth', refine=True)
+    save_split(ds, by='track', labeled=.2, test=.2, folds=5)        # (there are too few tracks of Diff for a tenth)
     return ds
 
 

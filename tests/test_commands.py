@@ -108,6 +108,10 @@ def test_voc_goes_on_past_a_lost_picture(voc, tmp_path):
     ('ipb_train', dict(data='{data}', out='{tmp}/r', width=.5), 'width: found 0.5; expected 1 for test_resnet'),
     ('ipb_train', dict(data='{data}', out='{tmp}/r', strong='auto'), 'strong: found auto; expected strong or randaug'),
     ('ipb_train', dict(data='{data}', out='{tmp}/r', small='stretch'), 'small: found stretch; expected context or enlarge'),
+    ('ipb_train', dict(data='{data}', out='{tmp}/r', feedback='approx'), 'feedback: found approx; expected exact or taylor or reference'),
+    ('ipb_train', dict(data='{data}', out='{tmp}/r', feedback='reference', amp=True), 'amp: found True; expected no, with feedback reference'),
+    ('ipb_train', dict(data='{data}', out='{tmp}/r', balance_on='some'), 'balance_on: found some; expected all or confident'),
+    ('ipb_train', dict(data='{data}', out='{tmp}/r', select='best'), 'select: found best; expected valid or last or test'),
     ('ipb_train', dict(data='{data}', out='{tmp}/r', preset='fast'), 'preset: found fast; expected paper or quick'),
     ('ipb_report', dict(path='{tmp}/none'), 'none'),
 ])

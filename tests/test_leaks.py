@@ -1,13 +1,18 @@
 "What crosses modules: no test label, no hidden label, no test image may reach training."
 import shutil
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
+from fastai.callback.core import Callback
 from safetensors.numpy import load_file
 
 from ipb_nb.core import InputError, read_json, write_json, write_png
 from ipb_nb.dataset import ColonyDataset, Split, _digest
-from ipb_nb.experiment import ExperimentConfig, train
+from ipb_nb.experiment import ExperimentConfig, ipb_learner, train
+from ipb_nb.model import create_model
+from ipb_nb.patch import colony_dataloaders
 
 
 @pytest.fixture
@@ -53,7 +58,51 @@ def test_labels_of_t_change_the_scores_alone(copy, run, tiny, tmp_path):
 def test_images_of_t_do_not_reach_the_student(copy, run, tiny, tmp_path):
     ds = ColonyDataset(copy)
     t = Split(ds).fold(0).query('part == "T"').index
-    for i in t: write_png(ds.colony(i).image[112:-112, 112:-112][::-1].copy(), copy/'images'/f'{i}.png')
+    noise = np.random.default_rng(0)
+    for i in t: write_png(noise.integers(0, 256, ds.pixels(i)[0].shape, dtype=np.uint8), copy/'images'/f'{i}.png')
     new = train(ExperimentConfig(**tiny), copy, tmp_path/'run')
     assert same_weights(run, new)
     assert read_json(new/'metrics.json')['n_test'] == len(t)
+
+
+def test_the_student_is_shown_the_patches_that_were_labelled(dataset):
+    "Byte for byte, before augmentation, in every epoch and however often a colony is drawn."
+    ds = ColonyDataset(dataset)
+    loaders = colony_dataloaders(ds, scales='32', bs=8, steps=12, device='cpu')
+    teacher, student = (create_model('test_resnet', '32', len(ds.classes)) for _ in range(2))
+    seen = []
+    class Look(Callback):
+        order = 15                                             # before the teacher makes views of them
+        def before_batch(self):
+            if self.training: seen.append((self.learn.pseudo_balance.drawn[self.iter*8:(self.iter+1)*8], self.xb[0].clone(), labelled[self.epoch]))
+    labelled, ask = [], loaders['unlabeled'].train.new
+    def new(*args, **kwargs):                                  # the labelling pass asks for the loader in order
+        dl = ask(*args, **kwargs)
+        labelled.append(torch.cat([x for x, _ in ask(*args, **kwargs)]))
+        return dl
+    loaders['unlabeled'].train.new = new
+    learn = ipb_learner(loaders, teacher, student, ds.classes, cbs=[Look()])
+    learn.remove_cb(learn.recorder)
+    with learn.no_bar(): learn.fit(2, .01)
+    assert len(seen) == 24 and len(labelled) == 2
+    assert all(torch.equal(x, of[drawn]) for drawn, x, of in seen)
+    assert max(np.bincount(drawn).max() for drawn, *_ in seen) > 1 and not torch.equal(labelled[0], labelled[1])
+
+
+@pytest.mark.parametrize('kwargs, name, networks', [
+    (dict(teacher_frozen=True, threshold=.34), 'Frozen teacher, balanced', {'student', 'teacher_pretrained'}),
+    (dict(balance=False), 'MPL (imbalanced)', {'student', 'teacher', 'teacher_pretrained'}),
+    (dict(teacher_frozen=True, balance=False), 'Frozen teacher', {'student', 'teacher_pretrained'}),
+    (dict(feedback='taylor', label='sample', balance_on='confident', max_repeat=3, threshold=.4), 'IPB', {'student', 'teacher', 'teacher_pretrained'}),
+    (dict(feedback='reference', select='test'), 'IPB', {'student', 'teacher', 'teacher_pretrained'}),
+    (dict(select='last'), 'IPB', {'student', 'teacher', 'teacher_pretrained'}),
+])
+def test_each_part_can_be_had_alone(dataset, tiny, tmp_path, kwargs, name, networks):
+    out = train(ExperimentConfig(**tiny | kwargs), dataset, tmp_path/'run')
+    m, history = read_json(out/'metrics.json'), pd.read_csv(out/'history.csv')
+    assert read_json(out/'run.json')['name'] == name and networks <= {n for n in m if isinstance(m[n], dict)}
+    assert m['selected_on'] == {'test': 'T', 'last': 'last'}.get(kwargs.get('select'), m['selected_on'])
+    student = history[history.stage == 'student']
+    assert ('h' in history) == (not kwargs.get('teacher_frozen', False)) and student.confident_share.between(0, 1).all()
+    assert (out/'balance.csv').exists() == kwargs.get('balance', True) == ('relabelled' in history)
+    if kwargs.get('max_repeat'): assert pd.read_csv(out/'balance.csv').largest_repeat.max() <= 3
