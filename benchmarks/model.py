@@ -61,7 +61,7 @@ def delivered(folder, network):
     rate = len(dl)*BATCH/seconds(epoch, 2)
     show('model.delivered', rate, 'patches/s', f'what the network takes; weak and strong views, 224 px; {card}')
     show('model.taken', network, 'patches/s', f'what is delivered; hrnet 224,112 px, forward and backward, B = {BATCH}; {card}')
-    show('model.delivered.ratio', rate/network, 'x', f'what the network takes, in the same run; {card}', 1.5)
+    show('model.delivered.ratio', rate/network, 'x', f'what the network takes, in the same run; {card}', 1.5 if device.type == 'cuda' else None)        # (a CPU is no match)
 
 
 rate = forms('hrnet', '224,112')

@@ -114,7 +114,7 @@ def make_many(folder, n=21000, pictures=300):
 
 
 def resident(kind='VmRSS'):
-    "GB of this process: VmRSS all, RssAnon without mapped files."
+    "GB of this process: VmRSS all, VmHWM the most there was, RssAnon without mapped files."
     return next(int(l.split()[1]) for l in open('/proc/self/status') if l.startswith(kind+':'))*1024/1e9
 
 
@@ -147,8 +147,8 @@ def memory(folder):
     def whole():
         before = resident()
         crops = Crops(ColonyDataset(folder), cache_gb=100)
-        return (resident()-before)/raw
-    show('patch.memory', in_child(whole), 'x', 'the raw bytes; all crops and masks in memory, the table of colonies included', 1.15, 'lower')
+        return (resident('VmHWM')-before)/raw
+    show('patch.memory', in_child(whole), 'x', 'the raw bytes; all crops and masks in memory, the highest while they are read, the table of colonies included', 1.15, 'lower')
     def epochs():
         dl, sizes = loader(Crops(ColonyDataset(folder))), []
         for dl.epoch in range(10):
@@ -156,7 +156,7 @@ def memory(folder):
             sizes.append(resident('RssAnon'))
         return sizes
     sizes = in_child(epochs)
-    show('patch.growth', (sizes[-1]-sizes[0])*1000, 'MB', f'ten epochs of 21,000 patches; {sizes[0]:.2f} GB after the first, without the mapped file', 20, 'lower')
+    show('patch.growth', (sizes[-1]-sizes[0])*1000, 'MB', f'ten epochs of 21,000 patches in the process itself; {sizes[0]:.2f} GB after the first, without the mapped file', 20, 'lower')
 
 
 with tempfile.TemporaryDirectory() as d:

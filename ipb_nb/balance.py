@@ -23,11 +23,12 @@ def pseudo_labels(
     dl, # loader of U: uint8 patches and keys
     views, # function (patches, keys, kind) → normalised views, as `patch_views` gives it
     amp: bool=False, # the passes in bfloat16
+    temperature: float=1., # of the confidence
 ) -> tuple: # class (n,), confidence (n,), in the order of the loader's colonies
     "The teacher's label for the patch of every colony in this epoch, and how sure it is (paper, step 6)."
     teacher.eval()
     dl = dl.new(shuffle=False, weights=None, n_draws=None, drop_last=False)
-    with autocast(dl.device or 'cpu', amp): p = torch.cat([teacher(views(x, keys, 'plain')).float().softmax(1) for x, keys in dl])
+    with autocast(dl.device or 'cpu', amp): p = torch.cat([(teacher(views(x, keys, 'plain')).float()/temperature).softmax(1) for x, keys in dl])
     confidence, label = p.max(1)
     return label.cpu().numpy(), confidence.cpu().numpy()
 
@@ -56,52 +57,69 @@ class PseudoBalance(Callback):
         balance_on: str='all', # pseudo-labels that are counted and drawn: all, or the confident ones
         max_repeat: int=0, # how often a colony may be drawn in an epoch; 0: any number
         threshold: float=.65, # confidence that is counted as sure
+        temperature: float=1., # of the confidence
         truth=None, # function (colony, box) → class, and whether multi-label, as `patch_truth` gives it: for the columns of accuracy alone
         path=None, # CSV file to keep the table in
     ):
         if balance_on not in BALANCE_ON: raise InputError('balance_on', balance_on, ' or '.join(BALANCE_ON), 'Choose one of them.')
         store_attr()
-        self.table, self.notes = [], []
+        self.table, self.notes, self.taught, self.changed, self.here = [], [], [], [], None
 
     def before_train(self):
         if hasattr(self.learn, 'lr_finder'): return
         dl = self.dl
-        self.label, confidence = pseudo_labels(self.teacher, dl, self.views, in_bfloat16(self.learn))
+        self.label, confidence = pseudo_labels(self.teacher, dl, self.views, in_bfloat16(self.learn), self.temperature)
         self.sure = confidence >= self.threshold
         counted = self.sure if self.balance_on == 'confident' and self.sure.any() else np.ones(len(self.label), bool)
-        share, weight = class_weights(self.label[counted], len(self.classes))
+        share, _ = class_weights(self.label, len(self.classes))
+        counts, weight = class_weights(self.label[counted], len(self.classes))
         dl.weights, dl.max_repeat = weight[self.label]*counted, self.max_repeat
         self.drawn = np.array(dl.get_idxs()) % dl.n_colonies
-        self.note(share)
-        self.table += self.rows(share, weight)
-        if self.path: write_csv(pd.DataFrame(self.table), self.path)
+        self.table += self.rows(share, weight, self.note(share, counts))
+        self.write()
         self.here, self.taught, self.changed = torch.from_numpy(self.label[self.drawn]).to(self.learn.dls.device or 'cpu'), [], []
 
     def after_batch(self):
-        if not self.training or not hasattr(self, 'here'): return
+        if not self.training or self.here is None: return
         said, was = self.yb[0], self.here[self.iter*self.dl.bs:][:len(self.yb[0])]
         taught = (said >= 0) & (said < len(self.classes))
-        self.taught.append(taught.sum()); self.changed.append((taught & (said != was)).sum())
+        self.taught.append(torch.bincount(said[taught], minlength=len(self.classes))); self.changed.append((taught & (said != was)).sum())
+
+    def after_train(self):
+        "How many patches of each class passed the mask at their step."
+        if self.here is None or not self.taught: return
+        for row, n in zip(self.table[-len(self.classes):], sum(self.taught).tolist()): row['taught'] = n
+        self.write()
+
+    def after_fit(self):
+        "The loader is as it was."
+        if self.here is not None: self.dls.train.weights, self.dls.train.max_repeat, self.here = None, 0, None
+
+    def write(self):
+        if self.path: write_csv(pd.DataFrame(self.table), self.path)
 
     @property
     def epoch_log(self) -> dict:
         "`relabelled`: of the patches that were taught, the share whose label at the step was not the one that it was drawn for."
-        n = sum(self.taught) if getattr(self, 'taught', None) else 0
-        return dict(relabelled=(sum(self.changed)/n).item()) if n else {}
+        n = sum(self.taught).sum().item() if self.taught else 0
+        return dict(relabelled=sum(self.changed).item()/n) if n else {}
 
 # %% ../nbs/14_balance.ipynb #9d1f0001
 @patch
-def note(self:PseudoBalance, share):
-    "Say it when the teacher sees a class nowhere, or one everywhere, and when that changes."
-    unseen = [c for c, s in zip(self.classes, share) if s == 0]
-    text = f'sees only {self.classes[int(share.argmax())]}: nothing to balance' if len(unseen) == len(self.classes)-1 else f"does not see {' and '.join(unseen)}, so none is drawn" if unseen else 'sees all classes'
+def note(self:PseudoBalance, share, counts) -> str: # '' if there is nothing to say
+    "Say it when a class cannot be drawn, or only one can, and when that changes."
+    unseen, left = ([c for c, s in zip(self.classes, of) if s == 0] for of in (share, counts))
+    if len(left) == len(self.classes)-1: text = f"{'sees' if left == unseen else 'is sure of'} only {self.classes[int(counts.argmax())]}: nothing to balance"
+    elif left: text = f"{'does not see' if left == unseen else 'is not sure of any'} {' and '.join(left)}, so none is drawn"
+    else: text = 'sees all classes'
     if self.balance_on == 'confident' and not self.sure.any(): text += '; it is sure of no patch, so all are counted'
-    if text != (self.notes[-1][1] if self.notes else 'sees all classes'):
-        self.notes.append((self.epoch, text))
-        tqdm.write(f'epoch {self.epoch}: the teacher {text}')
+    if text == (self.notes[-1][1] if self.notes else 'sees all classes'): return ''
+    self.notes.append((self.epoch, text))
+    tqdm.write(f'epoch {self.epoch}: the teacher {text}')
+    return text
 
 @patch
-def rows(self:PseudoBalance, share, weight) -> list: # a dict a class
+def rows(self:PseudoBalance, share, weight, note) -> list: # a dict a class
     "What balance.csv says of this epoch."
     dl, names = self.dl, np.array(self.classes)
     true, multi = np.full(len(self.label), '', object), np.zeros(len(self.label), bool)
@@ -113,5 +131,5 @@ def rows(self:PseudoBalance, share, weight) -> list: # a dict a class
     def row(c, name):
         mine, seen = self.drawn[self.label[self.drawn] == c], (self.label == c) & (true != '')
         return {'epoch': self.epoch, 'class': name, 'share': share[c], 'weight': weight[c], 'draws': len(mine), 'distinct': len(set(mine)), 'largest_repeat': np.bincount(mine).max() if len(mine) else 0,
-                'confident': int(self.sure[mine].sum()), 'accuracy': accuracy(seen), 'accuracy_single': accuracy(seen & ~multi), 'accuracy_multi': accuracy(seen & multi)}
+                'confident': int(self.sure[mine].sum()), 'taught': np.nan, 'accuracy': accuracy(seen), 'accuracy_single': accuracy(seen & ~multi), 'accuracy_multi': accuracy(seen & multi), 'note': note if c == 0 else ''}
     return [row(c, name) for c, name in enumerate(self.classes)]

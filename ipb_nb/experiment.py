@@ -29,7 +29,7 @@ from .dataset import ColonyDataset, Split
 from .metric import scores
 from .model import BFloat16, bf16_pays, create_model
 from .mpl import FEEDBACK, MetaPseudoLabels, PseudoLabels
-from .patch import SMALL, VIEWS, Crops, PatchEpoch, check_scale, colony_dataloaders, normalisation, patch_scales, patch_truth, patch_views
+from .patch import SMALL, VIEWS, Crops, check_scale, colony_dataloaders, normalisation, patch_scales, patch_truth, patch_views
 from .supervised import EMA, MaskedCrossEntropy, SelectNetwork, fit_schedule, macro_tpr, paper_sgd, supervised_learner
 import fastai
 from fastai.callback.core import Callback
@@ -186,7 +186,7 @@ def ipb_learner(
     dls, views = loaders['unlabeled'], patch_views(loaders['labeled'].train)
     labelling = dict(threshold=threshold) | (labelling or {})
     teach = PseudoLabels(teacher, views, **labelling) if frozen else MetaPseudoLabels(teacher, loaders['labeled'].train, lr=lr, wd=wd, momentum=momentum, **labelling, **kwargs)
-    own = [PatchEpoch(), teach, *([PseudoBalance(teacher, classes, views, threshold=threshold, **(balancing or {}))] if balance else [])]
+    own = [teach, *([PseudoBalance(teacher, classes, views, threshold=threshold, temperature=labelling.get('temperature', 1.), **(balancing or {}))] if balance else [])]
     return Learner(dls, student, loss_func=MaskedCrossEntropy(), opt_func=paper_sgd(momentum), lr=lr, wd=wd, wd_bn_bias=False, metrics=macro_tpr(), cbs=own+(cbs or []))
 
 # %% ../nbs/20_experiment.ipynb #8f2a634d
@@ -213,7 +213,7 @@ def _loaders(cfg, ds):
     steps = -(-cfg.steps//cfg.epochs) if cfg.steps else None
     loaders = colony_dataloaders(ds, cfg.split, cfg.fold, cfg.sides, cfg.batch_size, steps, cfg.multi_label, cfg.seed, cfg.strong, small=cfg.small)
     if cfg.select == 'test':
-        for part in ('labeled', 'unlabeled'): loaders[part] = DataLoaders(loaders[part].train, loaders['test'], device=loaders[part].device)
+        for part in ('labeled', 'unlabeled')[:1+bool(loaders['unlabeled'])]: loaders[part] = DataLoaders(loaders[part].train, loaders['test'], device=loaders[part].device)
     return loaders, steps
 
 def _networks(cfg, ds, loaders, out):
@@ -284,7 +284,7 @@ def check_run(
     cfg.scales = ','.join(map(str, patch_scales(cfg.scales, ds.pixel_size)))
     check_scale(ds, parts.index, cfg.sides[0], cfg.small)
     create_model(cfg.arch, cfg.sides, len(ds.classes), width=cfg.width)
-    Crops(ds)                                             # every file is read once, and cached
+    Crops(ds, cache_gb=0)                                 # every file is read once, and cached
     return ds
 
 def _versions():

@@ -8,6 +8,7 @@ __all__ = ['OWN', 'N_FEATURES', 'PatchNet', 'create_model', 'show_network', 'bf1
 # %% ../nbs/10_model.ipynb #b3815b74
 import copy, difflib
 from collections import OrderedDict
+from functools import partial
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -49,7 +50,7 @@ def _rescaled(net, width):
     return net
 
 def _check_arch(arch, width, pretrained):
-    if arch not in OWN and arch not in timm.list_models():
+    if arch not in OWN and arch.split('.')[0] not in timm.list_models():
         near = difflib.get_close_matches(arch, [*OWN, *timm.list_models()], 3)
         raise InputError('arch', arch, "hrnet, vgg19 or a network of timm's", f"Near that: {', '.join(near)}." if near else 'timm.list_models() lists them.')
     if width != 1 and arch not in OWN: raise InputError('width', width, f'1 for {arch}', f"Only {' and '.join(OWN)} have a width; timm has narrower networks under names of their own.")
@@ -93,9 +94,9 @@ def _fitting_backbone(arch, scale, width, pretrained):
 # %% ../nbs/10_model.ipynb #fdb602a0
 N_FEATURES = 512     # a stream (paper, Fig. 3)
 
-def _kaiming(m):
+def _kaiming(m, before_relu=False):
     if isinstance(m, (nn.Conv2d, nn.Linear)):
-        nn.init.kaiming_normal_(m.weight, nonlinearity='relu' if isinstance(m, nn.Conv2d) or m.out_features == N_FEATURES else 'linear')
+        nn.init.kaiming_normal_(m.weight, nonlinearity='relu' if before_relu or isinstance(m, nn.Conv2d) else 'linear')
         if m.bias is not None: nn.init.zeros_(m.bias)
 
 def _stream(backbone, n): return nn.Sequential(backbone, *([nn.Linear(n, N_FEATURES), nn.ReLU(inplace=True)] if n != N_FEATURES else []))
@@ -119,7 +120,8 @@ class PatchNet(nn.Module):
         self.streams = nn.ModuleList(_stream(*_fitting_backbone(arch, s, width, pretrained)) for s in self.sides)
         self.norm = nn.BatchNorm1d(N_FEATURES*len(self.sides))
         self.classifier = nn.Linear(N_FEATURES*len(self.sides), n_classes)
-        for m in [self.classifier, *(stream[1:] for stream in self.streams)] if pretrained else [self]: m.apply(_kaiming)
+        for m in [self.classifier] if pretrained else [self]: m.apply(_kaiming)
+        for stream in self.streams: stream[1:].apply(partial(_kaiming, before_relu=True))
     def features(self,
         x: torch.Tensor, # (B, 1, scale, scale), normalised
     ) -> torch.Tensor: # (B, 512 × scales)

@@ -164,13 +164,14 @@ class MetaPseudoLabels(PseudoLabels):
         if feedback not in FEEDBACK: raise InputError('feedback', feedback, ' or '.join(FEEDBACK), 'Choose one of them.')
         super().__init__(teacher, views or patch_views(labeled_dl), **kwargs)
         store_attr('labeled_dl,feedback,lambda_u,ramp,lr,warmup,wd,momentum,label_smoothing,clip,h_baseline,log_agreement')
-        self.kept = None
+        self.kept, self.opt_t, self.g = None, None, None
 
     def start(self):
         "The teacher's optimiser, before the first epoch."
         if self.feedback == 'reference' and in_bfloat16(self.learn): raise InputError('feedback', 'reference in bfloat16', 'single precision', 'Switch amp off: the difference of two losses would be lost.')
         odd = {getattr(f, 'func', f).__name__ for f in self.opt.cbs}-{'l2_reg', 'weight_decay', 'average_grad', 'momentum_step', 'sgd_step'}
         if odd and self.feedback != 'reference': raise InputError('opt_func', f"an optimiser with {', '.join(sorted(odd))}", 'SGD', 'Take paper_sgd(): with others the step is not η·g.')
+        if len({h['lr'] for h in self.opt.hypers}) > 1: raise InputError('lr', 'a learning rate a group of parameters', 'one', 'Give one number.')
         self.kept = copy.deepcopy(self.teacher.state_dict()) if hasattr(self.learn, 'lr_finder') else None      # lr_find restores the student alone
         self.opt_t = paper_sgd(self.momentum)(list(self.teacher.parameters()), lr=self.lr, wd=self.wd)
         for p in norm_bias_params(self.teacher, True): self.opt_t.state[p]['do_wd'] = False
@@ -178,13 +179,14 @@ class MetaPseudoLabels(PseudoLabels):
 
     def before_train(self):
         super().before_train()
-        if self.epoch == 0: self.start()           # (before_fit would come with `validate` and `get_preds`, too)
+        if self.epoch == 0 or self.opt_t is None: self.start()           # (before_fit would come with `validate` and `get_preds`, too)
         dl = self.labeled_dl
         self.labeled = iter(dl.new(weights=dl.weights, n_draws=len(self.dl)*dl.bs, epoch=self.epoch))
 
     def before_batch(self):
         if not self.training: return
         self.x_l, self.y_l = next(self.labeled)
+        self.g = None
         super().before_batch()
         if self.feedback != 'reference': return
         self.sure_soft, self.sure = self.sure, torch.ones_like(self.sure)
@@ -206,15 +208,15 @@ class MetaPseudoLabels(PseudoLabels):
         self.g = [p.grad.clone() if p.grad is not None else None for p in self.model.parameters()]
 
     def after_fit(self):
-        self.labeled = None
+        self.labeled = self.g = None
         if self.kept is not None: self.teacher.load_state_dict(self.kept)
         self.kept = None
 
 # %% ../nbs/13_mpl.ipynb #8d275ae4
 @patch
 def measure(self:MetaPseudoLabels) -> dict: # h, and what else is logged of it
-    "The feedback for the student's step; 0 where there was none."
-    if not self.sure.any(): return dict(h=torch.zeros((), device=self.sure.device))
+    "The feedback for the student's step; 0 where there was none: no patch was sure, or another callback cancelled it."
+    if self.g is None: return dict(h=torch.zeros((), device=self.sure.device))
     if self.feedback == 'reference':
         with torch.no_grad(), batch_statistics(self.model): return dict(h=F.cross_entropy(self.model(self.x_l), self.y_l)-self.before_loss)
     at = self.model, self.x_l, self.y_l, self.g, self.opt.hypers[-1]['lr']
@@ -225,7 +227,7 @@ def measure(self:MetaPseudoLabels) -> dict: # h, and what else is logged of it
 def after_step(self:MetaPseudoLabels):
     noted, reference = self.measure(), self.feedback == 'reference'
     h = noted['h']
-    if self.h_baseline and self.sure.any():
+    if self.h_baseline and self.g is not None:
         if self.baseline is None: self.baseline = h
         h, self.baseline = h-self.baseline, self.h_baseline*self.baseline+(1-self.h_baseline)*h
     sure = self.sure_soft if reference else self.sure
@@ -238,9 +240,10 @@ def after_step(self:MetaPseudoLabels):
     by_mpl, = torch.autograd.grad(mpl, heard, retain_graph=True)
     by_uda, = torch.autograd.grad(weight*consistency, self.logits_s, retain_graph=True)
     self.opt_t.set_hyper('lr', self.schedule(self.pct_train))
+    self.opt_t.zero_grad()
     loss.backward()
     if self.clip: nn.utils.clip_grad_norm_(self.teacher.parameters(), self.clip)
-    self.opt_t.step(); self.opt_t.zero_grad()
+    self.opt_t.step()
     noted = dict(teacher_loss=loss, labeled_loss=labeled, consistency_loss=consistency) | noted | dict(confident_share=sure.float().mean(), by_mpl=by_mpl.norm(), by_uda=by_uda.norm())
     self.log.append({k: v.detach() for k, v in noted.items()})
 

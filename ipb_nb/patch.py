@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['MIN_FRACTION', 'TRIES', 'SMALL', 'VIEWS', 'STREAMS', 'PROBABILITY', 'GOLDEN', 'MIX', 'STRONG', 'RANDAUG', 'Crops',
-           'patch_box', 'center_box', 'patch_scales', 'uniforms', 'views', 'PatchDL', 'TensorPatch', 'PatchViews',
-           'TrainViews', 'normalisation', 'patch_views', 'grey_statistics', 'MultiScalePatchBlock', 'patch_truth',
-           'ColonyBlock', 'balanced_weights', 'PatchEpoch', 'check_scale', 'colony_dataloaders']
+           'patch_box', 'center_box', 'patch_scales', 'uniforms', 'views', 'PatchDL', 'PatchEpoch', 'TensorPatch',
+           'PatchViews', 'TrainViews', 'normalisation', 'patch_views', 'grey_statistics', 'MultiScalePatchBlock',
+           'patch_truth', 'ColonyBlock', 'balanced_weights', 'check_scale', 'colony_dataloaders']
 
 # %% ../nbs/04_patch.ipynb #c2dc2377
-import hashlib, os, tempfile, warnings
+import hashlib, os, re, tempfile, warnings
 from contextlib import ExitStack
 from functools import partial
 from multiprocessing.pool import ThreadPool
@@ -29,7 +29,7 @@ from fastai.callback.core import Callback
 from fastai.data.block import CategoryBlock, DataBlock, TransformBlock
 from fastai.data.core import DataLoaders, TfmdDL
 from fastai.data.transforms import Normalize
-from fastai.torch_core import TensorImage, default_device
+from fastai.torch_core import TensorImage, default_device, defaults
 from fasttransform import ItemTransform, Transform
 from fastcore.basics import store_attr
 from filelock import FileLock
@@ -80,15 +80,15 @@ class Crops:
         cache_gb: float=4., # beyond that the crops stay in a file that is mapped into memory
     ):
         self.row, self.boxes, self.margin = {i: k for k, i in enumerate(ds.colonies.index)}, ds.colonies[BOX].values.tolist(), ds.margin
-        try: file, shapes = _cached(ds, ds.path/'.cache', _fingerprint(ds))
+        name = _fingerprint(ds)
+        try: file, shapes = _cached(ds, ds.path/'.cache', name)
         except OSError as e:
             warnings.warn(f'{ds.path}/.cache cannot be written ({e.strerror}); the crops are read into a temporary file')
             file = tempfile.TemporaryFile()
             shapes = _decode(ds, file)
-            file.flush()
+            file.flush(); file.seek(0)
         self.shapes, self.starts = shapes.tolist(), _starts(shapes).tolist()
-        mapped = np.memmap(file, np.uint8, 'r')
-        self.data = np.asarray(mapped) if len(mapped) > cache_gb*2**30 else np.array(mapped)
+        self.data = np.asarray(np.memmap(file, np.uint8, 'r')) if self.starts[-1] > cache_gb*2**30 else np.fromfile(file, np.uint8)
     def __call__(self, colony_id):
         "A colony whose pixels and mask are views into the one array."
         k = self.row[colony_id]
@@ -158,9 +158,9 @@ def patch_scales(
     "Sides of the patches in pixels."
     out = []
     for s in scales.split(',') if isinstance(scales, str) else scales:
-        px = in_pixels(s, pixel_size)
-        out.append(px if str(s).strip().isdigit() else max(round(px/16), 1)*16)
-    if not out or min(out) < 1 or any(a <= b for a, b in zip(out, out[1:])): raise InputError('scales', scales, 'sides in falling order', 'For example 224,112.')
+        m = re.fullmatch(r'\s*(\d+)(\.\d*)?\s*([uµμ]m)?\s*', str(s))
+        out.append(0 if not m else max(round(in_pixels(s, pixel_size)/16), 1)*16 if m[3] else int(m[1]))
+    if not out or min(out) < 1 or any(a <= b for a, b in zip(out, out[1:])): raise InputError('scales', scales, 'sides in falling order', 'For example 224,112, or 180um,90um.')
     return tuple(out)
 
 # %% ../nbs/04_patch.ipynb #68f76784
@@ -247,13 +247,14 @@ def views(
 ) -> torch.Tensor: # float32 (B, 1, scale, scale), normalised
     "What the network takes: augmented as `kind` says, keyed by `keys` (paper, *Dataset augmentations*)."
     if kind not in VIEWS: raise InputError('strong', kind, ' or '.join(VIEWS[2:]), 'Name one of them.')
-    if kind != 'plain':
-        u, x = uniforms(keys, kind, 10), x.clone()
-        for j, dim in enumerate((2, 3)): x = _where(x, u[:, j] < (.5 if kind == 'weak' else PROBABILITY), lambda x: x.flip(dim))
-        if kind == 'randaug': x = _randaug(x, u[:, 2:6])
-    x = x.to(torch.float32).div_(255)
-    if kind == 'strong': x = _strong(x, u[:, 2:])
-    return x.sub_(mean).div_(std)
+    with torch.autocast(x.device.type, enabled=False):                # (a training step may come from within one)
+        if kind != 'plain':
+            u, x = uniforms(keys, kind, 10), x.clone()
+            for j, dim in enumerate((2, 3)): x = _where(x, u[:, j] < (.5 if kind == 'weak' else PROBABILITY), lambda x: x.flip(dim))
+            if kind == 'randaug': x = _randaug(x, u[:, 2:6])
+        x = x.to(torch.float32).div_(255)
+        if kind == 'strong': x = _strong(x, u[:, 2:])
+        return x.sub_(mean).div_(std)
 
 # %% ../nbs/04_patch.ipynb #5e8f60e9
 def _occurrence(i): return pd.Series(i.numpy()).groupby(i.numpy()).cumcount().values
@@ -285,6 +286,7 @@ class PatchDL(TfmdDL):
         **kwargs
     ):
         super().__init__(dataset, bs=bs, shuffle=shuffle, **kwargs)
+        if getattr(dataset, 'split_idx', 0) == 1: weights = n_draws = None                # (fastai hands the training part's to V, too)
         store_attr('scale,seed,epoch,weights,n_draws,max_repeat,fixed_patch,min_fraction,small')
         self.n_colonies = self.n
         if shuffle and n_draws: self.n = n_draws
@@ -314,6 +316,15 @@ class PatchDL(TfmdDL):
         draw, i = divmod(s or 0, self.n_colonies)
         colony, *target = self.dataset[i]
         return torch.from_numpy(colony.cut(self.box(colony, draw), self.scale)[None]), stable_hash(colony.key, self.seed, self.epoch, draw), *target
+
+# %% ../nbs/04_patch.ipynb #6c2d0002
+class PatchEpoch(Callback):
+    "Tell a training loader of patches the epoch, from which its patches and their order follow."
+    order = -2
+    def before_train(self):
+        if isinstance(self.dls.train, PatchDL): self.dls.train.epoch = self.epoch
+
+if PatchEpoch not in defaults.callbacks: defaults.callbacks.append(PatchEpoch)
 
 # %% ../nbs/04_patch.ipynb #f6819f5c
 class TensorPatch(TensorImage):
@@ -368,19 +379,21 @@ def grey_statistics(
 ) -> dict: # `mean` and `std` of grey levels 0…1 inside the masks
     "What patches are normalised with."
     counts = np.sum([cv2.calcHist([c.pixels], [0], c.inside, [256], [0, 256]) for c in colonies], 0, dtype=float).ravel()
+    if np.count_nonzero(counts) < 2: raise InputError('images', 'no or only one grey level inside the colonies', 'pictures of colonies', 'Look at the images and masks of the dataset.')
     grey = np.arange(256)/255
     mean = np.average(grey, weights=counts)
     return dict(mean=float(mean), std=float(np.sqrt(np.average((grey-mean)**2, weights=counts))))
 
 def MultiScalePatchBlock(
-    scales=(64,), # px, the largest first; a smaller one is the centre of the first
+    scales=(64,), # px, or text like '180um,90um', the largest first; a smaller one is the centre of the first
     seed: int=0,
-    statistics: dict=None, # `mean` and `std` of grey levels; None: those of the training colonies
+    statistics: dict=None, # `mean` and `std` of grey levels; None: those of the training colonies, measured once (so each fold wants a block of its own)
+    pixel_size: float=None, # µm, for scales in µm
     augment: str='strong', # views of training data: strong, randaug or weak; None leaves uint8 patches and keys, for callbacks that make views themselves
     **kwargs, # of `PatchDL`, for example `small='enlarge'`
 ) -> TransformBlock:
     "A fastai block that makes patches of colonies. The batch carries only the largest scale; the network takes the centre for the smaller one."
-    scales, statistics = patch_scales(scales), statistics if statistics is not None else {}
+    scales, statistics = patch_scales(scales, pixel_size), statistics if statistics is not None else {}
     tfms = [TrainViews(augment, statistics, scales), PatchViews('plain', statistics, scales)] if augment else None
     return TransformBlock(batch_tfms=tfms, dl_type=PatchDL, dls_kwargs=dict(scale=scales[0], seed=seed, **kwargs))
 
@@ -423,11 +436,6 @@ def balanced_weights(
     labels = pd.Series(np.asarray(labels))
     return (1/labels.map(labels.value_counts())).to_numpy(copy=True)
 
-class PatchEpoch(Callback):
-    "Tell the training loader the epoch, from which its patches and their order follow."
-    order = -2
-    def before_train(self): self.dls.train.epoch = self.epoch
-
 def check_scale(
     ds: ColonyDataset,
     ids, # of the colonies that will be looked at
@@ -456,7 +464,7 @@ def colony_dataloaders(
     device=None, # None: fastai's default
     crops: Crops=None, # of the dataset, if they are open already
     **kwargs, # of `PatchDL`: `small`, `min_fraction`
-) -> dict: # `labeled` (train: L, class-balanced; valid: V, or L where V is empty), `unlabeled` (train: U, valid as before), `test`
+) -> dict: # `labeled` (train: L, class-balanced; valid: V, or L where V is empty), `unlabeled` (train: U, valid as before; None where U is empty), `test`
     "The loaders of one fold."
     parts = Split(ds, split).fold(fold)
     if not multi_label: parts = parts[(parts.part != 'U') | parts.label.isin([*ds.classes, ''])]
@@ -471,5 +479,5 @@ def colony_dataloaders(
                         splitter=lambda items: (range(len(L)), range(len(L), len(items))))
     dls_l = labeled.dataloaders(L+(V or L), weights=balanced_weights(parts.label[L]), n_draws=_n_draws(len(L), bs, None), **loading)
     unlabeled = DataBlock(blocks=MultiScalePatchBlock(augment=None, fixed_patch=True, **patch), get_x=crops, splitter=lambda items: (range(len(items)), []))
-    dls_u = unlabeled.dataloaders(U, n_draws=_n_draws(len(U), bs, steps), **loading)
-    return dict(labeled=dls_l, unlabeled=DataLoaders(dls_u.train, dls_l.valid, device=device), test=dls_l.test_dl(T, with_labels=True), valid_is='V' if V else 'L')
+    dls_u = unlabeled.dataloaders(U, n_draws=_n_draws(len(U), bs, steps), **loading) if U else None
+    return dict(labeled=dls_l, unlabeled=dls_u and DataLoaders(dls_u.train, dls_l.valid, device=device), test=dls_l.test_dl(T, with_labels=True), valid_is='V' if V else 'L')

@@ -31,7 +31,7 @@ _again = 'Train it again.'
 
 def _read_table(path, columns):
     "A CSV file of a run; a damaged one is an `InputError`. Text columns stay text, so a class may be called NA or 1."
-    text = {c: str for c in ('colony_id', 'network', 'actual', 'predicted', 'stage', 'class')}
+    text = {c: str for c in ('colony_id', 'network', 'actual', 'predicted', 'stage', 'class', 'note')}
     try:
         df = pd.read_csv(path, dtype=text, keep_default_na=False)
         df = df.assign(**{c: pd.to_numeric(df[c]) for c in df if c not in text})

@@ -13,9 +13,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .patch import PatchEpoch
 from fastai.callback.core import Callback
-from fastai.callback.schedule import ParamScheduler, SchedCos, SchedLin, combine_scheds
+from fastai.callback.schedule import ParamScheduler, SchedCos, SchedLin
 from fastai.callback.tracker import TrackerCallback
 from fastai.learner import Learner
 from fastai.metrics import skm_to_fastai
@@ -35,16 +34,19 @@ def warmup_cosine(
     warmup: float=.05, # fraction of training until it is reached
 ):
     "Learning rate over the fraction of training: linear up to `lr`, then down a cosine to 0."
-    down = SchedCos(lr, 0)
-    return combine_scheds([warmup, 1-warmup], [SchedLin(0, lr), down]) if warmup else down
+    up, down = SchedLin(0, lr), SchedCos(lr, 0)
+    return lambda done: up(done/warmup) if done < warmup else down((done-warmup)/(1-warmup))         # (`combine_scheds` is the same in single precision)
 
 # %% ../nbs/12_supervised.ipynb #7fea8f0a
 IGNORE = -1    # target of a patch without a label
 
 class MaskedCrossEntropy:
     "Sum of the cross-entropies of labelled patches over the number of all patches in the batch (paper, Eq. 1)."
+    def __init__(self,
+        label_smoothing: float=0., # share of each target that all classes have alike
+    ): self.label_smoothing = label_smoothing
     def __call__(self, logits, targets, reduction='sum'):
-        loss = F.cross_entropy(logits, torch.as_tensor(targets), ignore_index=IGNORE, reduction=reduction)
+        loss = F.cross_entropy(logits, torch.as_tensor(targets), ignore_index=IGNORE, reduction=reduction, label_smoothing=self.label_smoothing)
         return loss/len(targets) if reduction == 'sum' else loss
     def activation(self, logits): return logits.softmax(1)
     def decodes(self, logits): return logits.argmax(1)
@@ -62,7 +64,7 @@ class EMA(Callback):
     def __init__(self, decay=.99): self.decay, self.fitting = decay, False
     def before_train(self):                            # (before_fit would come with `validate` and `get_preds`, too)
         self.fitting = True
-        if self.epoch == 0: self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(self.decay), use_buffers=True)
+        if self.epoch == 0 or not hasattr(self, 'average'): self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(self.decay), use_buffers=True)
     def after_batch(self):
         if self.training: self.average.update_parameters(self.model)
     def before_validate(self):
@@ -95,7 +97,7 @@ def supervised_learner(
     cbs=None, # more callbacks
 ) -> Learner:
     "A fastai `Learner` on the labelled part."
-    return Learner(dls, model, loss_func=MaskedCrossEntropy(), opt_func=paper_sgd(momentum), wd=wd, wd_bn_bias=False, metrics=macro_tpr(), cbs=[PatchEpoch(), *(cbs or [])])
+    return Learner(dls, model, loss_func=MaskedCrossEntropy(), opt_func=paper_sgd(momentum), wd=wd, wd_bn_bias=False, metrics=macro_tpr(), cbs=[*(cbs or [])])
 
 def fit_schedule(
     learn: Learner,

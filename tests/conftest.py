@@ -59,7 +59,7 @@ def dataset(class_folders, tmp_path_factory):
     return ds.path
 
 
-TINY = dict(pretrain_epochs=2, epochs=2, steps=4, batch_size=8, scales='32', ema=0., threads=1)
+TINY = dict(pretrain_epochs=2, epochs=2, steps=8, batch_size=8, scales='32', threshold=.34, finetune=0, ema=0., threads=1)
 
 
 @pytest.fixture(scope='session')

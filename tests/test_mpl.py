@@ -16,7 +16,7 @@ from torch import nn
 from ipb_nb.balance import PseudoBalance, pseudo_labels
 from ipb_nb.core import InputError, stable_hash
 from ipb_nb.mpl import FEEDBACK, MetaPseudoLabels, PseudoLabels, exact_feedback, feedback_loss, taylor_feedback
-from ipb_nb.patch import PatchDL, PatchEpoch
+from ipb_nb.patch import PatchDL, uniforms
 from ipb_nb.supervised import MaskedCrossEntropy, paper_sgd
 
 B, D, K, N = 8, 5, 3, 48
@@ -53,11 +53,11 @@ class InOrder(Points):
     def get_idxs(self): return list(range(self.n))
 
 
-def learner(feedback, student, teacher, threshold, epochs=1, frozen=False, **kwargs):
+def learner(feedback, student, teacher, threshold, frozen=False, student_clip=0, **kwargs):
     u, labeled = loaders()
     u = InOrder(u.dataset, bs=B, shuffle=True, num_workers=0, drop_last=True)
     cb = PseudoLabels(teacher, views, threshold=threshold) if frozen else MetaPseudoLabels(teacher, labeled, views, feedback, threshold=threshold, lr=.05, wd=1e-2, momentum=.9, **kwargs)
-    learn = Learner(DataLoaders(u, labeled.new(shuffle=False)), student, loss_func=MaskedCrossEntropy(), opt_func=paper_sgd(), wd=1e-2, wd_bn_bias=False, cbs=[PatchEpoch(), cb])
+    learn = Learner(DataLoaders(u, labeled.new(shuffle=False)), student, loss_func=MaskedCrossEntropy(), opt_func=paper_sgd(), wd=1e-2, wd_bn_bias=False, cbs=[cb, *([GradientClip(student_clip)] if student_clip else [])])
     learn.remove_cb(learn.recorder)                              # (its running loss is single precision)
     return learn, u, labeled
 
@@ -73,24 +73,28 @@ def labelled_loss(net, x, y):
     return F.cross_entropy(copy.deepcopy(net)(x), y)
 
 
-def longhand(feedback, s, t, threshold, u, labeled, lr=.1):
+def longhand(feedback, s, t, threshold, u, labeled, lr=.1, temperature=1., label='argmax', label_smoothing=0., clip=0., student_clip=0., h_baseline=0., warmup=0., lambda_u=2., ramp=.5):
     "The same steps in plain torch."
     opt_s, opt_t, n = torch_sgd(s, lr), torch_sgd(t, .05), len(u)
-    seen = []
+    seen, baseline = [], None
     for i, ((x, keys), (x_l, y_l)) in enumerate(zip(u, labeled.new(n_draws=n*B, epoch=0))):
         weak, strong = views(x, keys, 'weak'), views(x, keys, 'strong')
         out = t(torch.cat([x_l, weak, strong]))
-        p = out[B:2*B].detach().softmax(1)
-        sure = p.max(1).values >= threshold
+        p = (out[B:2*B].detach()/temperature).softmax(1)
+        y, sure = p.argmax(1), p.max(1).values >= threshold
+        if label == 'sample':                                    # by the inverse of the distribution function
+            chances = np.cumsum(out[B:2*B].detach().softmax(1).numpy(), 1)
+            y = torch.tensor([min(int(np.searchsorted(c, v, side='right')), K-1) for c, v in zip(chances, uniforms(keys, 'label', 1)[:, 0].double().numpy())])
         seen.append(int(sure.sum()))
         opt_s.zero_grad()
         if feedback == 'reference':
             joint = s(torch.cat([x_l, strong]))
-            old, taught = F.cross_entropy(joint[:B].detach(), y_l), F.cross_entropy(joint[B:], p.argmax(1))
-        else: taught = (F.cross_entropy(s(strong), p.argmax(1), reduction='none')*sure).sum()/B
+            old, taught = F.cross_entropy(joint[:B].detach(), y_l), F.cross_entropy(joint[B:], y)
+        else: taught = (F.cross_entropy(s(strong), y, reduction='none')*sure).sum()/B
         h = torch.zeros((), dtype=torch.double)
         if sure.any() or feedback == 'reference':
             taught.backward()
+            if student_clip: nn.utils.clip_grad_norm_(s.parameters(), student_clip)
             g = [q.grad.clone() for q in s.parameters()]
             if feedback == 'taylor':                             # the optimiser's step with g = 0, by the optimiser
                 untaught = copy.deepcopy(s)
@@ -105,23 +109,33 @@ def longhand(feedback, s, t, threshold, u, labeled, lr=.1):
                 h = lr*sum((a*b).sum() for a, b in zip(grads, g))
             elif feedback == 'taylor': h = (labelled_loss(untaught, x_l, y_l)-labelled_loss(s, x_l, y_l)).detach()
             else: h = labelled_loss(s, x_l, y_l).detach()-old                                   # after less before, as published
+            if h_baseline:
+                baseline = h if baseline is None else baseline
+                h, baseline = h-baseline, h_baseline*baseline+(1-h_baseline)*h
         uda = (-(p*out[2*B:].log_softmax(1)).sum(1)*sure).mean()
-        mpl = h*F.cross_entropy(out[2*B:], out[2*B:].detach().argmax(1)) if feedback == 'reference' else h*(-out[B:2*B].log_softmax(1)[range(B), p.argmax(1)]*sure).mean()
-        loss = F.cross_entropy(out[:B], y_l)+2*min(i/n/.5, 1)*uda+mpl
+        mpl = h*F.cross_entropy(out[2*B:], out[2*B:].detach().argmax(1)) if feedback == 'reference' else h*(-out[B:2*B].log_softmax(1)[range(B), y]*sure).mean()
+        target = F.one_hot(y_l, K).double()*(1-label_smoothing)+label_smoothing/K
+        loss = -(target*out[:B].log_softmax(1)).sum(1).mean()+lambda_u*min(i/n/ramp, 1)*uda+mpl
         opt_t.zero_grad(); loss.backward()
-        for group in opt_t.param_groups: group['lr'] = .05*(1+math.cos(math.pi*i/n))/2
+        if clip: nn.utils.clip_grad_norm_(t.parameters(), clip)
+        done = i/n
+        for group in opt_t.param_groups: group['lr'] = .05*done/warmup if done < warmup else .05*(1+math.cos(math.pi*(done-warmup)/(1-warmup)))/2
         opt_t.step()
     return opt_s, opt_t, seen
 
 
+ALL_ON = dict(temperature=.7, label='sample', label_smoothing=.2, clip=.05, student_clip=.1, h_baseline=.9, warmup=.4)
+
+@pytest.mark.parametrize('options', [{}, ALL_ON, *({k: v} for k, v in ALL_ON.items())], ids=lambda o: '+'.join(o) if len(o) < 3 else 'all')
 @pytest.mark.parametrize('feedback', FEEDBACK)
-def test_three_steps_equal_longhand(feedback):
-    "The third batch has no confident patch. Weights, buffers and momenta of both networks."
-    student, teacher, threshold = network(1), network(2), .53
+def test_three_steps_equal_longhand(feedback, options):
+    "The third batch has no confident patch. Weights, buffers and momenta of both networks, to 1e-10; gradients that were there before do not count."
+    student, teacher, threshold = network(1), network(2), .62 if 'temperature' in options else .53
     s, t = copy.deepcopy((student, teacher))
-    learn, u, labeled = learner(feedback, student, teacher, threshold, lambda_u=2., ramp=.5)
+    teacher(torch.randn(4, D).double()).sum().backward(); teacher.load_state_dict(t.state_dict())
+    learn, u, labeled = learner(feedback, student, teacher, threshold, lambda_u=2., ramp=.5, **options)
     with learn.no_bar(): learn.fit(1, .1)
-    opt_s, opt_t, seen = longhand(feedback, s, t, threshold, InOrder(u.dataset, bs=B, shuffle=True, num_workers=0, drop_last=True), labeled)
+    opt_s, opt_t, seen = longhand(feedback, s, t, threshold, InOrder(u.dataset, bs=B, shuffle=True, num_workers=0, drop_last=True), labeled, **options)
     assert seen[0] > 0 and seen[1] > 0 and seen[2] == 0
     for ours, theirs, opt, twin in ((student, s, learn.opt, opt_s), (teacher, t, learn.meta_pseudo_labels.opt_t, opt_t)):
         for (name, a), b in zip(ours.state_dict().items(), theirs.state_dict().values()): assert torch.allclose(a.double(), b.double(), rtol=0, atol=1e-10), name
@@ -243,21 +257,48 @@ def test_passes_are_as_stated(feedback, student_passes, teacher_passes):
     if feedback is None: assert all(torch.equal(before[k], v) for k, v in teacher.state_dict().items())
 
 
-def test_options_do_what_they_say():
-    def history(**kwargs):
-        student, teacher = network(1), network(2)
-        learn, *_ = learner(kwargs.pop('feedback', 'exact'), student, teacher, 0., **kwargs)
-        with learn.no_bar(): learn.fit(1, .1, cbs=[GradientClip(1e-3)] if kwargs.get('clip') else [])
-        return learn.meta_pseudo_labels, torch.cat([p.flatten() for p in teacher.parameters()])
-    plain, w = history()
-    start = torch.cat([p.flatten() for p in network(2).parameters()])
-    assert torch.linalg.norm(history(clip=1e-6)[1]-start) < .1*torch.linalg.norm(w-start)
-    assert not torch.equal(history(label_smoothing=.2)[1], w) and not torch.equal(history(h_baseline=.9)[1], w)
-    warm, _ = history(warmup=.9)
-    assert warm.schedule(.01) < plain.schedule(.01)
-    agreeing, same = history(log_agreement=True)
-    assert 0 <= agreeing.epoch_log['agreement'] <= 1 and torch.equal(same, w)
-    assert {'h', 'teacher_loss', 'labeled_loss', 'consistency_loss', 'confident_share', 'mpl_to_uda'} == set(plain.epoch_log)
+def test_what_is_logged():
+    student, teacher = network(1), network(2)
+    learn, *_ = learner('exact', student, teacher, 0., log_agreement=True)
+    with learn.no_bar(): learn.fit(1, .1)
+    log = learn.meta_pseudo_labels.epoch_log
+    assert {'h', 'agreement', 'teacher_loss', 'labeled_loss', 'consistency_loss', 'confident_share', 'mpl_to_uda'} == set(log) and log['confident_share'] == 1 and 0 <= log['agreement'] <= 1
+    plain, other = network(1), network(2)
+    learn, *_ = learner('exact', plain, other, 0.)
+    with learn.no_bar(): learn.fit(1, .1)
+    assert all(torch.equal(a, b) for a, b in zip(other.parameters(), teacher.parameters()))       # looking changes nothing
+
+
+def test_dropout_is_off_and_running_statistics_stay_while_h_is_measured():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(D, 12), nn.BatchNorm1d(12), nn.Dropout(.5), nn.Tanh(), nn.Linear(12, K)).double().train()
+    x, y, g = torch.randn(10, D).double(), torch.randint(K, (10,)), [torch.randn_like(p) for p in net.parameters()]
+    before = copy.deepcopy(net.state_dict())
+    for f in (exact_feedback, taylor_feedback):
+        assert f(net, x, y, g, .1) == f(net, x, y, g, .1)
+        assert all(torch.equal(a, b) for a, b in zip(before.values(), net.state_dict().values()))
+    assert not torch.equal(net(x), net(x))                       # (it is on again)
+
+
+def test_a_cancelled_step_gives_no_feedback():
+    from fastai.callback.core import Callback, CancelStepException
+    class Cancels(Callback):
+        order = 11
+        def before_step(self):
+            if self.iter == 1: raise CancelStepException
+    student, teacher, h = network(1), network(2), []
+    learn, *_ = learner('exact', student, teacher, 0.)
+    learn.add_cb(Cancels())
+    with learn.no_bar(): learn.fit(1, .1)
+    h = [o['h'].item() for o in learn.meta_pseudo_labels.log]
+    assert h[0] != 0 and h[1] == 0 and h[2] != 0
+
+
+def test_training_can_begin_at_a_later_epoch():
+    student, teacher = network(1), network(2)
+    learn, *_ = learner('exact', student, teacher, 0.)
+    with learn.no_bar(), learn.no_logging(): learn.fit(3, .1, start_epoch=2)
+    assert len(learn.meta_pseudo_labels.log) == 3
 
 
 def test_what_cannot_be_is_refused():
@@ -278,7 +319,7 @@ class Sorts(nn.Module):
 def balanced(teacher, **kwargs):
     g = torch.Generator().manual_seed(3)
     u = Points([(p,) for p in torch.randn(200, D, generator=g).double()], bs=B, shuffle=True, num_workers=0, n_draws=1000, drop_last=True)
-    learn = Learner(DataLoaders(u, u), network(1), loss_func=MaskedCrossEntropy(), cbs=[PatchEpoch(), PseudoBalance(teacher, ['a', 'b', 'c'], views, **kwargs)])
+    learn = Learner(DataLoaders(u, u), network(1), loss_func=MaskedCrossEntropy(), cbs=[PseudoBalance(teacher, ['a', 'b', 'c'], views, **kwargs)])
     learn.create_opt(); learn.epoch, learn.dl = 0, u
     learn('before_train')
     return learn.pseudo_balance, u
@@ -286,13 +327,30 @@ def balanced(teacher, **kwargs):
 
 def test_draws_follow_the_stated_weights():
     pb, u = balanced(Sorts(.5, 1.2))
-    label, _ = pseudo_labels(pb.teacher, u, views)
-    weights = np.array([r['weight'] for r in pb.table])[label]
+    label = np.digitize([p[0].item() for p, in u.dataset], [.5, 1.2])                            # longhand
+    weights = 1/np.bincount(label)[label]
     counts = np.zeros(200)
     for u.epoch in range(40): counts += np.bincount(np.array(u.get_idxs()) % 200, minlength=200)
     assert chisquare(counts, weights/weights.sum()*counts.sum()).pvalue > .001
-    drawn = np.array([r['draws'] for r in pb.table])
-    assert chisquare(drawn).pvalue > .001
+    assert chisquare([r['draws'] for r in pb.table]).pvalue > .001
+    stated = np.array([r['weight'] for r in pb.table])
+    assert np.allclose(stated/stated.sum(), (1/np.bincount(label))/(1/np.bincount(label)).sum())
+
+
+def test_a_loader_is_left_as_it_was():
+    "A fit without balancing on the same loader is not balanced; the mask's count is what was taught."
+    u, labeled = loaders()
+    student, teacher = network(1), network(2)
+    pb = PseudoBalance(teacher, ['a', 'b', 'c'], views, temperature=2., threshold=.4)
+    learn = Learner(DataLoaders(u, labeled.new(shuffle=False)), student, loss_func=MaskedCrossEntropy(), opt_func=paper_sgd(), cbs=[PseudoLabels(teacher, views, threshold=.4, temperature=2.), pb])
+    learn.remove_cb(learn.recorder)
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, .1)
+    assert u.weights is None and u.max_repeat == 0
+    taught = sum(r['taught'] for r in pb.table)
+    assert taught == round(learn.pseudo_labels.epoch_log['confident_share']*3*B) and 0 < taught < 3*B
+    label, confidence = pseudo_labels(teacher, u, views, temperature=2.)
+    p = (teacher(torch.stack([p for p, in u.dataset]))/2).softmax(1).max(1).values
+    assert np.allclose(confidence, p.detach().numpy(), atol=1e-6)
 
 
 def test_absent_classes_and_all_in_one_are_reported():

@@ -124,6 +124,7 @@ def test_every_network_learns_from_every_block(dataset, arch, width, scales):
     dls = block.dataloaders(sure, bs=8, device='cpu', num_workers=0)
     learn = Learner(dls, create_model(arch, scales, len(ds.classes), width=width), loss_func=CrossEntropyLossFlat())
     with learn.no_bar(), learn.no_logging(): learn.fit(2, .01)
+    assert dls.train.epoch == 1
     p, y = learn.get_preds()
     assert p.shape == (len(dls.valid.items), 3) and torch.isfinite(p).all()
 
@@ -154,3 +155,15 @@ def test_a_compiled_run_equals_a_plain_one(dataset, run, tiny, tmp_path):
     a, b = (pd.read_csv(o/'predictions.csv') for o in (out, run))
     p = [c for c in a if c.startswith('p_')]
     assert np.abs(a[p]-b[p]).to_numpy().max() < .02
+
+
+def test_a_dataset_without_unlabelled_colonies_trains_the_baseline(class_folders, tiny, tmp_path):
+    from ipb_nb.dataset import import_folders, save_split
+    root = shutil.copytree(class_folders, tmp_path/'cells')
+    for d in ('multi-label', 'unlabelled'): shutil.rmtree(root/d)
+    ds = import_folders(root, tmp_path/'data')
+    save_split(ds, labeled='rest', test=.25, folds=2)
+    assert colony_dataloaders(ds, scales='32', device='cpu')['unlabeled'] is None
+    out = train(ExperimentConfig(**tiny | dict(method='supervised')), ds.path, tmp_path/'run')
+    assert read_json(out/'run.json')['state'] == 'done'
+    with pytest.raises(InputError, match='no colony in U'): train(ExperimentConfig(**tiny), ds.path, tmp_path/'mpl')
