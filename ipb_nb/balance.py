@@ -79,22 +79,6 @@ class PseudoBalance(Callback):
         self.write()
         self.here, self.taught, self.changed = torch.from_numpy(self.label[self.drawn]).to(self.learn.dls.device or 'cpu'), [], []
 
-    def after_batch(self):
-        if not self.training or self.here is None: return
-        said, was = self.yb[0], self.here[self.iter*self.dl.bs:][:len(self.yb[0])]
-        taught = (said >= 0) & (said < len(self.classes))
-        self.taught.append(torch.bincount(said[taught], minlength=len(self.classes))); self.changed.append((taught & (said != was)).sum())
-
-    def after_train(self):
-        "How many patches of each class passed the mask at their step."
-        if self.here is None or not self.taught: return
-        for row, n in zip(self.table[-len(self.classes):], sum(self.taught).tolist()): row['taught'] = n
-        self.write()
-
-    def after_fit(self):
-        "The loader is as it was."
-        if self.here is not None: self.dls.train.weights, self.dls.train.max_repeat, self.here = None, 0, None
-
     def write(self):
         if self.path: write_csv(pd.DataFrame(self.table), self.path)
 
@@ -103,6 +87,26 @@ class PseudoBalance(Callback):
         "`relabelled`: of the patches that were taught, the share whose label at the step was not the one that it was drawn for."
         n = sum(self.taught).sum().item() if self.taught else 0
         return dict(relabelled=sum(self.changed).item()/n) if n else {}
+
+# %% ../nbs/14_balance.ipynb #56ee9f01
+@patch
+def after_batch(self:PseudoBalance):
+    if not self.training or self.here is None: return
+    said, was = self.yb[0], self.here[self.iter*self.dl.bs:][:len(self.yb[0])]
+    taught = (said >= 0) & (said < len(self.classes))
+    self.taught.append(torch.bincount(said[taught], minlength=len(self.classes))); self.changed.append((taught & (said != was)).sum())
+
+@patch
+def after_train(self:PseudoBalance):
+    "How many patches of each class passed the mask at their step."
+    if self.here is None or not self.taught: return
+    for row, n in zip(self.table[-len(self.classes):], sum(self.taught).tolist()): row['taught'] = n
+    self.write()
+
+@patch
+def after_fit(self:PseudoBalance):
+    "The loader is as it was."
+    if self.here is not None: self.dls.train.weights, self.dls.train.max_repeat, self.here = None, 0, None
 
 # %% ../nbs/14_balance.ipynb #9d1f0001
 @patch

@@ -166,17 +166,6 @@ class MetaPseudoLabels(PseudoLabels):
         store_attr('labeled_dl,feedback,lambda_u,ramp,lr,warmup,wd,momentum,label_smoothing,clip,h_baseline,log_agreement')
         self.kept, self.opt_t, self.g = None, None, None
 
-    def start(self):
-        "The teacher's optimiser, before the first epoch."
-        if self.feedback == 'reference' and in_bfloat16(self.learn): raise InputError('feedback', 'reference in bfloat16', 'single precision', 'Switch amp off: the difference of two losses would be lost.')
-        odd = {getattr(f, 'func', f).__name__ for f in self.opt.cbs}-{'l2_reg', 'weight_decay', 'average_grad', 'momentum_step', 'sgd_step'}
-        if odd and self.feedback != 'reference': raise InputError('opt_func', f"an optimiser with {', '.join(sorted(odd))}", 'SGD', 'Take paper_sgd(): with others the step is not η·g.')
-        if len({h['lr'] for h in self.opt.hypers}) > 1: raise InputError('lr', 'a learning rate a group of parameters', 'one', 'Give one number.')
-        self.kept = copy.deepcopy(self.teacher.state_dict()) if hasattr(self.learn, 'lr_finder') else None      # lr_find restores the student alone
-        self.opt_t = paper_sgd(self.momentum)(list(self.teacher.parameters()), lr=self.lr, wd=self.wd)
-        for p in norm_bias_params(self.teacher, True): self.opt_t.state[p]['do_wd'] = False
-        self.schedule, self.baseline = warmup_cosine(self.lr, self.warmup), None
-
     def before_train(self):
         super().before_train()
         if self.epoch == 0 or self.opt_t is None: self.start()           # (before_fit would come with `validate` and `get_preds`, too)
@@ -198,19 +187,34 @@ class MetaPseudoLabels(PseudoLabels):
         self.logits_l, self.logits_w, self.logits_s = logits.split([len(self.x_l), len(weak), len(strong)])
         return self.logits_w.detach()
 
-    def after_pred(self):
-        if not self.training or self.feedback != 'reference': return
-        self.before_loss = F.cross_entropy(self.pred[:len(self.x_l)].detach(), self.y_l)
-        self.learn.pred = self.pred[len(self.x_l):]
-
     def before_step(self):
         super().before_step()
         self.g = [p.grad.clone() if p.grad is not None else None for p in self.model.parameters()]
 
-    def after_fit(self):
-        self.labeled = self.g = None
-        if self.kept is not None: self.teacher.load_state_dict(self.kept)
-        self.kept = None
+# %% ../nbs/13_mpl.ipynb #8c1f000a
+@patch
+def start(self:MetaPseudoLabels):
+    "The teacher's optimiser, before the first epoch."
+    if self.feedback == 'reference' and in_bfloat16(self.learn): raise InputError('feedback', 'reference in bfloat16', 'single precision', 'Switch amp off: the difference of two losses would be lost.')
+    odd = {getattr(f, 'func', f).__name__ for f in self.opt.cbs}-{'l2_reg', 'weight_decay', 'average_grad', 'momentum_step', 'sgd_step'}
+    if odd and self.feedback != 'reference': raise InputError('opt_func', f"an optimiser with {', '.join(sorted(odd))}", 'SGD', 'Take paper_sgd(): with others the step is not η·g.')
+    if len({h['lr'] for h in self.opt.hypers}) > 1: raise InputError('lr', 'a learning rate a group of parameters', 'one', 'Give one number.')
+    self.kept = copy.deepcopy(self.teacher.state_dict()) if hasattr(self.learn, 'lr_finder') else None      # lr_find restores the student alone
+    self.opt_t = paper_sgd(self.momentum)(list(self.teacher.parameters()), lr=self.lr, wd=self.wd)
+    for p in norm_bias_params(self.teacher, True): self.opt_t.state[p]['do_wd'] = False
+    self.schedule, self.baseline = warmup_cosine(self.lr, self.warmup), None
+
+@patch
+def after_pred(self:MetaPseudoLabels):
+    if not self.training or self.feedback != 'reference': return
+    self.before_loss = F.cross_entropy(self.pred[:len(self.x_l)].detach(), self.y_l)
+    self.learn.pred = self.pred[len(self.x_l):]
+
+@patch
+def after_fit(self:MetaPseudoLabels):
+    self.labeled = self.g = None
+    if self.kept is not None: self.teacher.load_state_dict(self.kept)
+    self.kept = None
 
 # %% ../nbs/13_mpl.ipynb #8d275ae4
 @patch

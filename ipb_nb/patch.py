@@ -343,6 +343,7 @@ class TensorPatch(TensorImage):
         if 'title' in kwargs: ax.set_title(kwargs['title'])
         return ax
 
+# %% ../nbs/04_patch.ipynb #f6819f61
 class PatchViews(ItemTransform):
     "From `(uint8 patches, keys, …)` to `(view, …)` for V and T; on decoding, back to grey levels 0…1. What it normalises with is measured on the training data if it is not given."
     split_idx = 1
@@ -374,6 +375,7 @@ def patch_views(
     "`views`, normalised as in a loader."
     return partial(views, **normalisation(dl))
 
+# %% ../nbs/04_patch.ipynb #f6819f63
 def grey_statistics(
     colonies, # iterable of `Colony`
 ) -> dict: # `mean` and `std` of grey levels 0…1 inside the masks
