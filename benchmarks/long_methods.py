@@ -22,13 +22,13 @@ def simulated(folder):
     simulate_experiment(folder/'exp', preset='small', seed=0)
     ds = detect_dataset(folder/'exp'/'raw', folder/'simulated', truth=folder/'exp'/'truth', refine=True)
     save_split(ds, by='track', labeled=.2, test=.2, folds=5)        # (there are too few tracks of Diff for a tenth)
-    return ds
+    return ds, 3                                                    # the fold with most colonies of the rarest class in T: 27, and 8 in L
 
 
 def bccd(folder):
     ds = import_voc(os.environ['IPB_BCCD'], folder/'bccd', classes=['Platelets', 'RBC', 'WBC'])
     save_split(ds)
-    return ds
+    return ds, 0
 
 
 def figures(data, row, out):
@@ -53,5 +53,5 @@ def figures(data, row, out):
 
 with tempfile.TemporaryDirectory() as d:
     for data in sys.argv[1:] or ['simulated', *(['bccd'] if os.environ.get('IPB_BCCD') else [])]:
-        ds = dict(simulated=simulated, bccd=bccd)[data](Path(d))
-        for row, kwargs in ROWS.items(): figures(data, row, train(ExperimentConfig(**kwargs, threads=1), ds.path, Path(d)/f'{data}-{row}'))
+        ds, fold = dict(simulated=simulated, bccd=bccd)[data](Path(d))
+        for row, kwargs in ROWS.items(): figures(data, row, train(ExperimentConfig(**kwargs, fold=fold, threads=1), ds.path, Path(d)/f'{data}-{row}'))

@@ -94,13 +94,21 @@ def after_batch(self:PseudoBalance):
     if not self.training or self.here is None: return
     said, was = self.yb[0], self.here[self.iter*self.dl.bs:][:len(self.yb[0])]
     taught = (said >= 0) & (said < len(self.classes))
-    self.taught.append(torch.bincount(said[taught], minlength=len(self.classes))); self.changed.append((taught & (said != was)).sum())
+    self.taught.append((said[:, None] == torch.arange(len(self.classes), device=said.device)).sum(0)); self.changed.append((taught & (said != was)).sum())
 
 @patch
 def after_train(self:PseudoBalance):
     "How many patches of each class passed the mask at their step."
     if self.here is None or not self.taught: return
     for row, n in zip(self.table[-len(self.classes):], sum(self.taught).tolist()): row['taught'] = n
+    self.write()
+
+@patch
+def resume_state(self:PseudoBalance): return dict(table=self.table, notes=self.notes)
+
+@patch
+def resume_from(self:PseudoBalance, saved):
+    self.table, self.notes = saved['table'], saved['notes']
     self.write()
 
 @patch

@@ -19,7 +19,7 @@ from torch.func import functional_call
 from .core import InputError
 from .model import autocast, in_bfloat16
 from .patch import patch_views, uniforms
-from .supervised import IGNORE, paper_sgd, warmup_cosine
+from .supervised import IGNORE, optimiser_state, paper_sgd, set_optimiser_state, warmup_cosine
 from fastai.callback.core import Callback, CancelStepException
 from fastai.torch_core import norm_bias_params
 from fastcore.basics import patch, store_attr
@@ -164,13 +164,14 @@ class MetaPseudoLabels(PseudoLabels):
         if feedback not in FEEDBACK: raise InputError('feedback', feedback, ' or '.join(FEEDBACK), 'Choose one of them.')
         super().__init__(teacher, views or patch_views(labeled_dl), **kwargs)
         store_attr('labeled_dl,feedback,lambda_u,ramp,lr,warmup,wd,momentum,label_smoothing,clip,h_baseline,log_agreement')
-        self.kept, self.opt_t, self.g = None, None, None
+        self.kept, self.opt_t, self.g, self.labeled_now = None, None, None, None
 
     def before_train(self):
         super().before_train()
         if self.epoch == 0 or self.opt_t is None: self.start()           # (before_fit would come with `validate` and `get_preds`, too)
         dl = self.labeled_dl
-        self.labeled = iter(dl.new(weights=dl.weights, n_draws=len(self.dl)*dl.bs, epoch=self.epoch))
+        self.labeled_now = dl.new(weights=dl.weights, n_draws=len(self.dl)*dl.bs, epoch=self.epoch)
+        self.labeled = iter(self.labeled_now)
 
     def before_batch(self):
         if not self.training: return
@@ -205,6 +206,16 @@ def start(self:MetaPseudoLabels):
     self.schedule, self.baseline = warmup_cosine(self.lr, self.warmup), None
 
 @patch
+def resume_state(self:MetaPseudoLabels): return dict(optimiser=optimiser_state(self.opt_t), baseline=self.baseline)
+
+@patch
+def resume_from(self:MetaPseudoLabels, saved):
+    "Before a fit that goes on: the teacher's optimiser as it was (its weights are put back by who made it)."
+    self.start()
+    set_optimiser_state(self.opt_t, saved['optimiser'])
+    self.baseline = saved['baseline']
+
+@patch
 def after_pred(self:MetaPseudoLabels):
     if not self.training or self.feedback != 'reference': return
     self.before_loss = F.cross_entropy(self.pred[:len(self.x_l)].detach(), self.y_l)
@@ -212,7 +223,7 @@ def after_pred(self:MetaPseudoLabels):
 
 @patch
 def after_fit(self:MetaPseudoLabels):
-    self.labeled = self.g = None
+    self.labeled = self.labeled_now = self.g = None
     if self.kept is not None: self.teacher.load_state_dict(self.kept)
     self.kept = None
 

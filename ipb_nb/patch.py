@@ -304,6 +304,10 @@ class PatchDL(TfmdDL):
         else: i = _draw(torch.as_tensor(self.weights, dtype=torch.double), self.n, self.max_repeat, g)
         return (_occurrence(i)*self.n_colonies+i.numpy()).tolist()
 
+    def batch_ids(self, k: int) -> list: # in their order
+        "The colonies of batch `k` of this epoch."
+        return [self.items[i % self.n_colonies] for i in self.get_idxs()[k*self.bs:(k+1)*self.bs]]
+
     def box(self,
         colony: Colony,
         draw: int=0,
