@@ -12,6 +12,7 @@ import torch
 
 from .core import InputError, write_csv
 from .model import autocast, in_bfloat16
+from .ranks import gathered, rank, total
 from fastai.callback.core import Callback
 from fastcore.basics import patch, store_attr
 from tqdm import tqdm
@@ -29,8 +30,10 @@ def pseudo_labels(
     teacher.eval()
     dl = dl.new(shuffle=False, weights=None, n_draws=None, drop_last=False)
     with autocast(dl.device or 'cpu', amp): p = torch.cat([(teacher(views(x, keys, 'plain')).float()/temperature).softmax(1) for x, keys in dl])
-    confidence, label = p.max(1)
-    return label.cpu().numpy(), confidence.cpu().numpy()
+    out = [np.empty(dl.n_colonies, dtype) for dtype in (np.int64, np.float32)]
+    for k, part in enumerate(gathered([o.cpu().numpy() for o in p.max(1)[::-1]])):
+        for whole, o in zip(out, part): whole[k::dl.ranks] = o
+    return tuple(out)
 
 # %% ../nbs/14_balance.ipynb #517e55fb
 def class_weights(
@@ -63,7 +66,7 @@ class PseudoBalance(Callback):
     ):
         if balance_on not in BALANCE_ON: raise InputError('balance_on', balance_on, ' or '.join(BALANCE_ON), 'Choose one of them.')
         store_attr()
-        self.table, self.notes, self.taught, self.changed, self.here = [], [], [], [], None
+        self.table, self.notes, self.taught, self.changed, self.here, self.passed = [], [], [], [], None, None
 
     def before_train(self):
         if hasattr(self.learn, 'lr_finder'): return
@@ -74,19 +77,19 @@ class PseudoBalance(Callback):
         share, _ = class_weights(self.label, len(self.classes))
         counts, weight = class_weights(self.label[counted], len(self.classes))
         dl.weights, dl.max_repeat = weight[self.label]*counted, self.max_repeat
-        self.drawn = np.array(dl.get_idxs()) % dl.n_colonies
+        self.drawn = np.array(dl.draws()) % dl.n_colonies
         self.table += self.rows(share, weight, self.note(share, counts))
         self.write()
-        self.here, self.taught, self.changed = torch.from_numpy(self.label[self.drawn]).to(self.learn.dls.device or 'cpu'), [], []
+        self.here, self.taught, self.changed = torch.from_numpy(self.label[np.array(dl.get_idxs()) % dl.n_colonies]).to(self.learn.dls.device or 'cpu'), [], []
 
     def write(self):
-        if self.path: write_csv(pd.DataFrame(self.table), self.path)
+        if self.path and rank() == 0: write_csv(pd.DataFrame(self.table), self.path)
 
     @property
     def epoch_log(self) -> dict:
         "`relabelled`: of the patches that were taught, the share whose label at the step was not the one that it was drawn for."
-        n = sum(self.taught).sum().item() if self.taught else 0
-        return dict(relabelled=sum(self.changed).item()/n) if n else {}
+        n = self.passed.sum().item() if self.passed is not None else 0
+        return dict(relabelled=self.n_changed.item()/n) if n else {}
 
 # %% ../nbs/14_balance.ipynb #56ee9f01
 @patch
@@ -100,7 +103,8 @@ def after_batch(self:PseudoBalance):
 def after_train(self:PseudoBalance):
     "How many patches of each class passed the mask at their step."
     if self.here is None or not self.taught: return
-    for row, n in zip(self.table[-len(self.classes):], sum(self.taught).tolist()): row['taught'] = n
+    self.passed, self.n_changed = total(sum(self.taught)), total(sum(self.changed))
+    for row, n in zip(self.table[-len(self.classes):], self.passed.tolist()): row['taught'] = n
     self.write()
 
 @patch
@@ -127,7 +131,7 @@ def note(self:PseudoBalance, share, counts) -> str: # '' if there is nothing to 
     if self.balance_on == 'confident' and not self.sure.any(): text += '; it is sure of no patch, so all are counted'
     if text == (self.notes[-1][1] if self.notes else 'sees all classes'): return ''
     self.notes.append((self.epoch, text))
-    tqdm.write(f'epoch {self.epoch}: the teacher {text}')
+    if rank() == 0: tqdm.write(f'epoch {self.epoch}: the teacher {text}')
     return text
 
 @patch

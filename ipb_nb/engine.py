@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from .core import InputError, atomic_path, class_colors, write_csv
+from .ranks import average, rank
 from .supervised import optimiser_state, set_optimiser_state
 from fastai.callback.core import Callback, CancelFitException, CancelValidException
 from fastai.learner import Recorder
@@ -138,7 +139,7 @@ class Checkpoint(Callback):
     def before_train(self): self.fitting = True
     def after_fit(self): self.fitting = False
     def after_epoch(self):                             # (skipped epochs and `validate` end one, too)
-        if self.fitting: self.store.save(dict(learner=learner_state(self.learn), random=random_state()) | self.more(), stage=self.stage, epoch=self.epoch)
+        if self.fitting and rank() == 0: self.store.save(dict(learner=learner_state(self.learn), random=random_state()) | self.more(), stage=self.stage, epoch=self.epoch)
 
 # %% ../nbs/19_engine.ipynb #87a72672
 class StopAtNaN(Callback):
@@ -230,14 +231,17 @@ def plot_live(
     history: pd.DataFrame, # history.csv
 ): # figure
     "Losses and recall of every class over all epochs so far, stage after stage."
-    fig, (top, low) = plt.subplots(1, 2, figsize=(8.5, 2.6), layout='constrained')
+    fig, (top, low) = plt.subplots(1, 2, figsize=(9, 2.7), layout='constrained')
     x, each = np.arange(1, len(history)+1), [c for c in history if c.startswith('tpr_')]
     top.plot(x, history.train_loss, color='k', label='training'); top.plot(x, history.valid_loss, color='k', ls='--', label='validation')
     for c, color in zip(each, class_colors([c[4:] for c in each]).values()): low.plot(x, history[c], color=color, label=c[4:])
     low.plot(x, history.macro_tpr, color='k', lw=2, label='all')
     for ax, name in ((top, 'loss'), (low, 'recall')):
         for k in np.flatnonzero(history.stage.values[1:] != history.stage.values[:-1]): ax.axvline(k+1.5, color='#bbbbbb', lw=1)
-        ax.set(xlabel='epoch', ylabel=name); ax.legend(fontsize=8, frameon=False)
+        ax.set(xlabel='epoch', ylabel=name)
+        for k, stage in enumerate(history.stage):
+            if k == 0 or stage != history.stage[k-1]: ax.annotate(stage, (k+1, 1.02), xycoords=('data', 'axes fraction'), fontsize=8, rotation=20)
+    top.legend(fontsize=8, frameon=False); low.legend(fontsize=8, frameon=False, loc='upper left', bbox_to_anchor=(1, 1))
     low.set_ylim(-.02, 1.02)
     return fig
 
@@ -250,7 +254,7 @@ class NotebookView:
         self.at, history = time.time(), pd.DataFrame(rows)
         fig, png = plot_live(history), io.BytesIO()
         fig.savefig(png, dpi=80); plt.close(fig)
-        table = history.drop(columns='seconds').tail(3).filter(regex='stage|epoch|loss|tpr').to_html(index=False, float_format='{:.3f}'.format, border=0)
+        table = history.drop(columns='seconds').tail(3).filter(regex='^(stage|epoch|(train|valid)_loss|.*tpr.*)$').to_html(index=False, float_format='{:.3f}'.format, border=0)
         page = HTML(f'<img src="data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}">{table}')
         if self.handle: self.handle.update(page)
         else: self.handle = display(page, display_id=True)
@@ -276,8 +280,9 @@ class History(Callback):
     def resume_from(self, saved):
         self.rows = saved['rows']
         self.write()
-    def write(self): write_csv(pd.DataFrame(self.rows), self.path)
-    def before_fit(self): self.bar = tqdm(total=self.n_epoch*len(self.dls.train), desc=self.desc, unit='step', leave=False)
+    def write(self):
+        if rank() == 0: write_csv(pd.DataFrame(self.rows), self.path)
+    def before_fit(self): self.bar = tqdm(total=self.n_epoch*len(self.dls.train), desc=self.desc, unit='step', leave=False, disable=rank() > 0 or None)
     def before_train(self):
         self.losses, self.start = [], time.time()
         self.bar.update(self.epoch*len(self.dls.train)-self.bar.n)
@@ -286,7 +291,8 @@ class History(Callback):
     def after_epoch(self):
         if not self.losses: return                     # skipped epochs and `validate` end one, too
         measured = dict(zip(self.recorder.metric_names[1:], self.recorder.values[-1]))
-        row = dict(stage=self.stage, epoch=self.epoch) | measured | dict(train_loss=torch.stack(self.losses).mean().item())
+        average([loss := torch.stack(self.losses).mean()])
+        row = dict(stage=self.stage, epoch=self.epoch) | measured | dict(train_loss=loss.item())
         row.pop('time', None)
         row['seconds'] = round(time.time()-self.start, 2)
         for cb in self.learn.cbs: row |= getattr(cb, 'epoch_log', {})
@@ -294,5 +300,5 @@ class History(Callback):
         self.losses = []
         self.write()
         self.bar.set_postfix_str(f"recall {row['macro_tpr']:.2f}  loss {sparkline([r['train_loss'] for r in self.rows if r['stage'] == self.stage])}")
-        if self.view: self.view(self.rows, last=self.epoch == self.n_epoch-1)
+        if self.view and rank() == 0: self.view(self.rows, last=self.epoch == self.n_epoch-1)
     def after_fit(self): self.bar.close()

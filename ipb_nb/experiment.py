@@ -8,7 +8,7 @@ __all__ = ['PRESETS', 'METHODS', 'STAGES', 'ExperimentConfig', 'ipb_learner', 'T
 
 # %% ../nbs/20_experiment.ipynb #93438ad4
 import datetime, hashlib, inspect, json, os, platform, shutil, sys, threading, time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from importlib import resources
 from pathlib import Path
 
@@ -31,7 +31,8 @@ from .metric import scores
 from .model import BFloat16, autocast, bf16_pays, create_model
 from .mpl import FEEDBACK, MetaPseudoLabels, PseudoLabels
 from .patch import SMALL, VIEWS, Crops, check_scale, colony_dataloaders, normalisation, patch_scales, patch_truth, patch_views
-from .supervised import EMA, MaskedCrossEntropy, SelectNetwork, class_tpr, fit_schedule, macro_tpr, paper_sgd, supervised_learner
+from .ranks import from_lead, launched, n_ranks, rank
+from .supervised import EMA, MaskedCrossEntropy, Ranks, SelectNetwork, class_tpr, fit_schedule, macro_tpr, paper_sgd, supervised_learner
 import fastai
 from fastai.callback.progress import ProgressCallback, ShowGraphCallback
 from fastai.data.core import DataLoaders
@@ -83,12 +84,12 @@ class ExperimentConfig:
         epochs: int=None, # of the main training
         finetune: int=None, # epochs on L after the main training, at a tenth of the learning rate; 0: none (supervised: always none)
         steps: int=None, # steps of the main training, spread over the epochs; 0: as many as U (supervised: L) fills
-        batch_size: int=None, # patches
+        batch_size: int=None, # patches, of all processes together
         lr: float=None, # highest learning rate
         wd: float=1e-4, # weight decay
         momentum: float=.9, # of SGD
         seed: int=0, # of weights, patches and draws
-        threads: int=0, # CPU threads; 0: one a core. Results repeat to the last digit at the same number
+        threads: int=0, # CPU threads of a process; 0: one a core. Results repeat to the last digit at the same number
         amp: bool_arg=None, # compute in bfloat16: yes or no; None: where that is faster
         compile: bool=False, # let torch.compile make the networks faster; the first steps take a minute or more longer
     ):
@@ -96,7 +97,7 @@ class ExperimentConfig:
         if preset not in PRESETS: raise InputError('preset', preset, ' or '.join(PRESETS), 'Name one of them.')
         for k, v in PRESETS[preset].items():
             if getattr(self, k) is None: setattr(self, k, v)
-        self.scales, self.threads = str(self.scales).replace(' ', ''), self.threads or os.cpu_count()
+        self.scales, self.threads = str(self.scales).replace(' ', ''), self.threads or max(os.cpu_count()//int(os.environ.get('LOCAL_WORLD_SIZE', 1)), 1)
         if method == 'supervised': self.balance, self.pretrain_epochs, self.finetune = False, 0, 0
         if amp is None: self.amp = feedback != 'reference' and bf16_pays(default_device())
         self._check()
@@ -172,7 +173,7 @@ def _loaders(cfg, ds):
     "The loaders of the run's fold."
     steps = -(-cfg.steps//cfg.epochs) if cfg.steps else None
     loaders = colony_dataloaders(ds, cfg.split, cfg.fold, cfg.sides, cfg.batch_size, steps, cfg.multi_label, cfg.seed, cfg.strong, small=cfg.small)
-    if cfg.method == 'supervised' and steps: loaders['labeled'].train.n = loaders['labeled'].train.n_draws = steps*cfg.batch_size
+    if cfg.method == 'supervised' and steps: loaders['labeled'].train.n_draws, loaders['labeled'].train.n = steps*cfg.batch_size, steps*cfg.batch_size//n_ranks()
     if cfg.select == 'test':
         for part in ('labeled', 'unlabeled')[:1+bool(loaders['unlabeled'])]: loaders[part] = DataLoaders(loaders[part].train, loaders['test'], device=loaders[part].device)
     return loaders
@@ -196,15 +197,11 @@ class Training:
 
     def resume(self):
         "Take up the newest whole state."
-        for f in self.out.rglob('.*.partial*'): f.unlink()                  # (of files that a crash left half written)
         self.saved = self.store.load()
-        if not self.saved:
-            for f in ('history.csv', 'balance.csv'): (self.out/f).unlink(missing_ok=True)
-            return
+        if not self.saved: return
         state = self.saved['state']
         for k, net in self.live.items(): net.load_state_dict(state['live'][k])
         self.kept, self.start = state['kept'], self.start-state['seconds']
-        write_csv(pd.DataFrame(state['learner']['callbacks']['history']['rows']), self.out/'history.csv')
 
     def past(self, stage): return bool(self.saved) and STAGES.index(self.saved['stage']) > STAGES.index(stage)
 
@@ -229,7 +226,7 @@ def learner(self:Training,
     "A learner for a stage."
     c, loaders = self.cfg, self.loaders
     main = [SelectNetwork(), *([EMA(c.ema)] if c.ema else []), *(self.cbs or [])] if stage == 'student' else []
-    cbs = [*main, History(self.out/'history.csv', stage, f'{c.name}: {stage}', self.view), StopAtNaN(self.store), *([BFloat16()] if c.amp else [])]
+    cbs = [*([Ranks()] if n_ranks() > 1 else []), *main, History(self.out/'history.csv', stage, f'{c.name}: {stage}', self.view), StopAtNaN(self.store), *([BFloat16()] if c.amp else [])]
     if stage != 'student' or c.method == 'supervised': return supervised_learner(loaders['labeled'], self.live[stage if stage == 'teacher' else 'student'], c.wd, c.momentum, cbs)
     return ipb_learner(loaders, *self.live.values(), self.ds.classes, c.balance, c.teacher_frozen, c.lr, c.wd, c.momentum, c.threshold,
                        dict(balance_on=c.balance_on, max_repeat=c.max_repeat, truth=patch_truth(self.ds), path=self.out/'balance.csv'),
@@ -307,12 +304,12 @@ def estimate(self:Training,
         learn.remove_cbs([PseudoBalance])
         if n[stage]: a_step[stage] = time_steps(learn, min(steps, max(n[stage]//5, 4)))
     labeled = (self.left('student')*len(self.loaders['unlabeled'].train.items) if self.cfg.balance else 0)+sum(map(self.left, n))*len(self.loaders['labeled'].valid.items)
-    seconds = sum(t*n[s] for s, t in a_step.items())+labeled*_seconds_a_patch(self.live['student'], self.loaders['test'], self.cfg.amp)
+    seconds = sum(t*n[s] for s, t in a_step.items())+labeled/n_ranks()*_seconds_a_patch(self.live['student'], self.loaders['test'], self.cfg.amp)
     for k, net in self.live.items(): net.load_state_dict(before[k]); net.zero_grad()
     set_random_state(random)
     return dict(steps=sum(n.values()), seconds=round(seconds, 1), memory_gb=round(peak_memory(self.loaders['test'].device), 2))
 
-def estimate_in_words(e): return f"{in_words(e['seconds'])} and {e['memory_gb']:.1f} GB to the end, as far as {e['steps']:,} steps can be told from the first."
+def estimate_in_words(e): return f"about {in_words(e['seconds'])} and {e['memory_gb']:.1f} GB to the end ({e['steps']:,} steps)"
 
 # %% ../nbs/20_experiment.ipynb #65d534b3
 @torch.no_grad()
@@ -439,6 +436,25 @@ def _write(training, metrics, networks, out):
     write_json(dict(arch=cfg.arch, width=cfg.width, scales=list(cfg.sides), small=cfg.small, classes=ds.classes, pixel_size=ds.info['pixel_size'], normalisation=normalisation(loaders['test'])), out/'model.json')
     write_json(metrics | dict(classes=ds.classes, n_test=len(loaders['test'].items), selected_on=training.selected_on), out/'metrics.json')
 
+def _put_back(out, saved):
+    "Files as they were at the state that is taken up."
+    for f in out.rglob('.*.partial*'): f.unlink()                                        # (of files that a crash left half written)
+    if saved: write_csv(pd.DataFrame(saved['state']['learner']['callbacks']['history']['rows']), out/'history.csv')
+    else:
+        for f in ('history.csv', 'balance.csv'): (out/f).unlink(missing_ok=True)
+
+def _train(training, run, lead):
+    "From the state that there is to the files of a run that is done."
+    if run['resumed']: training.resume()
+    if run['resumed'] and lead: _put_back(training.out, training.saved)
+    e = training.estimate()
+    if e and lead:
+        run['estimate'] = e
+        write_json(run, training.out/'run.json')
+        print(f'{training.cfg.name}: {estimate_in_words(e)}')
+    networks = training.run()
+    if lead: _write(training, _test(training.cfg, training.ds, training.loaders, networks, training.out), networks, training.out)
+
 def train(
     cfg: ExperimentConfig,
     data, # dataset folder with a split
@@ -447,20 +463,17 @@ def train(
     cbs=None, # more fastai callbacks for the main training
 ) -> Path: # the run folder
     "Train and test one configuration and write its run folder: run.json, history.csv, balance.csv, predictions.csv, metrics.json, weights, model.json."
-    ds, out = check_run(cfg, data, out, resume), Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    with _hold(out):
-        if run_state(out) == 'done': return out
+    out, lead = Path(out), rank() == 0
+    if lead:
+        check_run(cfg, data, out, resume)
+        out.mkdir(parents=True, exist_ok=True)
+    with _hold(out) if lead else nullcontext():
+        run, cfg.scales, done = from_lead((_begin(cfg, data, out), cfg.scales, run_state(out) == 'done') if lead else None)
+        if done: return out
         seed_all(cfg.seed, cfg.threads)
-        run, training = _begin(cfg, data, out), Training(cfg, ds, _loaders(cfg, ds), out, cbs)
-        with _record(run, training, out):
-            if run['resumed']: training.resume()
-            if e := training.estimate():
-                run['estimate'] = e
-                write_json(run, out/'run.json')
-                print(f'{cfg.name}: {estimate_in_words(e)}')
-            networks = training.run()
-            _write(training, _test(cfg, ds, training.loaders, networks, out), networks, out)
+        ds = ColonyDataset(data)
+        training = Training(cfg, ds, _loaders(cfg, ds), out, cbs)
+        with _record(run, training, out) if lead else nullcontext(): _train(training, run, lead)
     return out
 
 # %% ../nbs/20_experiment.ipynb #4cadf8f0
@@ -536,6 +549,10 @@ def train_in_notebook(
     return out
 
 # %% ../nbs/20_experiment.ipynb #49ad6eed
+def _scores_in_words(out):
+    for n, s in read_json(out/'metrics.json').items():
+        if isinstance(s, dict): yield f"{n:20} macro recall {s['macro_tpr']:.3f}   precision {s['macro_precision']:.3f}   F1 {s['macro_f1']:.3f}"
+
 @command
 @delegates(ExperimentConfig)
 def ipb_train(
@@ -547,11 +564,10 @@ def ipb_train(
 ):
     "Train and test one configuration; the run folder holds its figures, weights and predictions."
     cfg = ExperimentConfig(**kwargs)
-    try: out = (train if no_notebook else train_in_notebook)(cfg, data, out, resume=resume)
-    except KeyboardInterrupt:
-        print(f'\n{out} is kept as it was after its last whole epoch; the same command with --resume goes on from there.', file=sys.stderr)
-        raise
-    m = read_json(out/'metrics.json')
-    for n, s in m.items():
-        if isinstance(s, dict): print(f"{n:20} macro recall {s['macro_tpr']:.3f}   precision {s['macro_precision']:.3f}   F1 {s['macro_f1']:.3f}")
-    print(f'{out}; a report: ipb-report {out}')
+    with launched():
+        if n_ranks() > 1 and not no_notebook: raise InputError('no_notebook', f'no, with {n_ranks()} processes', 'yes', 'A notebook runs in one process: add --no_notebook.')
+        try: out = (train if no_notebook else train_in_notebook)(cfg, data, out, resume=resume)
+        except KeyboardInterrupt:
+            if rank() == 0: print(f'\n{out} is kept as it was after its last whole epoch; the same command with --resume goes on from there.', file=sys.stderr)
+            raise
+        if rank() == 0: print(*_scores_in_words(out), f'{out}; a report: ipb-report {out}', sep='\n')

@@ -19,6 +19,7 @@ from torch.func import functional_call
 from .core import InputError
 from .model import autocast, in_bfloat16
 from .patch import patch_views, uniforms
+from .ranks import average, average_buffers, average_gradients, total
 from .supervised import IGNORE, optimiser_state, paper_sgd, set_optimiser_state, warmup_cosine
 from fastai.callback.core import Callback, CancelStepException
 from fastai.torch_core import norm_bias_params
@@ -128,7 +129,7 @@ class PseudoLabels(Callback):
         with torch.no_grad(): return _full(self.teacher(weak))
 
     def before_step(self):
-        if not self.sure.any(): raise CancelStepException
+        if not total(self.sure.any()*1): raise CancelStepException
 
     def after_step(self): self.log.append(dict(confident_share=self.sure.float().mean()))
 
@@ -170,7 +171,7 @@ class MetaPseudoLabels(PseudoLabels):
         super().before_train()
         if self.epoch == 0 or self.opt_t is None: self.start()           # (before_fit would come with `validate` and `get_preds`, too)
         dl = self.labeled_dl
-        self.labeled_now = dl.new(weights=dl.weights, n_draws=len(self.dl)*dl.bs, epoch=self.epoch)
+        self.labeled_now = dl.new(weights=dl.weights, n_draws=len(self.dl)*dl.bs*dl.ranks, epoch=self.epoch)
         self.labeled = iter(self.labeled_now)
 
     def before_batch(self):
@@ -222,6 +223,9 @@ def after_pred(self:MetaPseudoLabels):
     self.learn.pred = self.pred[len(self.x_l):]
 
 @patch
+def after_train(self:MetaPseudoLabels): average_buffers(self.teacher)
+
+@patch
 def after_fit(self:MetaPseudoLabels):
     self.labeled = self.labeled_now = self.g = None
     if self.kept is not None: self.teacher.load_state_dict(self.kept)
@@ -241,7 +245,7 @@ def measure(self:MetaPseudoLabels) -> dict: # h, and what else is logged of it
 @patch
 def after_step(self:MetaPseudoLabels):
     noted, reference = self.measure(), self.feedback == 'reference'
-    h = noted['h']
+    average([h := noted['h']])
     if self.h_baseline and self.g is not None:
         if self.baseline is None: self.baseline = h
         h, self.baseline = h-self.baseline, self.h_baseline*self.baseline+(1-self.h_baseline)*h
@@ -257,6 +261,7 @@ def after_step(self:MetaPseudoLabels):
     self.opt_t.set_hyper('lr', self.schedule(self.pct_train))
     self.opt_t.zero_grad()
     loss.backward()
+    average_gradients(self.teacher)
     if self.clip: nn.utils.clip_grad_norm_(self.teacher.parameters(), self.clip)
     self.opt_t.step()
     noted = dict(teacher_loss=loss, labeled_loss=labeled, consistency_loss=consistency) | noted | dict(confident_share=sure.float().mean(), by_mpl=by_mpl.norm(), by_uda=by_uda.norm())

@@ -24,6 +24,7 @@ from torchvision.transforms import InterpolationMode
 
 from .core import MULTI_LABEL, InputError, atomic_path, counter_rng, in_pixels, read_pixels, stable_hash
 from .dataset import BOX, Colony, ColonyDataset, Split, missing_margin
+from .ranks import check_batch, in_blocks, n_ranks, rank
 import fastai.vision.data, fastai.vision.learner      # how batches and results of images are shown
 from fastai.callback.core import Callback
 from fastai.data.block import CategoryBlock, DataBlock, TransformBlock
@@ -270,7 +271,7 @@ def _draw(weights, n, most, g):
 
 class PatchDL(TfmdDL):
     "A loader of patches from a dataset of colonies: batches of uint8 patches, int64 keys and, where there are labels, targets."
-    own = ('scale', 'seed', 'epoch', 'n_draws', 'max_repeat', 'fixed_patch', 'min_fraction', 'small')
+    own = ('scale', 'seed', 'epoch', 'n_draws', 'max_repeat', 'fixed_patch', 'min_fraction', 'small', 'rank', 'ranks')
     def __init__(self, dataset,
         bs: int=32, # patches a batch
         shuffle: bool=False, # draw at random: by `weights`, or every colony once
@@ -283,13 +284,15 @@ class PatchDL(TfmdDL):
         fixed_patch: bool=False, # all draws of a colony show its patch 0
         min_fraction: float=MIN_FRACTION, # of a patch that must be colony
         small: str='context', # small colonies: with their surroundings, or to enlarge
+        rank: int=0, # this process
+        ranks: int=1, # of so many that share the draws; `bs` is its part of a batch
         **kwargs
     ):
         super().__init__(dataset, bs=bs, shuffle=shuffle, **kwargs)
-        if getattr(dataset, 'split_idx', 0) == 1: weights = n_draws = None                # (fastai hands the training part's to V, too)
-        store_attr('scale,seed,epoch,weights,n_draws,max_repeat,fixed_patch,min_fraction,small')
+        if getattr(dataset, 'split_idx', 0) == 1: weights, n_draws, rank, ranks = None, None, 0, 1                # (fastai hands the training part's to V, too)
+        store_attr('scale,seed,epoch,weights,n_draws,max_repeat,fixed_patch,min_fraction,small,rank,ranks')
         self.n_colonies = self.n
-        if shuffle and n_draws: self.n = n_draws
+        self.n = n_draws//ranks if shuffle and n_draws else len(range(rank, self.n, ranks))
         self.before_iter()                   # tells the batch transforms which part this is
 
     def new(self, dataset=None, cls=None, **kwargs):
@@ -297,12 +300,16 @@ class PatchDL(TfmdDL):
         if dataset is None: own['weights'] = self.weights
         return super().new(dataset, cls, **(own | kwargs))
 
-    def get_idxs(self):
-        if not self.shuffle: return list(range(self.n))
-        g = torch.Generator().manual_seed(stable_hash(self.seed, self.epoch))
-        if self.weights is None: i = torch.cat([torch.randperm(self.n_colonies, generator=g) for _ in range(-(-self.n//self.n_colonies))])[:self.n]
-        else: i = _draw(torch.as_tensor(self.weights, dtype=torch.double), self.n, self.max_repeat, g)
+    def draws(self) -> list: # of `draw*n_colonies+colony`
+        "What all ranks together draw in this epoch."
+        g, n = torch.Generator().manual_seed(stable_hash(self.seed, self.epoch)), self.n_draws or self.n_colonies
+        if self.weights is None: i = torch.cat([torch.randperm(self.n_colonies, generator=g) for _ in range(-(-n//self.n_colonies))])[:n]
+        else: i = _draw(torch.as_tensor(self.weights, dtype=torch.double), n, self.max_repeat, g)
         return (_occurrence(i)*self.n_colonies+i.numpy()).tolist()
+
+    def get_idxs(self):
+        if not self.shuffle: return list(range(self.rank, self.n_colonies, self.ranks))
+        return in_blocks(self.draws(), self.bs, self.rank, self.ranks) if self.n_draws and self.ranks > 1 else self.draws()[self.rank::self.ranks]
 
     def batch_ids(self, k: int) -> list: # in their order
         "The colonies of batch `k` of this epoch."
@@ -461,7 +468,7 @@ def colony_dataloaders(
     split: str='default', # name of the split
     fold: int=0,
     scales=(64,), # px, or text like '224,112' or '180um,90um', largest first
-    bs: int=32, # patches a batch
+    bs: int=32, # patches a batch, of all ranks together
     steps: int=None, # batches an epoch of U; None: as many as U fills
     multi_label: bool=True, # multi-label colonies in U (paper: ML)
     seed: int=0,
@@ -479,7 +486,7 @@ def colony_dataloaders(
     check_scale(ds, parts.index, scales[0], kwargs.get('small', 'context'))
     crops = crops or Crops(ds)
     if num_workers is None: num_workers = 0 if device.type == 'cpu' else min(os.cpu_count(), 8)
-    loading = dict(bs=bs, num_workers=num_workers, device=device)
+    loading = dict(bs=check_batch(bs), num_workers=num_workers, device=device, rank=rank(), ranks=n_ranks())
     patch = dict(scales=scales, seed=seed, statistics=grey_statistics(crops(i) for i in L+U), **kwargs)
     labeled = DataBlock(blocks=(MultiScalePatchBlock(augment=strong, **patch), CategoryBlock(vocab=ds.classes)), get_x=crops, get_y=lambda i: parts.label[i],
                         splitter=lambda items: (range(len(L)), range(len(L), len(items))))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['IGNORE', 'paper_sgd', 'optimiser_state', 'set_optimiser_state', 'warmup_cosine', 'MaskedCrossEntropy', 'macro_tpr',
-           'class_tpr', 'EMA', 'SelectNetwork', 'supervised_learner', 'fit_schedule']
+           'class_tpr', 'Ranks', 'EMA', 'SelectNetwork', 'supervised_learner', 'fit_schedule']
 
 # %% ../nbs/12_supervised.ipynb #04780e7e
 from functools import partial
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from .ranks import average_buffers, average_gradients
 from fastai.callback.core import Callback
 from fastai.callback.schedule import ParamScheduler, SchedCos, SchedLin
 from fastai.callback.tracker import TrackerCallback
@@ -76,6 +77,12 @@ def class_tpr(
     for m, c in zip(metrics, classes): m.name = f'tpr_{c}'
     return metrics
 
+class Ranks(Callback):
+    "Several processes train the network together: their gradients are averaged, and after an epoch what batch norm has seen."
+    order = -3
+    def after_backward(self): average_gradients(self.model)
+    def after_train(self): average_buffers(self.model)
+
 class EMA(Callback):
     "Exponential moving average of the network's weights and buffers; validation during the fit sees the average."
     order = 5
@@ -85,6 +92,7 @@ class EMA(Callback):
         if self.epoch == 0 or not hasattr(self, 'average'): self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(self.decay), use_buffers=True)
     def after_batch(self):
         if self.training: self.average.update_parameters(self.model)
+    def after_train(self): average_buffers(self.average.module)
     def before_validate(self):
         if self.fitting: self.raw, self.learn.model = self.model, self.average.module.eval()
     def after_validate(self):
