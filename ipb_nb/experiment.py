@@ -91,6 +91,7 @@ class ExperimentConfig:
         seed: int=0, # of weights, patches and draws
         threads: int=0, # CPU threads of a process; 0: one a core. Results repeat to the last digit at the same number
         amp: bool_arg=None, # compute in bfloat16: yes or no; None: where that is faster
+        save_memory: bool=False, # of a step a quarter, for a fifth more time
         compile: bool=False, # let torch.compile make the networks faster; the first steps take a minute or more longer
     ):
         store_attr()
@@ -230,7 +231,7 @@ def learner(self:Training,
     if stage != 'student' or c.method == 'supervised': return supervised_learner(loaders['labeled'], self.live[stage if stage == 'teacher' else 'student'], c.wd, c.momentum, cbs)
     return ipb_learner(loaders, *self.live.values(), self.ds.classes, c.balance, c.teacher_frozen, c.lr, c.wd, c.momentum, c.threshold,
                        dict(balance_on=c.balance_on, max_repeat=c.max_repeat, truth=patch_truth(self.ds), path=self.out/'balance.csv'),
-                       dict(strong=c.strong, temperature=c.temperature, label=c.label), cbs, **{} if c.teacher_frozen else dict(feedback=c.feedback, lambda_u=c.lambda_u, ramp=c.ramp))
+                       dict(strong=c.strong, temperature=c.temperature, label=c.label), cbs, **{} if c.teacher_frozen else dict(feedback=c.feedback, lambda_u=c.lambda_u, ramp=c.ramp, save_memory=c.save_memory))
 
 @patch
 def state(self:Training): return dict(live={k: net.state_dict() for k, net in self.live.items()}, kept=self.kept, seconds=time.time()-self.start)

@@ -159,12 +159,13 @@ class MetaPseudoLabels(PseudoLabels):
         label_smoothing: float=0., # of the labelled loss
         clip: float=0., # longest gradient of the teacher; 0: any (the student's: fastai's `GradientClip`)
         h_baseline: float=0., # decay of a moving average that is taken off h; 0: none
+        save_memory: bool=False, # let go of the teacher's pass while the student learns, and do it again: one forward pass more
         log_agreement: bool=False, # note how often exact and taylor agree in sign (costs passes)
         **kwargs # of `PseudoLabels`
     ):
         if feedback not in FEEDBACK: raise InputError('feedback', feedback, ' or '.join(FEEDBACK), 'Choose one of them.')
         super().__init__(teacher, views or patch_views(labeled_dl), **kwargs)
-        store_attr('labeled_dl,feedback,lambda_u,ramp,lr,warmup,wd,momentum,label_smoothing,clip,h_baseline,log_agreement')
+        store_attr('labeled_dl,feedback,lambda_u,ramp,lr,warmup,wd,momentum,label_smoothing,clip,h_baseline,save_memory,log_agreement')
         self.kept, self.opt_t, self.g, self.labeled_now = None, None, None, None
 
     def before_train(self):
@@ -185,9 +186,15 @@ class MetaPseudoLabels(PseudoLabels):
 
     def ask(self, weak, strong):
         self.teacher.train()
-        logits = _full(self.teacher(torch.cat([self.x_l, weak, strong])))
-        self.logits_l, self.logits_w, self.logits_s = logits.split([len(self.x_l), len(weak), len(strong)])
-        return self.logits_w.detach()
+        self.parts = self.x_l, weak, strong
+        if not self.save_memory:
+            self.logits_l, self.logits_w, self.logits_s = self.teach()
+            return self.logits_w.detach()
+        with torch.no_grad(), batch_statistics(self.teacher): return self.teach()[1]
+
+    def teach(self):
+        "The teacher's logits for the labelled, weak and strong images, in one pass."
+        return _full(self.teacher(torch.cat(self.parts))).split([len(o) for o in self.parts])
 
     def before_step(self):
         super().before_step()
@@ -250,6 +257,8 @@ def after_step(self:MetaPseudoLabels):
         if self.baseline is None: self.baseline = h
         h, self.baseline = h-self.baseline, self.h_baseline*self.baseline+(1-self.h_baseline)*h
     sure = self.sure_soft if reference else self.sure
+    if self.save_memory:
+        with autocast(self.x_l.device, in_bfloat16(self.learn)): self.logits_l, self.logits_w, self.logits_s = self.teach()
     labeled = F.cross_entropy(self.logits_l, self.y_l, label_smoothing=self.label_smoothing)
     consistency = (F.cross_entropy(self.logits_s, self.soft, reduction='none')*sure).mean()
     heard = self.logits_s if reference else self.logits_w

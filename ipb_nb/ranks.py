@@ -9,6 +9,7 @@ __all__ = ['n_ranks', 'rank', 'launched', 'in_blocks', 'check_batch', 'average',
 # %% ../nbs/05_ranks.ipynb #0e901aef
 import os
 from contextlib import contextmanager
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
@@ -66,7 +67,26 @@ def average(
     dist.all_reduce(flat)
     for t, mean in zip(tensors, (flat/n_ranks()).split([t.numel() for t in tensors])): t.copy_(mean.view(t.shape))
 
-def average_gradients(net: nn.Module): average(p.grad for p in net.parameters() if p.grad is not None)
+_FLAT = WeakKeyDictionary()                  # network: one tensor whose memory all its gradients share
+
+def _flat_gradients(net):
+    "The one tensor; it is made anew when the gradients no longer lie in it. (fastai sets gradients to 0 in place, so they stay.)"
+    params = [p for p in net.parameters() if p.grad is not None]
+    flat, at = _FLAT.get(net, (None, []))
+    if at != [p.grad.data_ptr() for p in params]:
+        flat = torch.empty(sum(p.numel() for p in params), dtype=params[0].dtype, device=params[0].device)
+        for p, part in zip(params, flat.split([p.numel() for p in params])):
+            p.grad = part.new_empty(0).set_(flat.untyped_storage(), part.storage_offset(), p.shape, p.stride()).copy_(p.grad)       # (not a view to autograd, as fastai detaches it)
+        _FLAT[net] = flat, [p.grad.data_ptr() for p in params]
+    return flat
+
+@torch.no_grad()
+def average_gradients(net: nn.Module):
+    "Every gradient becomes its mean over the ranks."
+    if n_ranks() == 1: return
+    flat = _flat_gradients(net)
+    dist.all_reduce(flat)
+    flat /= n_ranks()
 
 def average_buffers(net: nn.Module): average(b for b in net.buffers() if b.is_floating_point())       # (batch norm's running statistics)
 

@@ -73,7 +73,7 @@ def labelled_loss(net, x, y):
     return F.cross_entropy(copy.deepcopy(net)(x), y)
 
 
-def longhand(feedback, s, t, threshold, u, labeled, lr=.1, temperature=1., label='argmax', label_smoothing=0., clip=0., student_clip=0., h_baseline=0., warmup=0., lambda_u=2., ramp=.5):
+def longhand(feedback, s, t, threshold, u, labeled, lr=.1, temperature=1., label='argmax', label_smoothing=0., clip=0., student_clip=0., h_baseline=0., warmup=0., lambda_u=2., ramp=.5, save_memory=False):
     "The same steps in plain torch."
     opt_s, opt_t, n = torch_sgd(s, lr), torch_sgd(t, .05), len(u)
     seen, baseline = [], None
@@ -124,7 +124,7 @@ def longhand(feedback, s, t, threshold, u, labeled, lr=.1, temperature=1., label
     return opt_s, opt_t, seen
 
 
-ALL_ON = dict(temperature=.7, label='sample', label_smoothing=.2, clip=.05, student_clip=.1, h_baseline=.9, warmup=.4)
+ALL_ON = dict(temperature=.7, label='sample', label_smoothing=.2, clip=.05, student_clip=.1, h_baseline=.9, warmup=.4, save_memory=True)
 
 @pytest.mark.parametrize('options', [{}, ALL_ON, *({k: v} for k, v in ALL_ON.items())], ids=lambda o: '+'.join(o) if len(o) < 3 else 'all')
 @pytest.mark.parametrize('feedback', FEEDBACK)
