@@ -302,7 +302,7 @@ def estimate(self:Training,
     a_step = {}
     for stage in n:
         learn = self.learner(stage)
-        learn.remove_cbs([PseudoBalance])
+        learn.remove_cbs([PseudoBalance, *(self.cbs or [])])
         if n[stage]: a_step[stage] = time_steps(learn, min(steps, max(n[stage]//5, 4)))
     labeled = (self.left('student')*len(self.loaders['unlabeled'].train.items) if self.cfg.balance else 0)+sum(map(self.left, n))*len(self.loaders['labeled'].valid.items)
     seconds = sum(t*n[s] for s, t in a_step.items())+labeled/n_ranks()*_seconds_a_patch(self.live['student'], self.loaders['test'], self.cfg.amp)

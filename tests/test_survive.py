@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from fastai.callback.core import Callback
+from fastai.callback.progress import ShowGraphCallback
 from filelock import FileLock
 from ipb_nb.core import InputError
 from ipb_nb.experiment import ExperimentConfig, run_state, train
@@ -162,3 +163,9 @@ def test_the_notebook_goes_on(dataset, longer, undisturbed, tmp_path):
     subprocess.run([*command, '--resume'], check=True, capture_output=True)
     same(undisturbed[0], out)
     assert (out/'train.ipynb').exists()
+
+
+def test_callbacks_of_fastai_compose(dataset, longer, tmp_path):
+    graph = ShowGraphCallback()
+    train(ExperimentConfig(**longer), dataset, tmp_path/'run', cbs=[graph])
+    assert len(graph.nb_batches) == 6 and run_state(tmp_path/'run') == 'done'
