@@ -259,7 +259,7 @@ def choose(self:Training,
     "The student becomes the chosen one; what else is reported is kept."
     student, last = self.live['student'], _copy(self.live['student'].state_dict())
     chosen = learn.select_network.best_state if self.selected_on != 'last' else learn.ema.average.module.state_dict() if self.cfg.ema else last
-    if any(not torch.equal(chosen[k], last[k]) for k in last): self.kept['student_last'] = last
+    if any(not torch.equal(chosen[k].to(v.device), v) for k, v in last.items()): self.kept['student_last'] = last
     if 'teacher' in self.live and not self.cfg.teacher_frozen: self.kept['teacher'] = _copy(self.live['teacher'].state_dict())
     if self.cfg.finetune: self.kept['student_selected'] = _copy(chosen)
     student.load_state_dict(chosen)

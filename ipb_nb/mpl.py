@@ -221,7 +221,7 @@ def resume_from(self:MetaPseudoLabels, saved):
     "Before a fit that goes on: the teacher's optimiser as it was (its weights are put back by who made it)."
     self.start()
     set_optimiser_state(self.opt_t, saved['optimiser'])
-    self.baseline = saved['baseline']
+    self.baseline = saved['baseline'] if saved['baseline'] is None else saved['baseline'].to(self.dls.device)
 
 @patch
 def after_pred(self:MetaPseudoLabels):
