@@ -13,6 +13,7 @@ with tempfile.TemporaryDirectory() as d:
     demo(Path(d)/'demo')
     show('demo.seconds', round(time.time()-start), 's', 'the limit of six minutes after set-up', 360)
     for run in ('ipb', 'mpl', 'supervised'):
-        m = read_json(Path(d)/'demo'/run/'metrics.json')
+        m, info = (read_json(Path(d)/'demo'/run/f'{f}.json') for f in ('metrics', 'run'))
+        show(f'demo.estimate.{run}', info['seconds']/info['estimate']['seconds'], 'x', 'the seconds that were said at the start; 1 is right')
         for net in [n for n in m if isinstance(m[n], dict)]:
             show(f'demo.macro_tpr.{run}.{net}', round(m[net]['macro_tpr'], 3), 'recall', 'the other rows of this run', .7 if (run, net) == ('ipb', 'student') else None)

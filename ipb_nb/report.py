@@ -74,7 +74,7 @@ def _check_state(f, info):
         why = str(info.get('error') or 'no reason given').strip().splitlines()[-1]
         raise InputError(f, f'a failed run ({why})', 'a finished run', 'Mend the cause, remove the folder and train again.')
     if info['state'] != 'done':
-        raise InputError(f, f"a run that is {info['state']}", 'a finished run', 'Wait for it; if it was stopped, remove the folder and train again.')
+        raise InputError(f, f"a run that is {info['state']}", 'a finished run', 'Wait for it; if it was stopped, go on with ipb-train --resume.')
 
 def read_run(
     path, # the run folder

@@ -125,7 +125,7 @@ def test_ctrl_c(dataset, longer, undisturbed, tmp_path):
     _, err = p.communicate()
     assert p.returncode == 1 and 'the same command with --resume goes on from there' in err and 'Traceback' not in err
     run = json.loads((out/'run.json').read_text())
-    assert run['state'] == 'failed' and run['error'].startswith('stopped by hand; checkpoint/0000')
+    assert run['state'] == 'stopped' and run['error'].startswith('by hand; the last state is checkpoint/0000')
     subprocess.run([*command, '--resume'], check=True, capture_output=True)
     same(undisturbed[0], out)
 
@@ -141,7 +141,7 @@ def test_a_full_disk(dataset, longer, undisturbed, processes, tmp_path):
     p = processes.Process(target=train, args=(cfg, dataset, out), kwargs=dict(cbs=[FullDisk()]))
     p.start(); p.join()
     run = json.loads((out/'run.json').read_text())
-    assert run['state'] == 'failed' and re.search('InputError: .*/checkpoint: found .*File too large.*; expected room for a state of .* Make room and go on from checkpoint/00006.json', run['error'])
+    assert run['state'] == 'stopped' and re.search('NoRoom: .*/checkpoint: found .*File too large.*; expected room for a state of .* Make room and go on from checkpoint/00006.json', run['error'])
     assert sorted(f.name for f in (out/'checkpoint').iterdir()) == [f'0000{k}.{s}' for k in (5, 6) for s in ('json', 'safetensors')]
     train(cfg, dataset, out, resume=True)
     same(undisturbed[0], out)

@@ -1,0 +1,105 @@
+"Sweeps: killed runners, kernels and workers, two runners on one folder, rows that fail. The same command again must end with the same results."
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+
+from ipb_nb.core import read_json
+from ipb_nb.sweep import read_grid, state_of, sweep
+
+BIN = Path(sys.executable).parent
+GRID = """\
+defaults: {pretrain_epochs: 2, epochs: 4, steps: 24, batch_size: 8, scales: 32, threshold: 0.34, finetune: 1, ema: 0, threads: 1}
+axes: {fold: [0, 1]}
+rows:
+  ipb: {}
+  supervised: {method: supervised}
+"""
+
+
+@pytest.fixture(scope='module')
+def grid(tmp_path_factory):
+    f = tmp_path_factory.mktemp('grid')/'grid.yaml'
+    f.write_text(GRID)
+    return f
+
+
+@pytest.fixture(scope='module')
+def undisturbed(grid, dataset, tmp_path_factory):
+    out = tmp_path_factory.mktemp('sweep')/'runs'
+    assert sweep(grid, dataset, out, workers=2).state.eq('done').all()
+    return results(out)
+
+
+def results(out): return pd.read_csv(out/'results.csv').drop(columns='seconds')
+
+
+def command(grid, dataset, out, *more): return [str(o) for o in (BIN/'ipb-sweep', grid, '--data', dataset, '--out', out, '--workers', 2, *more)]
+
+
+def start(*args): return subprocess.Popen(command(*args), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for(f):
+    for _ in range(6000):
+        if f(): return
+        time.sleep(.01)
+    raise TimeoutError
+
+
+def epochs(out): return sum(len(f.read_text().splitlines())-1 for f in out.glob('*/history.csv'))
+
+
+def kernels(p): return [c for c in psutil.Process(p.pid).children(recursive=True) if any('ipykernel' in o for o in c.cmdline())]
+
+
+def test_a_killed_runner(grid, dataset, undisturbed, tmp_path):
+    out = tmp_path/'runs'
+    p = start(grid, dataset, out)
+    wait_for(lambda: epochs(out) >= 4)
+    p.kill(); p.wait()
+    subprocess.run(command(grid, dataset, out), check=True, capture_output=True)
+    pd.testing.assert_frame_equal(results(out), undisturbed)
+
+
+def test_a_killed_kernel(grid, dataset, undisturbed, tmp_path):
+    out = tmp_path/'runs'
+    p = start(grid, dataset, out)
+    wait_for(lambda: epochs(out) >= 3)
+    for k in kernels(p)[:1]: k.kill()
+    said, _ = p.communicate()
+    assert p.returncode == 0, said                      # (begun again by the same runner)
+    pd.testing.assert_frame_equal(results(out), undisturbed)
+
+
+def test_two_runners(grid, dataset, undisturbed, tmp_path):
+    out = tmp_path/'runs'
+    ps = [start(grid, dataset, out) for _ in range(2)]
+    said = [p.communicate()[0] for p in ps]
+    assert [p.returncode for p in ps] == [0, 0], said
+    pd.testing.assert_frame_equal(results(out), undisturbed)
+    assert all(read_json(f)['resumed'] == [] for f in out.glob('*/run.json')) and not (out/'.damaged').exists()
+
+
+def test_what_fails_does_not_stop_the_rest(grid, dataset, tmp_path):
+    bad, out = tmp_path/'bad.yaml', tmp_path/'runs'
+    bad.write_text(GRID+'  blown: {lr: 1.0e+20, warmup: 0.0, fold: 0}\n')
+    r = subprocess.run(command(bad, dataset, out), capture_output=True, text=True)
+    assert r.returncode == 1 and '1 of 5 runs not done (blown); expected all done' in r.stderr and 'Traceback' not in r.stderr
+    runs = read_grid(bad)
+    assert [state_of(out/n)[0] for n in runs] == ['done']*4+['failed'] and 'a loss that is' in state_of(out/'blown')[1]
+    assert (out/'blown'/'train.ipynb').exists()
+    before = (out/'blown'/'run.json').read_text()
+    assert sweep(bad, dataset, out).state['blown'] == 'failed' and (out/'blown'/'run.json').read_text() == before
+    sweep(bad, dataset, out, retry_failed=True)
+    assert (out/'blown'/'run.json').read_text() != before
+
+
+def test_on_dask(grid, dataset, undisturbed, tmp_path):
+    out = tmp_path/'runs'
+    assert sweep(grid, dataset, out, workers=2, dask='local').state.eq('done').all()
+    pd.testing.assert_frame_equal(results(out), undisturbed)
