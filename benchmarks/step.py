@@ -25,7 +25,7 @@ from ipb_nb.simulate import simulate_dataset
 from ipb_nb.supervised import Ranks, paper_sgd, supervised_learner
 from fastai.torch_core import default_device
 
-SIDES, STEPS = (224, 112), 8
+SIDES, STEPS = (224, 112), 6
 DEVICE = default_device()
 AMP = bf16_pays(DEVICE)
 

@@ -241,8 +241,7 @@ def plot_live(
     for ax, name in ((top, 'loss'), (low, 'recall')):
         for k in np.flatnonzero(history.stage.values[1:] != history.stage.values[:-1]): ax.axvline(k+1.5, color='#bbbbbb', lw=1)
         ax.set(xlabel='epoch', ylabel=name)
-        for k, stage in enumerate(history.stage):
-            if k == 0 or stage != history.stage[k-1]: ax.annotate(stage, (k+1, 1.02), xycoords=('data', 'axes fraction'), fontsize=8, rotation=20)
+        ax.set_title(' | '.join(history.stage.unique()), fontsize=9)
     top.legend(fontsize=8, frameon=False); low.legend(fontsize=8, frameon=False, loc='upper left', bbox_to_anchor=(1, 1))
     low.set_ylim(-.02, 1.02)
     return fig

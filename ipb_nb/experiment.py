@@ -92,7 +92,7 @@ class ExperimentConfig:
         seed: int=0, # of weights, patches and draws
         threads: int=0, # CPU threads of a process; 0: one a core. Results repeat to the last digit at the same number
         amp: bool_arg=None, # compute in bfloat16: yes or no; None: where that is faster
-        save_memory: bool=False, # of a step a quarter, for a fifth more time
+        save_memory: bool=False, # a step with less memory, a fifth slower
         compile: bool=False, # let torch.compile make the networks faster; the first steps take a minute or more longer
     ):
         store_attr()

@@ -66,6 +66,7 @@ def test_a_killed_runner(grid, dataset, undisturbed, tmp_path):
     pd.testing.assert_frame_equal(results(out), undisturbed)
 
 
+@pytest.mark.long
 def test_a_killed_kernel(grid, dataset, undisturbed, tmp_path):
     out = tmp_path/'runs'
     p = start(grid, dataset, out)
@@ -76,6 +77,7 @@ def test_a_killed_kernel(grid, dataset, undisturbed, tmp_path):
     pd.testing.assert_frame_equal(results(out), undisturbed)
 
 
+@pytest.mark.long
 def test_two_runners(grid, dataset, undisturbed, tmp_path):
     out = tmp_path/'runs'
     ps = [start(grid, dataset, out) for _ in range(2)]
@@ -99,6 +101,7 @@ def test_what_fails_does_not_stop_the_rest(grid, dataset, tmp_path):
     assert (out/'blown'/'run.json').read_text() != before
 
 
+@pytest.mark.long
 def test_on_dask(grid, dataset, undisturbed, tmp_path):
     out = tmp_path/'runs'
     assert sweep(grid, dataset, out, workers=2, dask='local').state.eq('done').all()
