@@ -167,7 +167,7 @@ def test_parameters_of_the_notebook_are_those_of_the_configuration(tmp_path):
 def test_a_failing_run_says_where(dataset, tiny, tmp_path):
     nb = json.loads(train_notebook().read_text())
     for c in nb['cells']:
-        if 'train(cfg, data, out)' in ''.join(c['source']): c['source'] = ['raise RuntimeError("the lamp went out")']
+        if 'train(cfg, data, out, resume)' in ''.join(c['source']): c['source'] = ['raise RuntimeError("the lamp went out")']
     (tmp_path/'nb.ipynb').write_text(json.dumps(nb))
     with pytest.raises(InputError, match='train.ipynb: found RuntimeError: the lamp went out'):
         train_in_notebook(ExperimentConfig(**tiny), dataset, tmp_path/'run', tmp_path/'nb.ipynb')
