@@ -16,13 +16,13 @@ from figures import show
 from ipb_nb.balance import pseudo_labels
 from ipb_nb.core import seed_all
 from ipb_nb.dataset import ColonyDataset, save_split
-from ipb_nb.engine import time_steps
+from ipb_nb.engine import peak_memory, time_steps
 from ipb_nb.experiment import ipb_learner
 from ipb_nb.model import BFloat16, autocast, bf16_pays, create_model
 from ipb_nb.patch import colony_dataloaders, patch_views
 from ipb_nb.ranks import launched, n_ranks, rank
 from ipb_nb.simulate import simulate_dataset
-from ipb_nb.supervised import Ranks, paper_sgd, supervised_learner
+from ipb_nb.supervised import Ranks, paper_sgd
 from fastai.torch_core import default_device
 
 SIDES, STEPS = (224, 112), 6
@@ -84,19 +84,13 @@ def labelling(ds, b):
     net = networks()[0]
     loaders = colony_dataloaders(ds, scales=SIDES, bs=b)
     dl, views = loaders['unlabeled'].train, patch_views(loaders['labeled'].train)
-    n = len(range(0, dl.n_colonies))
+    n = dl.n_colonies
     def bare():
         net.eval()
         for k in range(0, n, b): forward(net, min(b, n-k), AMP, grad=False).softmax(1)
     pseudo_labels(net, dl, views, AMP)
     took = np.median([[seconds(lambda: pseudo_labels(net, dl, views, AMP)), seconds(bare)] for _ in range(5)], axis=0)
     show('step.labelling', float(took[0]/took[1]), 'x', f"the network's inference on as many patches ({n/took[1]:.0f} a second)", 1.1, 'lower')
-
-
-def peak():
-    "GB: of the GPU, or of this process."
-    if DEVICE.type == 'cuda': return torch.cuda.max_memory_allocated()/2**30
-    return int(next(o for o in open('/proc/self/status') if o.startswith('VmHWM')).split()[1])/2**20
 
 
 def memory_of(what, data, b):
@@ -110,7 +104,7 @@ def memory_of(what, data, b):
             for n, o in zip(nets, opts):
                 F.cross_entropy(forward(n, 3*b if n is nets[0] else b, AMP).float(), torch.zeros(3*b if n is nets[0] else b, dtype=torch.long, device=DEVICE)).backward()
                 o.step(); o.zero_grad()
-    print(peak())
+    print(peak_memory(DEVICE))
 
 
 def memory(data, b):

@@ -269,6 +269,7 @@ class Colony:
         else: piece = self.pixels[_reflected(y0, y1, h)[:, None], _reflected(x0, x1, w)]
         return piece if side in (None, y1-y0) else cv2.resize(piece, (side, side))
 
+# %% ../nbs/03_dataset.ipynb #d956cf8d
 def missing_margin(shape, box, margin):
     "How much of the margin the frame cut off."
     (h, w), (y0, x0, y1, x1) = shape, map(int, box)
@@ -295,8 +296,6 @@ def colony(self:ColonyDataset,
     "The colony from its files."
     pixels, mask = self.pixels(colony_id)
     return Colony(colony_id, pixels, np.packbits(mask, axis=1), missing_margin(pixels.shape, self.colonies.loc[colony_id, BOX], self.margin), self.margin)
-
-
 
 # %% ../nbs/03_dataset.ipynb #44605232
 ACTIONS = ('set', 'undo', 'repeat')

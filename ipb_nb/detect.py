@@ -407,6 +407,7 @@ def _frame(path, reader, index, plane, timed, position, says, dtype, height, wid
     return dict(path=Path(path), reader=reader, index=index, series=series, plane=plane, timed=timed, position=position, name=says['name'], time_h=says['time_h'](plane),
                 pixel_size=says['pixel_size'], origin=says['origin'], dtype=str(dtype), height=height, width=width)
 
+# %% ../nbs/02_detect.ipynb #42c46855
 def _tiff_frames(path, choice):
     "One dict a frame of a TIFF; of a multi-file set the frames of all its files."
     with tifffile.TiffFile(path) as tif:
@@ -449,6 +450,7 @@ def _picture_frames(path):
     dtype = {'I': 'int32', 'F': 'float32', '1': 'bool'}.get(mode, 'uint16' if mode.startswith('I;16') else 'uint8')
     yield _frame(path, 'picture', 0, 0, False, '', dict(name='', pixel_size=np.nan, time_h=lambda t: np.nan, origin=''), dtype, h, w)
 
+# %% ../nbs/02_detect.ipynb #52536d29
 def file_frames(
     path, # a file
     channel: int=None, # of several channels
@@ -543,6 +545,7 @@ def _named(root, found, pattern, failures):
     df.loc[ranks.index, 'frame'], df.loc[ranks.index, 'frame_from'] = ranks, 'order'
     return df
 
+# %% ../nbs/02_detect.ipynb #14051867
 def list_frames(
     raw, # folder, searched with all below it, or one file
     pattern: str=None, # regular expression searched in a file's path below `raw`, with named groups out of `FIELDS`
@@ -805,6 +808,7 @@ def _on_dask(jobs, client):
         yield r
         submit(running)
 
+# %% ../nbs/02_detect.ipynb #755475ec
 def _store(dest, r):
     "The files of a frame, its record last: before that they do not count, so they need not be written atomically."
     for name in {name.rpartition('/')[0] for name in r['files']}: (dest/name).mkdir(parents=True, exist_ok=True)
@@ -858,6 +862,7 @@ def _companions(folder, frames, suffixes, by_well):
     names = [[Path(r.group, f'{r.frame:03d}{s}') if by_well else Path(f'{r.stem}{s}') for s in suffixes] for r in frames.itertuples()]
     return [next((folder/n for n in own if n in there), None) for own in names]
 
+# %% ../nbs/02_detect.ipynb #b3e32765
 def _follow(dest, group, own, sheets):
     "One well: its colonies with their tracks, its quality with the shift, and its contact sheet."
     records = [read_json(dest/'.detect'/f'{s}.json') for s in own.stem]
@@ -922,6 +927,7 @@ def _checked(frames, settings, margin, scale, preset):
     colony_mask(np.zeros((64, 64), np.uint8), **{k: s[k] for k in ('blur', 'radius', 'open_radius', 'min_area')})
     return s
 
+# %% ../nbs/02_detect.ipynb #550faffb
 def detect_dataset(
     raw, # folder of images, searched with all below it, or one file
     dest, # dataset folder to make

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from .core import InputError, atomic_path, class_colors, write_csv
 from .ranks import average, rank
-from .supervised import optimiser_state, set_optimiser_state
+from .supervised import set_optimiser_state
 from fastai.callback.core import Callback, CancelFitException, CancelValidException
 from fastai.learner import Recorder
 from fastcore.basics import store_attr
@@ -119,7 +119,7 @@ class Checkpoints:
 # %% ../nbs/19_engine.ipynb #6c5b7d1f
 def learner_state(learn) -> dict:
     "Optimiser and callbacks."
-    return dict(optimiser=optimiser_state(learn.opt), callbacks={cb.name: cb.resume_state() for cb in learn.cbs if hasattr(type(cb), 'resume_state')})
+    return dict(optimiser=learn.opt.state_dict(), callbacks={cb.name: cb.resume_state() for cb in learn.cbs if hasattr(type(cb), 'resume_state')})
 
 def set_learner_state(learn, state):
     "Before `fit(…, start_epoch=…)`: the learner as it was after the epoch before that."
@@ -145,25 +145,24 @@ class Checkpoint(Callback):
 
 # %% ../nbs/19_engine.ipynb #87a72672
 class StopAtNaN(Callback):
-    "Stop with an `InputError` at a loss that is NaN or infinite: the learner's, or that of the teacher in a callback."
+    "Stop with an `InputError` at a loss that is NaN or infinite: the learner's, or one that a callback gives as `watched()`, with the loader it is of."
     order = 65
     def __init__(self,
         store: Checkpoints=None, # to name the last good state
         every: int=None, # steps between looks; None: 1 on a CPU, else 20
     ): store_attr()
+    def others(self): return [cb.watched() for cb in self.learn.cbs if hasattr(type(cb), 'watched')]
     def before_train(self): self.losses = []
     def after_batch(self):
         if not self.training: return
-        logs = [cb.log[-1]['teacher_loss'] for cb in self.learn.cbs if isinstance(getattr(cb, 'log', None), list) and cb.log and 'teacher_loss' in cb.log[-1]]
-        self.losses.append(torch.stack([self.loss.detach(), *logs]).sum())
+        self.losses.append(torch.stack([self.loss.detach(), *(loss for loss, _ in self.others())]).sum())
         if len(self.losses) % (self.every or (1 if self.loss.device.type == 'cpu' else 20)) == 0: self.look()
     def after_train(self): self.look()
     def look(self):
         bad = [k for k, finite in enumerate(torch.isfinite(torch.stack(self.losses)).tolist()) if not finite] if self.losses else []
         if not bad: return
         k, ids = bad[0], {}
-        for dl in (self.dls.train, getattr(getattr(self.learn, 'meta_pseudo_labels', None), 'labeled_now', None)):
-            if hasattr(dl, 'batch_ids'): ids |= dict.fromkeys(dl.batch_ids(k))
+        for dl in (self.dls.train, *(dl for _, dl in self.others())): ids |= dict.fromkeys(dl.batch_ids(k))
         lr, last = self.opt.hypers[-1]['lr'], f'The last good state is {self.store.last()}. ' if self.store else ''
         raise InputError(f'epoch {self.epoch}, step {k}', f'a loss that is {self.losses[k].item()}', 'a number', f"{last}The learning rate was {lr:.2g}: take a smaller one, or look at this batch's colonies: {', '.join(map(str, ids))}.")
 

@@ -106,25 +106,20 @@ class ExperimentConfig:
 
     @classmethod
     def fields(cls): return [p for p in inspect.signature(cls.__init__).parameters if p != 'self']
-    @classmethod
-    def from_dict(cls,
-        values: dict, # field: value
-        where='configuration', # named in the error
-    ):
-        "A configuration from plain values; an unknown field is an `InputError`."
-        for k in values:
-            if k not in cls.fields(): raise InputError(where, f'field {k}', f"one of {', '.join(cls.fields())}", 'Correct its name.')
-        return cls(**values)
     def dict(self): return {f: getattr(self, f) for f in self.fields()}
     @property
     def sides(self): return patch_scales(self.scales)
-    @property
-    def name(self):
-        "The row of the paper's tables this is."
-        if self.method == 'supervised': return 'Supervised'
-        if self.teacher_frozen: return 'Frozen teacher, balanced' if self.balance else 'Frozen teacher'
-        return 'IPB' if self.balance else 'MPL (imbalanced)'
-    def __repr__(self): return f'{self.name}: '+', '.join(f'{k}={v}' for k, v in self.dict().items())
+
+# %% ../nbs/20_experiment.ipynb #fd710ade
+@patch(as_prop=True)
+def name(self:ExperimentConfig) -> str:
+    "The row of the paper's tables this is."
+    if self.method == 'supervised': return 'Supervised'
+    if self.teacher_frozen: return 'Frozen teacher, balanced' if self.balance else 'Frozen teacher'
+    return 'IPB' if self.balance else 'MPL (imbalanced)'
+
+@patch
+def __repr__(self:ExperimentConfig): return f'{self.name}: '+', '.join(f'{k}={v}' for k, v in self.dict().items())
 
 # %% ../nbs/20_experiment.ipynb #18f1797c
 @patch
@@ -304,11 +299,13 @@ def estimate(self:Training,
     before, random = {k: _copy(net.state_dict()) for k, net in self.live.items()}, random_state()
     a_step = {}
     for stage in n:
+        if not n[stage]: continue
         learn = self.learner(stage)
         learn.remove_cbs([PseudoBalance, *(self.cbs or [])])
-        if n[stage]: a_step[stage] = time_steps(learn, min(steps, max(n[stage]//5, 4)))
-    labeled = (self.left('student')*len(self.loaders['unlabeled'].train.items) if self.cfg.balance else 0)+sum(map(self.left, n))*len(self.loaders['labeled'].valid.items)
-    seconds = sum(t*n[s] for s, t in a_step.items())+labeled/n_ranks()*_seconds_a_patch(self.live['student'], self.loaders['test'], self.cfg.amp)
+        a_step[stage] = time_steps(learn, min(steps, max(n[stage]//5, 4)))
+    looked_at = sum(map(self.left, n))*len(self.loaders['labeled'].valid.items)
+    if self.cfg.balance: looked_at += self.left('student')*len(self.loaders['unlabeled'].train.items)/n_ranks()
+    seconds = sum(t*n[s] for s, t in a_step.items())+looked_at*_seconds_a_patch(self.live['student'], self.loaders['test'], self.cfg.amp)
     for k, net in self.live.items(): net.load_state_dict(before[k]); net.zero_grad()
     set_random_state(random)
     return dict(steps=sum(n.values()), seconds=round(seconds, 1), memory_gb=round(peak_memory(self.loaders['test'].device), 2))
@@ -459,17 +456,16 @@ def _write(training, metrics, networks, out):
     write_json(dict(arch=cfg.arch, width=cfg.width, scales=list(cfg.sides), small=cfg.small, classes=ds.classes, pixel_size=ds.info['pixel_size'], normalisation=normalisation(loaders['test'])), out/'model.json')
     write_json(metrics | dict(classes=ds.classes, n_test=len(loaders['test'].items), selected_on=training.selected_on), out/'metrics.json')
 
-def _put_back(out, saved):
-    "Files as they were at the state that is taken up."
+def _clear(out, saved):
+    "Nothing stays of what was written after the state that is taken up. (The callbacks write their tables anew.)"
     for f in out.rglob('.*.[0-9]*.partial*'): f.unlink()                                 # (of files that a crash left half written)
-    if saved: write_csv(pd.DataFrame(saved['state']['learner']['callbacks']['history']['rows']), out/'history.csv')
-    else:
+    if not saved:
         for f in ('history.csv', 'balance.csv'): (out/f).unlink(missing_ok=True)
 
 def _train(training, run, lead):
     "From the state that there is to the files of a run that is done."
     if run['resumed']: training.resume()
-    if run['resumed'] and lead: _put_back(training.out, training.saved)
+    if run['resumed'] and lead: _clear(training.out, training.saved)
     e = training.estimate()
     if e and lead:
         run['estimate'] = e
@@ -488,13 +484,13 @@ def train(
     "Train and test one configuration and write its run folder: run.json, history.csv, balance.csv, predictions.csv, metrics.json, weights, model.json."
     out, lead = Path(out), rank() == 0
     if lead:
-        check_run(cfg, data, out, resume)
+        ds = check_run(cfg, data, out, resume)
         out.mkdir(parents=True, exist_ok=True)
     with _hold(out) if lead else nullcontext():
         run, cfg.scales, done = from_lead((_begin(cfg, data, out), cfg.scales, run_state(out) == 'done') if lead else None)
         if done: return out
         seed_all(cfg.seed, cfg.threads)
-        ds = ColonyDataset(data)
+        if not lead: ds = ColonyDataset(data)
         training = Training(cfg, ds, _loaders(cfg, ds), out, cbs)
         with _record(run, training, out) if lead else nullcontext(): _train(training, run, lead)
     return out

@@ -20,7 +20,7 @@ from .core import InputError
 from .model import autocast, in_bfloat16
 from .patch import patch_views, uniforms
 from .ranks import average, average_buffers, average_gradients, total
-from .supervised import IGNORE, optimiser_state, paper_sgd, set_optimiser_state, warmup_cosine
+from .supervised import IGNORE, paper_sgd, set_optimiser_state, warmup_cosine
 from fastai.callback.core import Callback, CancelStepException
 from fastai.torch_core import norm_bias_params
 from fastcore.basics import patch, store_attr
@@ -214,7 +214,7 @@ def start(self:MetaPseudoLabels):
     self.schedule, self.baseline = warmup_cosine(self.lr, self.warmup), None
 
 @patch
-def resume_state(self:MetaPseudoLabels): return dict(optimiser=optimiser_state(self.opt_t), baseline=self.baseline)
+def resume_state(self:MetaPseudoLabels): return dict(optimiser=self.opt_t.state_dict(), baseline=self.baseline)
 
 @patch
 def resume_from(self:MetaPseudoLabels, saved):
@@ -275,6 +275,11 @@ def after_step(self:MetaPseudoLabels):
     self.opt_t.step()
     noted = dict(teacher_loss=loss, labeled_loss=labeled, consistency_loss=consistency) | noted | dict(confident_share=sure.float().mean(), by_mpl=by_mpl.norm(), by_uda=by_uda.norm())
     self.log.append({k: v.detach() for k, v in noted.items()})
+
+@patch
+def watched(self:MetaPseudoLabels) -> tuple: # the teacher's loss at the last step, and the loader of its labelled images
+    "For `StopAtNaN`."
+    return self.log[-1]['teacher_loss'], self.labeled_now
 
 @patch(as_prop=True)
 def epoch_log(self:MetaPseudoLabels) -> dict:

@@ -269,6 +269,7 @@ def _draw(weights, n, most, g):
         full = torch.bincount(i, minlength=len(weights)) >= most
         i = torch.where(over, torch.multinomial(weights*~full, n, replacement=True, generator=g), i)
 
+# %% ../nbs/04_patch.ipynb #ed595294
 class PatchDL(TfmdDL):
     "A loader of patches from a dataset of colonies: batches of uint8 patches, int64 keys and, where there are labels, targets."
     own = ('scale', 'seed', 'epoch', 'n_draws', 'max_repeat', 'fixed_patch', 'min_fraction', 'small', 'rank', 'ranks')

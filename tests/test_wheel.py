@@ -74,4 +74,4 @@ def test_grids_and_notebooks_are_inside(installed, tmp_path):
     code = "from importlib.resources import files; print(*sorted(f.name for d in ('configs', 'experiments') for f in (files('ipb_nb')/d).iterdir() if f.suffix in ('.yaml', '.ipynb')))"
     inside = call(installed/'python', '-c', code, cwd=tmp_path).split()
     assert inside == sorted(f.name for d, e in (('configs', 'yaml'), ('nbs/experiments', 'ipynb')) for f in (ROOT/d).glob(f'*.{e}'))
-    assert 'ipb' in call(installed/'python', '-c', 'from ipb_nb.demo import DEMO_CONFIG, read_rows; print(list(read_rows(DEMO_CONFIG)))', cwd=tmp_path)
+    assert 'ipb' in call(installed/'python', '-c', 'from ipb_nb.demo import DEMO_CONFIG; from ipb_nb.sweep import read_grid; print(list(read_grid(DEMO_CONFIG)))', cwd=tmp_path)
