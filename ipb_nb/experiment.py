@@ -428,7 +428,7 @@ def _begin(cfg, data, out) -> dict:
     "What run.json says at the start, or at another one."
     old = read_json(out/'run.json') if (out/'run.json').exists() else {}
     return dict(name=cfg.name, state='running', config=cfg.dict(), data=os.path.relpath(data, out), data_sha256=_sha256(Path(data)/'colonies.csv'), versions=_versions(),
-                started=old.get('started', _now()), resumed=[*old.get('resumed', []), _now()] if old else [], seconds=None, estimate=old.get('estimate'), error=None)
+                started=old.get('started', _now()), resumed=[*old.get('resumed', []), _now()] if old else [], seconds=None, estimate=None, error=None)
 
 @contextmanager
 def _record(run, training, out):
@@ -515,15 +515,16 @@ def _watch(cfg, out):
     "The estimate, a progress bar over epochs and a line now and then, fed by the run's files."
     total, over, view = cfg.pretrain_epochs+cfg.epochs+cfg.finetune, threading.Event(), TerminalView()
     def look():
-        told = False
+        told, seen = False, 0
         with tqdm(total=total, desc=cfg.name, unit='epoch') as bar:
-            while not over.wait(.5) or bar.n < total:
+            while not over.wait(.5) or seen < total:
                 with suppress(InputError, OSError):
                     if not told and (e := read_json(out/'run.json').get('estimate')): told = True; tqdm.write(estimate_in_words(e), file=sys.stderr)
                 try: h = pd.read_csv(out/'history.csv')
                 except (FileNotFoundError, pd.errors.EmptyDataError): h = ()
-                if len(h) > bar.n:
-                    bar.set_postfix_str(f"{h.stage.iloc[-1]}, recall {h.macro_tpr.iloc[-1]:.2f}, loss {sparkline(h.train_loss[h.stage == h.stage.iloc[-1]])}"); bar.update(len(h)-bar.n)
+                if len(h) > seen:
+                    bar.set_postfix_str(f"{h.stage.iloc[-1]}, recall {h.macro_tpr.iloc[-1]:.2f}, loss {sparkline(h.train_loss[h.stage == h.stage.iloc[-1]])}"); bar.update(len(h)-seen)
+                    seen = len(h)
                     view(h.to_dict('records'), last=len(h) == total)
                 if over.is_set(): break
     t = threading.Thread(target=look, daemon=True); t.start()
