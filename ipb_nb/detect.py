@@ -774,10 +774,20 @@ def _in_processes(jobs, workers):
         except TerminatedWorkerError: pass
     for stem, j in left.items(): yield dict(stem=stem, failure=f"{j['frame']['source']}: the process was killed, three times (out of memory?)")
 
+def _slurm(jobs, processes):
+    "A Dask cluster whose workers are jobs of Slurm."
+    try: from dask_jobqueue import SLURMCluster
+    except ImportError: raise InputError('dask', 'no package dask-jobqueue', 'it, for slurm', "Install it: pip install 'ipb_nb[slurm]'") from None
+    try: cluster = SLURMCluster(processes=processes)
+    except ValueError as e: raise InputError('~/.config/dask/jobqueue.yaml', str(e).strip(), 'cores and memory of a job', 'For example jobqueue: {slurm: {cores: 8, memory: 32GB, queue: gpu}}.') from None
+    cluster.scale(jobs=jobs)
+    return cluster
+
 @contextmanager
 def dask_client(
-    address: str, # of a scheduler, or local
-    workers: int, # processes of a local one
+    address: str, # of a scheduler, local, or slurm
+    workers: int, # processes of a local one, jobs of Slurm
+    processes: int=None, # workers a job of Slurm; None: as Dask divides its cores
 ):
     "A client of a Dask cluster."
     try: from dask.distributed import Client, LocalCluster
@@ -785,8 +795,9 @@ def dask_client(
     with ExitStack() as stack:
         try:
             if address == 'local': address = stack.enter_context(LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None))
+            if address == 'slurm': address = stack.enter_context(_slurm(workers, processes))
             client = stack.enter_context(Client(address, timeout='20s'))
-        except (OSError, ValueError) as e: raise InputError('dask', f'{address} ({e})', 'the address of a Dask scheduler, or local', 'For example tcp://10.0.0.5:8786.') from None
+        except (OSError, ValueError) as e: raise InputError('dask', f'{address} ({e})', 'the address of a Dask scheduler, local or slurm', 'For example tcp://10.0.0.5:8786.') from None
         yield client
 
 def _on_dask(jobs, client):
@@ -941,7 +952,7 @@ def detect_dataset(
     flat_field: bool=False, # divide by the illumination that a plate's frames share
     margin: int=MARGIN, # px of surroundings kept
     workers: int=1, # processes
-    dask: str=None, # address of a Dask scheduler, or local
+    dask: str=None, # address of a Dask scheduler, local, or slurm
     resume: bool=False, # go on with what is there
     contact_sheets: bool=False, # a picture a well
     allow_gaps: bool=False, # go on where frames are missing
@@ -1018,7 +1029,7 @@ def ipb_detect(
     contact_sheet: bool=False, # also write a picture a well with all outlines
     allow_gaps: bool=False, # go on where frames are missing
     workers: int=1, # processes
-    dask: str=None, # address of a Dask scheduler, or local
+    dask: str=None, # address of a Dask scheduler, local, or slurm
     resume: bool=False, # go on with an interrupted detection
     seed: int=0, # of the annotators
 ):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'METHODS', 'STAGES', 'ExperimentConfig', 'ipb_learner', 'Training', 'estimate_in_words', 'estimate_run',
-           'predict', 'differs', 'check_run', 'run_state', 'train', 'train_notebook', 'check_parameters',
+           'predict', 'differs', 'check_run', 'run_state', 'train', 'train_notebook', 'check_parameters', 'environment',
            'run_notebook', 'train_in_notebook', 'ipb_train']
 
 # %% ../nbs/20_experiment.ipynb #93438ad4
@@ -60,7 +60,7 @@ class ExperimentConfig:
     def __init__(self,
         preset: str='quick', # paper or quick: gives every field that is not named
         method: str='mpl', # mpl (meta pseudo labels) or supervised (the labelled part alone)
-        feedback: str='exact', # what the student's step tells the teacher: exact, taylor, or reference (as the published code does)
+        feedback: str='exact', # what the student's step tells the teacher: exact, taylor, reference (as the published code does), or none (h = 0)
         teacher_frozen: bool=False, # the teacher stays as it was pre-trained: no feedback, no step
         balance: bool=True, # pseudo balancing of U every epoch (with mpl; --no-balance switches it off)
         balance_on: str='all', # pseudo-labels that balancing counts and draws: all, or confident
@@ -116,7 +116,7 @@ def name(self:ExperimentConfig) -> str:
     "The row of the paper's tables this is."
     if self.method == 'supervised': return 'Supervised'
     if self.teacher_frozen: return 'Frozen teacher, balanced' if self.balance else 'Frozen teacher'
-    return 'IPB' if self.balance else 'MPL (imbalanced)'
+    return ('IPB' if self.balance else 'MPL (imbalanced)')+', h = 0'*(self.feedback == 'none')
 
 @patch
 def __repr__(self:ExperimentConfig): return f'{self.name}: '+', '.join(f'{k}={v}' for k, v in self.dict().items())
@@ -532,7 +532,7 @@ def _watch(cfg, out):
     finally: over.set(); t.join()
 
 @contextmanager
-def _environment(**values):
+def environment(**values):
     "Environment variables for the kernel."
     old = {k: os.environ.get(k) for k in values}
     os.environ.update(values)
@@ -553,7 +553,7 @@ def run_notebook(
     out.mkdir(parents=True, exist_ok=True)
     partial = out/'.train.partial.ipynb'
     try:
-        with _environment(OMP_NUM_THREADS=str(cfg.threads), TQDM_DISABLE='1'), tempfile.TemporaryDirectory(prefix='ipb-') as d:      # (sockets of its own: the default name is the same for all)
+        with environment(OMP_NUM_THREADS=str(cfg.threads), TQDM_DISABLE='1'), tempfile.TemporaryDirectory(prefix='ipb-') as d:      # (sockets of its own: the default name is the same for all)
             papermill.execute_notebook(str(notebook), str(partial), cfg.dict() | dict(data=str(Path(data).resolve()), out=str(out), resume=resume), kernel_name='python3',
                                        progress_bar=False, config=Config({'KernelManager': {'transport': 'ipc', 'ip': f'{d}/kernel'}}))
     except PapermillExecutionError as e:

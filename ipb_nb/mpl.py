@@ -93,7 +93,7 @@ def choose_labels(
     return soft, y, confidence >= threshold
 
 # %% ../nbs/13_mpl.ipynb #c387963e
-FEEDBACK = ('exact', 'taylor', 'reference')
+FEEDBACK = ('exact', 'taylor', 'reference', 'none')
 
 class PseudoLabels(Callback):
     """Teach the learner's model (the student) with the labels of a teacher that stays as it is.
@@ -144,12 +144,12 @@ def _full(logits): return logits.to(torch.promote_types(logits.dtype, torch.floa
 class MetaPseudoLabels(PseudoLabels):
     """Teach the student with the teacher's pseudo-labels, and the teacher with the student's result (paper, *Meta pseudo labels algorithm*).
 
-    `labeled_dl` gives normalised patches of L with their classes. The student's optimiser must be SGD, with momentum and weight decay as you like."""
+    `labeled_dl` gives normalised patches of L with their classes. The student's optimiser must be SGD for exact and taylor, with momentum and weight decay as you like."""
     def __init__(self,
         teacher: nn.Module, # pre-trained
         labeled_dl, # the training loader of L
         views=None, # function (patches, keys, kind) → normalised views; None: as `labeled_dl` normalises
-        feedback: str='exact', # or taylor, or reference (as the published code does)
+        feedback: str='exact', # or taylor, reference (as the published code does), or none (h = 0)
         lambda_u: float=8., # weight of the consistency loss
         ramp: float=.05, # fraction of training over which lambda_u is reached
         lr: float=.005, # of the teacher, the highest
@@ -198,7 +198,7 @@ class MetaPseudoLabels(PseudoLabels):
 
     def before_step(self):
         super().before_step()
-        self.g = [p.grad.clone() if p.grad is not None else None for p in self.model.parameters()]
+        if self.feedback != 'none': self.g = [p.grad.clone() if p.grad is not None else None for p in self.model.parameters()]
 
 # %% ../nbs/13_mpl.ipynb #8c1f000a
 @patch
@@ -206,7 +206,7 @@ def start(self:MetaPseudoLabels):
     "The teacher's optimiser, before the first epoch."
     if self.feedback == 'reference' and in_bfloat16(self.learn): raise InputError('feedback', 'reference in bfloat16', 'single precision', 'Switch amp off: the difference of two losses would be lost.')
     odd = {getattr(f, 'func', f).__name__ for f in self.opt.cbs}-{'l2_reg', 'weight_decay', 'average_grad', 'momentum_step', 'sgd_step'}
-    if odd and self.feedback != 'reference': raise InputError('opt_func', f"an optimiser with {', '.join(sorted(odd))}", 'SGD', 'Take paper_sgd(): with others the step is not η·g.')
+    if odd and self.feedback in FEEDBACK[:2]: raise InputError('opt_func', f"an optimiser with {', '.join(sorted(odd))}", 'SGD', 'Take paper_sgd(): with others the step is not η·g.')
     if len({h['lr'] for h in self.opt.hypers}) > 1: raise InputError('lr', 'a learning rate a group of parameters', 'one', 'Give one number.')
     self.kept = copy.deepcopy(self.teacher.state_dict()) if hasattr(self.learn, 'lr_finder') else None      # lr_find restores the student alone
     self.opt_t = paper_sgd(self.momentum)(list(self.teacher.parameters()), lr=self.lr, wd=self.wd)
@@ -241,7 +241,7 @@ def after_fit(self:MetaPseudoLabels):
 # %% ../nbs/13_mpl.ipynb #8d275ae4
 @patch
 def measure(self:MetaPseudoLabels) -> dict: # h, and what else is logged of it
-    "The feedback for the student's step; 0 where there was none: no patch was sure, or another callback cancelled it."
+    "The feedback for the student's step; 0 where there was none (no patch was sure, another callback cancelled it, or none is wanted)."
     if self.g is None: return dict(h=torch.zeros((), device=self.sure.device))
     if self.feedback == 'reference':
         with torch.no_grad(), batch_statistics(self.model): return dict(h=F.cross_entropy(self.model(self.x_l), self.y_l)-self.before_loss)

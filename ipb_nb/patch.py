@@ -161,7 +161,7 @@ def patch_scales(
     for s in scales.split(',') if isinstance(scales, str) else scales:
         m = re.fullmatch(r'\s*(\d+)(\.\d*)?\s*([uµμ]m)?\s*', str(s))
         out.append(0 if not m else max(round(in_pixels(s, pixel_size)/16), 1)*16 if m[3] else int(m[1]))
-    if not out or min(out) < 1 or any(a <= b for a, b in zip(out, out[1:])): raise InputError('scales', scales, 'sides in falling order', 'For example 224,112, or 180um,90um.')
+    if not out or min(out) < 1 or any(a < b for a, b in zip(out, out[1:])): raise InputError('scales', scales, 'sides, the largest first', 'For example 224,112, or 180um,90um.')
     return tuple(out)
 
 # %% ../nbs/04_patch.ipynb #68f76784

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'STATES', 'DONE', 'TAKEN', 'FIRST', 'COLOURS', 'read_yaml', 'read_grid', 'state_of', 'sweep_status',
-           'execute', 'sweep', 'pick', 'collect', 'status_page', 'SweepStatus', 'plan', 'ipb_sweep']
+           'take_gpu', 'execute', 'sweep', 'pick', 'collect', 'status_page', 'SweepStatus', 'plan', 'ipb_sweep']
 
 # %% ../nbs/21_sweep.ipynb #fc8eb5bf
-import contextlib, html, itertools, multiprocessing, os, queue, re, threading, time
+import contextlib, getpass, html, itertools, multiprocessing, os, queue, re, tempfile, threading, time
+from collections import Counter
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from .core import InputError, command, read_json, write_csv
 from .dataset import ColonyDataset
 from .detect import dask_client
 from .engine import in_words
-from .experiment import ExperimentConfig, check_parameters, check_run, differs, estimate_run, run_notebook, run_state, train_notebook
+from .experiment import ExperimentConfig, check_parameters, check_run, differs, environment, estimate_run, run_notebook, run_state, train_notebook
 from .patch import patch_scales
 
 # %% ../nbs/21_sweep.ipynb #1036809d
@@ -105,16 +106,19 @@ def state_of(
     bad = [name for name, size in run.get('files', {}).items() if sizes.get(name) != size]
     return ('damaged', ', '.join(bad)) if bad else ('done', '')
 
+def _log(out): return Path(out).parent/'.logs'/f'{Path(out).name}.txt'
+
 def sweep_status(
     runs: dict, # from `read_grid`
     out, # folder of the runs
 ) -> pd.DataFrame: # index run; state, stage, epoch, of, recall, seconds, error
-    "A row a run."
+    "A row a run. What a run could not even begin for comes from its log."
     rows = {}
     for name, cfg in runs.items():
         folder = Path(out)/name
         state, error = state_of(folder)
-        row = dict(state=state, stage='', epoch=0, of=cfg.pretrain_epochs+cfg.epochs+cfg.finetune, recall=None, seconds=None, error=error.splitlines()[-1][:200] if error else '')
+        row = dict(state=state, stage='', epoch=0, of=cfg.pretrain_epochs+cfg.epochs+cfg.finetune, recall=None, seconds=None, error=error.splitlines()[-1] if error else '')
+        if state == 'todo' and (log := _log(folder)).exists(): row['error'] = log.read_text(errors='replace').strip().rpartition('\n')[2]
         if state == 'done': row |= dict(epoch=row['of'], recall=read_json(folder/'metrics.json')['student']['macro_tpr'], seconds=read_json(folder/'run.json')['seconds'])
         elif state != 'todo' and (folder/'history.csv').exists():
             with contextlib.suppress(pd.errors.EmptyDataError, OSError):
@@ -125,97 +129,112 @@ def sweep_status(
 
 # %% ../nbs/21_sweep.ipynb #5961e1f5
 DONE, TAKEN = 0, 17                        # exit codes of a run's process
+_one_at_a_time = threading.Lock()          # in a process: a kernel takes over its environment
 
-def _log_to(path):
-    "What this process and its children print goes to a file."
-    path.parent.mkdir(parents=True, exist_ok=True)
-    f = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    for fd in (1, 2): os.dup2(f, fd)
+def take_gpu() -> tuple: # its name for CUDA_VISIBLE_DEVICES, and the lock that holds it
+    "The GPU of this machine that fewest runs have; `None` and nothing to hold where there is none."
+    if not (n := torch.cuda.device_count()): return None, contextlib.nullcontext()
+    names = (os.environ.get('CUDA_VISIBLE_DEVICES') or ','.join(map(str, range(n)))).split(',')[:n]
+    folder = Path(tempfile.gettempdir())/f'ipb-gpus-{getpass.getuser()}'
+    folder.mkdir(exist_ok=True)
+    for turn, name in ((t, n) for t in itertools.count() for n in names):
+        with contextlib.suppress(Timeout): return name, FileLock(folder/f'{name}.{turn}.lock', timeout=0).acquire()
 
-def _set_aside(folder, why):
+def _set_aside(folder):
     "A damaged run stays, out of the way."
     to = folder.parent/'.damaged'/f'{folder.name}.{time.strftime("%Y%m%d-%H%M%S")}'
     to.parent.mkdir(exist_ok=True)
     folder.rename(to)
-    print(f'{folder.name}: {why} not as it was written; set aside as {to}')
 
 def execute(
     cfg: dict, # of ExperimentConfig
     data, # dataset folder
     out, # run folder
     notebook, # to execute
-    gpu: int=None, # the one that this run sees
     again: bool=False, # a run that failed, too
 ) -> int: # DONE, TAKEN (another process has it), or 1
-    "Do one run, if nobody else does: begin it, go on with it, or leave it when it is done."
+    "Do one run, if nobody else does: begin it, go on with it, or leave it when it is done. It has a GPU to itself while there are enough."
     out = Path(out)
-    (out.parent/'.locks').mkdir(parents=True, exist_ok=True)
+    for d in ('.locks', '.logs'): (out.parent/d).mkdir(parents=True, exist_ok=True)
     try: lock = FileLock(out.parent/'.locks'/f'{out.name}.lock', timeout=0).acquire()
     except Timeout: return TAKEN
-    with lock:
-        state, why = state_of(out)
+    with lock, _one_at_a_time:
+        state = state_of(out)[0]
+        if state == 'running': return TAKEN                               # (its kernel outlived the process that began it)
         if state == 'done' or state == 'failed' and not again: return DONE
-        if state == 'damaged': _set_aside(out, why)
-        if gpu is not None: os.environ['CUDA_VISIBLE_DEVICES'] = str(gpu)
-        try: run_notebook(ExperimentConfig(**cfg), data, out, notebook, resume=True)
-        except Exception as e:
-            print(f'{out.name}: {type(e).__name__}: {e}', flush=True)
-            return 1
+        if state == 'damaged': _set_aside(out)
+        gpu, held = take_gpu()
+        with held, environment(**{'CUDA_VISIBLE_DEVICES': gpu} if gpu else {}):
+            try: run_notebook(ExperimentConfig(**cfg), data, out, notebook, resume=True)
+            except Exception as e:
+                with open(_log(out), 'a') as f: f.write(f'{type(e).__name__}: {e}\n')
+                return 1
         return DONE
 
-def _process(log, *args):
-    _log_to(log)
-    os._exit(execute(*args))
+def _process(job):
+    "In a process whose output goes to the run's log."
+    log = _log(job[2])
+    log.parent.mkdir(parents=True, exist_ok=True)
+    f = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for fd in (1, 2): os.dup2(f, fd)
+    os._exit(execute(*job))
 
 # %% ../nbs/21_sweep.ipynb #b884860f
-def _in_processes(jobs, workers, out):
-    "Do the jobs (name: arguments of `execute`); names as they end."
-    todo, ended, tries, gpus = queue.SimpleQueue(), queue.SimpleQueue(), dict.fromkeys(jobs, 0), torch.cuda.device_count()
-    for name in jobs: todo.put(name)
+class _Jobs:
+    "What is left to do. A run that another runner has is looked at again later, one that died is begun again once."
+    def __init__(self,
+        jobs: dict, # name: arguments of `execute`
+    ):
+        self.jobs, self.left, self.tries = jobs, queue.SimpleQueue(), Counter()
+        for name in jobs: self.left.put(name)
+    def next(self): # a name, or None
+        with contextlib.suppress(queue.Empty): return self.left.get_nowait()
+    def ended(self, name, code) -> bool: # for good?
+        self.tries[name] += code != TAKEN
+        if code == TAKEN: time.sleep(1)
+        again = code == TAKEN or self.tries[name] < 2 and state_of(self.jobs[name][2])[0] in ('todo', 'running', 'stopped')
+        if again: self.left.put(name)
+        return not again
+
+def _in_processes(jobs, workers):
+    "Do the jobs; their names as they end, and None now and then so that the bar can be drawn."
     from ipb_nb.sweep import _process as process                       # (what a notebook defines is not found by other processes)
-    context, running, over = multiprocessing.get_context('forkserver'), {}, threading.Event()
+    context, todo, ended = multiprocessing.get_context('forkserver'), _Jobs(jobs), queue.SimpleQueue()
     context.set_forkserver_preload(['ipb_nb.sweep'])                   # (then a process has everything imported from the start)
+    running, over = {}, threading.Event()
     def work(slot):
-        while not over.is_set():
-            try: name = todo.get_nowait()
-            except queue.Empty: return
-            *args, again = jobs[name]
-            p = running[slot] = context.Process(target=process, args=(out/'.logs'/f'{name}.txt', *args, slot % gpus if gpus else None, again))
+        while not over.is_set() and (name := todo.next()):
+            p = running[slot] = context.Process(target=process, args=(jobs[name],))
             p.start(); p.join()
-            tries[name] += p.exitcode != TAKEN
-            if p.exitcode == TAKEN: time.sleep(1)                       # another runner has it: look again when it is through
-            if p.exitcode == TAKEN or tries[name] < 2 and state_of(jobs[name][2])[0] in ('todo', 'stopped'): todo.put(name)
-            else: ended.put(name)
-    threads = [threading.Thread(target=work, args=(k,), daemon=True) for k in range(workers)]
-    for t in threads: t.start()
+            if todo.ended(name, p.exitcode): ended.put(name)
+    for k in range(workers): threading.Thread(target=work, args=(k,), daemon=True).start()
     try:
         for _ in jobs:
             while True:
                 try: yield ended.get(timeout=.5); break
-                except queue.Empty: yield None                          # so that the bar can be drawn
+                except queue.Empty: yield None
     finally:
         over.set()
         for p in running.values():
             if p.is_alive(): p.terminate()
 
 def _on_dask(jobs, client):
-    "The same on a Dask cluster, a run a task; a worker that dies gives its run to another."
+    "The same on a Dask cluster: a run a task, as many at a time as there are workers; what a dead worker had goes to another."
     from dask.distributed import wait
-    def submit(name):
-        *args, again = jobs[name]
-        return client.submit(execute, *args, None, again, key=f'{name}-{time.time()}', retries=1, pure=False)
-    futures = {submit(name): name for name in jobs}
-    while futures:
-        try: ended = wait(list(futures), timeout=.5, return_when='FIRST_COMPLETED').done
-        except TimeoutError:
-            yield None
-            continue
-        for f in ended:
-            name = futures.pop(f)
-            if f.status == 'finished' and f.result() == TAKEN:
-                time.sleep(1)                                            # another runner has it: look again when it is through
-                futures[submit(name)] = name
-            else: yield name
+    from ipb_nb.sweep import execute as run
+    todo, tasks, left = _Jobs(jobs), {}, len(jobs)
+    while left:
+        while len(tasks) < len(client.nthreads()) and (name := todo.next()): tasks[client.submit(run, *jobs[name], key=f'{name}-{time.time()}', pure=False)] = name
+        over = []
+        if tasks:
+            with contextlib.suppress(TimeoutError): over = wait(list(tasks), timeout=.5, return_when='FIRST_COMPLETED').done
+        else: time.sleep(.5)
+        for task in over:
+            name = tasks.pop(task)
+            if todo.ended(name, task.result() if task.status == 'finished' else 1):
+                left -= 1
+                yield name
+        if not over: yield None
 
 # %% ../nbs/21_sweep.ipynb #60f16bb4
 class _Bar:
@@ -262,7 +281,7 @@ def sweep(
     data, # dataset folder with a split
     out, # folder for the runs
     workers: int=1, # runs at a time
-    dask: str=None, # address of a Dask scheduler, or local
+    dask: str=None, # address of a Dask scheduler, local, or slurm
     retry_failed: bool=False, # do those that failed before, too
     only: str=None, # pattern of the runs to do, like 'ipb*'
     overrides: dict=None, # field: value for all runs
@@ -270,16 +289,18 @@ def sweep(
 ) -> pd.DataFrame: # as `sweep_status` gives it
     "Do all runs of a grid that are not done, and write results.csv."
     out, notebook, runs = Path(out).resolve(), Path(notebook or train_notebook()), pick(read_grid(grid, overrides), only, grid)
-    states = {n: state_of(out/n)[0] for n in runs}
-    todo = [n for n, s in states.items() if s != 'done' and (s != 'failed' or retry_failed)]
+    states = {n: state_of(out/n) for n in runs}
+    for n, (s, why) in states.items():
+        if s == 'damaged': print(f'{n}: {why} not as it was written; the run goes to {out}/.damaged and is done again')
+    todo = [n for n, (s, _) in states.items() if s != 'done' and (s != 'failed' or retry_failed)]
     if todo: _check({n: runs[n] for n in todo}, data, out, notebook)
     _check_same(runs, data, out)
     out.mkdir(parents=True, exist_ok=True)
     jobs = {n: (runs[n].dict(), str(Path(data).resolve()), str(out/n), str(notebook), retry_failed) for n in todo}
     if jobs:
         bar = _Bar(runs, out, todo)
-        with dask_client(dask, workers) if dask else contextlib.nullcontext() as client, contextlib.closing(bar.bar):
-            for name in _on_dask(jobs, client) if dask else _in_processes(jobs, min(workers, len(jobs)), out): bar.look(name)
+        with dask_client(dask, workers, processes=1) if dask else contextlib.nullcontext() as client, contextlib.closing(bar.bar):
+            for name in _on_dask(jobs, client) if dask else _in_processes(jobs, min(workers, len(jobs))): bar.look(name)
     collect(out)
     return sweep_status(runs, out)
 
@@ -391,7 +412,7 @@ def ipb_sweep(
     data: str='colonies', # dataset folder with a split
     out: str='runs', # folder for the runs; what is done in it stays
     workers: int=1, # runs at a time
-    dask: str=None, # address of a Dask scheduler, or local
+    dask: str=None, # address of a Dask scheduler, local, or slurm
     retry_failed: bool=False, # do those that failed before, too
     only: str=None, # pattern of the runs to do, like 'ipb*'
     set: str=None, # fields for all runs: 'steps=0; epochs=100'
@@ -408,5 +429,6 @@ def ipb_sweep(
         collect(out)
         return print(_said(sweep_status(pick(read_grid(grid, overrides), only, grid), out)))
     t = sweep(grid, data, out, workers, dask, retry_failed, only, overrides)
-    print(f"{_said(t[['state', 'recall', 'seconds', 'error']])}\n{Path(out)/'results.csv'}; a report: ipb-report {out}")
+    print(f"{_said(t[['state', 'recall', 'seconds']])}\n{Path(out)/'results.csv'}; a report: ipb-report {out}")
+    for name, error in t.error[t.error != ''].items(): print(f'{name}: {error}')
     if (bad := t[t.state != 'done']).size: raise InputError(out, f"{len(bad)} of {len(t)} runs not done ({', '.join(bad.index[:5])})", 'all done', 'Their train.ipynb shows where it happened; what failed is done again with --retry_failed, what was stopped without.')

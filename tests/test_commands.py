@@ -101,7 +101,7 @@ def test_voc_goes_on_past_a_lost_picture(voc, tmp_path):
     ('ipb_train', dict(data='{data}', out='{tmp}/r', fold=7), 'fold: found 7; expected 0 to 1'),
     ('ipb_train', dict(data='{data}', out='{tmp}/r', split='mine'), 'no such split; expected one of default'),
     ('ipb_train', dict(data='{data}', out='{tmp}/r', arch='hrnett'), 'arch: found hrnett'),
-    ('ipb_train', dict(data='{data}', out='{tmp}/r', scales='64,128'), 'falling order'),
+    ('ipb_train', dict(data='{data}', out='{tmp}/r', scales='64,128'), 'largest first'),
     ('ipb_train', dict(data='{data}', out='{tmp}/r', scales='512'), 'scales: found 512 px; expected at most'),
     ('ipb_train', dict(data='{data}', out='{tmp}/r', scales='180um'), 'pixel_size: found nothing'),
     ('ipb_train', dict(data='{data}', out='{tmp}/r', arch='hrnet', scales='100'), 'expected a side that hrnet takes. Near that: 96 or 112 or 128 px'),

@@ -1,4 +1,7 @@
 "Sweeps: killed runners, kernels and workers, two runners on one folder, rows that fail. The same command again must end with the same results."
+import os
+import resource
+import signal
 import subprocess
 import sys
 import time
@@ -105,4 +108,40 @@ def test_what_fails_does_not_stop_the_rest(grid, dataset, tmp_path):
 def test_on_dask(grid, dataset, undisturbed, tmp_path):
     out = tmp_path/'runs'
     assert sweep(grid, dataset, out, workers=2, dask='local').state.eq('done').all()
+    pd.testing.assert_frame_equal(results(out), undisturbed)
+
+
+@pytest.mark.long
+def test_a_killed_dask_worker(grid, dataset, undisturbed, tmp_path):
+    from dask.distributed import LocalCluster
+    out = tmp_path/'runs'
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        p = start(grid, dataset, out, '--dask', cluster.scheduler_address)
+        wait_for(lambda: epochs(out) >= 3)
+        os.kill(cluster.workers[0].pid, signal.SIGKILL)
+        said, _ = p.communicate()
+    assert p.returncode == 0, said
+    pd.testing.assert_frame_equal(results(out), undisturbed)
+
+
+def test_a_full_disk(grid, dataset, undisturbed, tmp_path):
+    out = tmp_path/'runs'
+    r = subprocess.run(command(grid, dataset, out, '--only', 'ipb-fold1'), capture_output=True, text=True, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY)))
+    assert r.returncode == 1 and '1 of 1 runs not done' in r.stderr and 'Traceback' not in r.stderr and 'Make room and go on' in r.stdout
+    assert {state_of(d)[0] for d in out.glob('[!.]*')} == {'stopped'}
+    subprocess.run(command(grid, dataset, out, '--only', 'ipb-fold1'), check=True, capture_output=True)
+    pd.testing.assert_frame_equal(results(out), undisturbed[undisturbed.run.eq('ipb-fold1')].reset_index(drop=True))
+
+
+@pytest.mark.long
+def test_on_slurm(grid, dataset, undisturbed, tmp_path):
+    "Two jobs, by an sbatch that runs them here."
+    out, queue = tmp_path/'runs', tmp_path/'bin'
+    queue.mkdir()
+    for name, text in dict(sbatch='bash "$1" > /dev/null 2>&1 & echo Submitted batch job $!', scancel='kill "$@"').items():
+        (queue/name).write_text(f'#!/bin/bash\n{text}\n')
+        (queue/name).chmod(0o755)
+    asked = dict(PATH=f"{queue}:{os.environ['PATH']}", DASK_JOBQUEUE__SLURM__CORES='2', DASK_JOBQUEUE__SLURM__MEMORY='4GB')
+    r = subprocess.run(command(grid, dataset, out, '--dask', 'slurm'), capture_output=True, text=True, env=os.environ | asked)
+    assert r.returncode == 0, r.stderr
     pd.testing.assert_frame_equal(results(out), undisturbed)

@@ -1,0 +1,59 @@
+"A sweep of tiny runs: two workers over one, what a run costs beyond papermill's own execution of its notebook, and how long 1,000 finished runs take to recognise."
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+import papermill
+import yaml
+
+from figures import show
+from ipb_nb.core import read_json, write_json
+from ipb_nb.dataset import save_split
+from ipb_nb.experiment import train_notebook
+from ipb_nb.simulate import simulate_dataset
+from ipb_nb.sweep import read_grid, sweep
+
+TINY = dict(pretrain_epochs=4, epochs=6, steps=120, batch_size=16, scales=64, finetune=1, ema=0, threads=1)
+
+
+def grid(path, rows, **axes):
+    path.write_text(yaml.safe_dump(dict(defaults=TINY, axes=axes, rows=rows), sort_keys=False))
+    return path
+
+
+def seconds(f, *args, **kwargs):
+    start = time.perf_counter()
+    f(*args, **kwargs)
+    return time.perf_counter()-start
+
+
+def by_papermill(runs, data, out):
+    "The same notebooks one after the other, as papermill alone does it."
+    out.mkdir()
+    os.environ.update(OMP_NUM_THREADS='1', TQDM_DISABLE='1')
+    for name, cfg in runs.items(): papermill.execute_notebook(train_notebook(), out/f'{name}.ipynb', cfg.dict() | dict(data=str(data), out=str(out/name), resume=False), kernel_name='python3', progress_bar=False)
+
+
+def thousand(one, out, template):
+    "A finished run a thousand times, by seed."
+    for s in range(1000):
+        to = out/f'ipb-seed{s}'
+        shutil.copytree(one, to)
+        run = read_json(to/'run.json')
+        write_json(run | dict(config=run['config'] | dict(seed=s)), to/'run.json')
+
+
+with tempfile.TemporaryDirectory() as d:
+    d = Path(d)
+    simulate_dataset(d/'colonies', 200)
+    save_split(data := d/'colonies', labeled=.3, test=.3, folds=2)
+    tiny = grid(d/'tiny.yaml', {'ipb': {}}, fold=[0, 1], seed=[0, 1])
+    alone = seconds(by_papermill, read_grid(tiny), data, d/'papermill')
+    took = {w: seconds(sweep, tiny, data, d/f'runs{w}', workers=w) for w in (1, 2)}
+    show('sweep.speed_up', took[1]/took[2], 'x', f'one worker, {took[1]:.0f} s for four tiny runs of a thread each', 1.6)
+    show('sweep.overhead', (took[1]-alone)/4, 's', f"a run, over papermill's own execution of the same notebooks, {alone:.0f} s", 1)
+    many = grid(d/'many.yaml', {'ipb': dict(fold=0)}, seed=list(range(1000)))
+    thousand(d/'runs1'/'ipb-fold0-seed0', d/'many', many)
+    show('sweep.thousand', seconds(sweep, many, data, d/'many'), 's', 'the sweep of 1,000 finished runs once more, results.csv written anew', 2)
