@@ -36,7 +36,7 @@ def by_papermill(runs, data, out):
     for name, cfg in runs.items(): papermill.execute_notebook(train_notebook(), out/f'{name}.ipynb', cfg.dict() | dict(data=str(data), out=str(out/name), resume=False), kernel_name='python3', progress_bar=False)
 
 
-def thousand(one, out, template):
+def thousand(one, out):
     "A finished run a thousand times, by seed."
     for s in range(1000):
         to = out/f'ipb-seed{s}'
@@ -45,15 +45,18 @@ def thousand(one, out, template):
         write_json(run | dict(config=run['config'] | dict(seed=s)), to/'run.json')
 
 
-with tempfile.TemporaryDirectory() as d:
-    d = Path(d)
-    simulate_dataset(d/'colonies', 200)
-    save_split(data := d/'colonies', labeled=.3, test=.3, folds=2)
+def main(d):
+    data = d/'colonies'
+    save_split(simulate_dataset(data, 200), labeled=.3, test=.3, folds=2)
     tiny = grid(d/'tiny.yaml', {'ipb': {}}, fold=[0, 1], seed=[0, 1])
     alone = seconds(by_papermill, read_grid(tiny), data, d/'papermill')
     took = {w: seconds(sweep, tiny, data, d/f'runs{w}', workers=w) for w in (1, 2)}
     show('sweep.speed_up', took[1]/took[2], 'x', f'one worker, {took[1]:.0f} s for four tiny runs of a thread each', 1.6)
     show('sweep.overhead', (took[1]-alone)/4, 's', f"a run, over papermill's own execution of the same notebooks, {alone:.0f} s", 1)
     many = grid(d/'many.yaml', {'ipb': dict(fold=0)}, seed=list(range(1000)))
-    thousand(d/'runs1'/'ipb-fold0-seed0', d/'many', many)
+    thousand(d/'runs1'/'ipb-fold0-seed0', d/'many')
     show('sweep.thousand', seconds(sweep, many, data, d/'many'), 's', 'the sweep of 1,000 finished runs once more, results.csv written anew', 2)
+
+
+if __name__ == '__main__':                # (the runs' processes import this file)
+    with tempfile.TemporaryDirectory() as d: main(Path(d))

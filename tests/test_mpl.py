@@ -108,7 +108,7 @@ def longhand(feedback, s, t, threshold, u, labeled, lr=.1, temperature=1., label
                 grads = torch.autograd.grad(F.cross_entropy(there(x_l), y_l), list(there.parameters()))
                 h = lr*sum((a*b).sum() for a, b in zip(grads, g))
             elif feedback == 'taylor': h = (labelled_loss(untaught, x_l, y_l)-labelled_loss(s, x_l, y_l)).detach()
-            else: h = labelled_loss(s, x_l, y_l).detach()-old                                   # after less before, as published
+            elif feedback == 'reference': h = labelled_loss(s, x_l, y_l).detach()-old                                   # after less before, as published
             if h_baseline:
                 baseline = h if baseline is None else baseline
                 h, baseline = h-baseline, h_baseline*baseline+(1-h_baseline)*h
@@ -245,7 +245,7 @@ def test_a_label_that_helped_becomes_likelier():
     assert helped > 3 and hurt > 3
 
 
-@pytest.mark.parametrize('feedback, student_passes, teacher_passes', [('exact', 2, 1), ('taylor', 3, 1), ('reference', 2, 1), (None, 1, 1)])
+@pytest.mark.parametrize('feedback, student_passes, teacher_passes', [('exact', 2, 1), ('taylor', 3, 1), ('reference', 2, 1), ('none', 1, 1), (None, 1, 1)])
 def test_passes_are_as_stated(feedback, student_passes, teacher_passes):
     student, teacher = network(1), network(2)
     learn, u, _ = learner(feedback, student, teacher, 0., frozen=feedback is None)
