@@ -1,4 +1,5 @@
 "A sweep of tiny runs: two workers over one, what a run costs beyond papermill's own execution of its notebook, and how long 1,000 finished runs take to recognise."
+import multiprocessing
 import os
 import shutil
 import tempfile
@@ -36,6 +37,14 @@ def by_papermill(runs, data, out):
     for name, cfg in runs.items(): papermill.execute_notebook(train_notebook(), out/f'{name}.ipynb', cfg.dict() | dict(data=str(data), out=str(out/name), resume=False), kernel_name='python3', progress_bar=False)
 
 
+def first_process():
+    "What a sweep's first process waits for: a server that has everything imported."
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(['ipb_nb.sweep'])
+    p = context.Process(target=time.sleep, args=(0,))
+    p.start(); p.join()
+
+
 def thousand(one, out):
     "A finished run a thousand times, by seed."
     for s in range(1000):
@@ -50,6 +59,7 @@ def main(d):
     save_split(simulate_dataset(data, 200), labeled=.3, test=.3, folds=2)
     tiny = grid(d/'tiny.yaml', {'ipb': {}}, fold=[0, 1], seed=[0, 1])
     alone = seconds(by_papermill, read_grid(tiny), data, d/'papermill')
+    show('sweep.start', seconds(first_process), 's', 'once a sweep, before its first run; not in the overhead a run')
     took = {w: seconds(sweep, tiny, data, d/f'runs{w}', workers=w) for w in (1, 2)}
     show('sweep.speed_up', took[1]/took[2], 'x', f'one worker, {took[1]:.0f} s for four tiny runs of a thread each', 1.6)
     show('sweep.overhead', (took[1]-alone)/4, 's', f"a run, over papermill's own execution of the same notebooks, {alone:.0f} s", 1)

@@ -291,7 +291,7 @@ def sweep(
     out, notebook, runs = Path(out).resolve(), Path(notebook or train_notebook()), pick(read_grid(grid, overrides), only, grid)
     states = {n: state_of(out/n) for n in runs}
     for n, (s, why) in states.items():
-        if s == 'damaged': print(f'{n}: {why} not as it was written; the run goes to {out}/.damaged and is done again')
+        if s == 'damaged': print(f'{n}: {why} not as it was written; the run goes to .damaged and is done again')
     todo = [n for n, (s, _) in states.items() if s != 'done' and (s != 'failed' or retry_failed)]
     if todo: _check({n: runs[n] for n in todo}, data, out, notebook)
     _check_same(runs, data, out)
@@ -383,14 +383,12 @@ def plan(
     "What a sweep would do."
     runs = pick(read_grid(grid, overrides), only, grid)
     _check(runs, data, out, train_notebook())
-    table, known = sweep_status(runs, out), {}
-    for name, cfg in runs.items():
-        kind = tuple(v for f, v in cfg.dict().items() if f not in ('fold', 'seed'))
-        if table.state[name] == 'done': known.setdefault(kind, table.seconds[name])
-    for name, cfg in tqdm(runs.items(), desc='timing', unit='run', leave=False):
-        kind = tuple(v for f, v in cfg.dict().items() if f not in ('fold', 'seed'))
-        if table.state[name] != 'done' and kind not in known: known[kind] = estimate_run(cfg, data)
-        if table.state[name] != 'done': table.loc[name, 'seconds'] = known[kind]*(1-table.epoch[name]/table.of[name])
+    table, kinds = sweep_status(runs, out), {n: tuple(v for f, v in c.dict().items() if f not in ('fold', 'seed')) for n, c in runs.items()}
+    done = table.state == 'done'
+    known = {kinds[n]: s for n, s in table.seconds[done].items()}
+    for name in tqdm(table.index[~done], desc='timing', unit='run', leave=False):
+        if kinds[name] not in known: known[kinds[name]] = estimate_run(runs[name], data)
+        table.loc[name, 'seconds'] = known[kinds[name]]*(1-table.epoch[name]/table.of[name])
     return table[['state', 'seconds', 'error']]
 
 def _values(text):

@@ -10,11 +10,13 @@ from pathlib import Path
 import pandas as pd
 import psutil
 import pytest
+import yaml
 
 from ipb_nb.core import read_json
+from ipb_nb.experiment import ExperimentConfig, run_state, train
 from ipb_nb.sweep import read_grid, state_of, sweep
 
-BIN = Path(sys.executable).parent
+BIN, ROOT = Path(sys.executable).parent, Path(__file__).parent.parent
 GRID = """\
 defaults: {pretrain_epochs: 2, epochs: 4, steps: 24, batch_size: 8, scales: 32, threshold: 0.34, finetune: 1, ema: 0, threads: 1}
 axes: {fold: [0, 1]}
@@ -58,6 +60,21 @@ def epochs(out): return sum(len(f.read_text().splitlines())-1 for f in out.glob(
 
 
 def kernels(p): return [c for c in psutil.Process(p.pid).children(recursive=True) if any('ipykernel' in o for o in c.cmdline())]
+
+
+def test_the_grids_that_ship(dataset, tmp_path):
+    "The ten rows of the paper and five controls; the two that need fields of their own are trained, small."
+    paper = read_grid(ROOT/'configs'/'ablation.yaml')
+    rows = {n.removesuffix('-fold0'): c for n, c in paper.items() if c.fold == 0}
+    assert len(paper) == 150 and len({c.steps for c in rows.values()}) == 1 and {n: c.scales for n, c in rows.items() if c.scales == '224,224'} == {'ML-IPB-HRNet-224+224': '224,224'}
+    assert [n for n, c in rows.items() if c.feedback == 'none'] == ['h0-HRNet'] and len(read_grid(ROOT/'configs'/'quick.yaml')) == 8
+    by_epochs = read_grid(ROOT/'configs'/'ablation.yaml', dict(steps=0))
+    assert {(c.steps, c.epochs) for c in by_epochs.values()} == {(0, 200)}
+    small = yaml.safe_load(GRID)['defaults']
+    for name, own in (('equal', dict(scales='32,32')), ('h0', dict(feedback='none'))):
+        out = train(ExperimentConfig(**small | own), dataset, tmp_path/name)
+        h = pd.read_csv(out/'history.csv').query('stage == "student"').h
+        assert run_state(out) == 'done' and h.eq(0).all() == (name == 'h0')
 
 
 def test_a_killed_runner(grid, dataset, undisturbed, tmp_path):
