@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['TENSOR', 'pack', 'unpack', 'random_state', 'set_random_state', 'NoRoom', 'Checkpoints', 'learner_state',
-           'set_learner_state', 'Checkpoint', 'StopAtNaN', 'time_steps', 'peak_memory', 'in_words', 'sparkline',
-           'epoch_line', 'TerminalView', 'plot_live', 'NotebookView', 'live_view', 'History']
+           'set_learner_state', 'Checkpoint', 'StopAtNaN', 'StopAtCtrlC', 'time_steps', 'peak_memory', 'in_words',
+           'sparkline', 'epoch_line', 'TerminalView', 'plot_live', 'NotebookView', 'live_view', 'History']
 
 # %% ../nbs/19_engine.ipynb #cd313736
-import base64, hashlib, io, json, random, resource, sys, time
+import base64, hashlib, io, json, random, resource, signal, sys, threading, time
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -165,6 +165,23 @@ class StopAtNaN(Callback):
         for dl in (self.dls.train, *(dl for _, dl in self.others())): ids |= dict.fromkeys(dl.batch_ids(k))
         lr, last = self.opt.hypers[-1]['lr'], f'The last good state is {self.store.last()}. ' if self.store else ''
         raise InputError(f'epoch {self.epoch}, step {k}', f'a loss that is {self.losses[k].item()}', 'a number', f"{last}The learning rate was {lr:.2g}: take a smaller one, or look at this batch's colonies: {', '.join(map(str, ids))}.")
+
+# %% ../nbs/19_engine.ipynb #c5de01a2
+class StopAtCtrlC(Callback):
+    "Ctrl-C ends the fit, at the latest after the step."
+    order = 64
+    def before_fit(self):
+        self.pressed = False
+        self.ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        if self.ours: signal.signal(signal.SIGINT, self.press)
+    def press(self, *_):
+        self.pressed = True
+        raise KeyboardInterrupt
+    def after_batch(self):
+        if self.pressed: raise KeyboardInterrupt
+    def after_fit(self):
+        if self.ours: signal.signal(signal.SIGINT, signal.default_int_handler)
+        self.after_batch()
 
 # %% ../nbs/19_engine.ipynb #243607cc
 class _Stopwatch(Callback):

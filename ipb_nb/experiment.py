@@ -27,7 +27,7 @@ from . import __version__
 from .core import InputError, atomic_path, command, read_json, seed_all, write_csv, write_json
 from .balance import BALANCE_ON, PseudoBalance
 from .dataset import ColonyDataset, Split
-from .engine import Checkpoint, Checkpoints, History, NoRoom, StopAtNaN, TerminalView, in_words, live_view, peak_memory, random_state, set_learner_state, set_random_state, sparkline, time_steps
+from .engine import Checkpoint, Checkpoints, History, NoRoom, StopAtCtrlC, StopAtNaN, TerminalView, in_words, live_view, peak_memory, random_state, set_learner_state, set_random_state, sparkline, time_steps
 from .metric import scores
 from .model import BFloat16, autocast, bf16_pays, create_model
 from .mpl import FEEDBACK, MetaPseudoLabels, PseudoLabels
@@ -225,7 +225,7 @@ def learner(self:Training,
     "A learner for a stage."
     c, loaders = self.cfg, self.loaders
     main = [SelectNetwork(), *([EMA(c.ema)] if c.ema else []), *(self.cbs or [])] if stage == 'student' else []
-    cbs = [*([Ranks()] if n_ranks() > 1 else []), *main, History(self.out/'history.csv', stage, f'{c.name}: {stage}', self.view), StopAtNaN(self.store), *([BFloat16()] if c.amp else [])]
+    cbs = [*([Ranks()] if n_ranks() > 1 else []), *main, History(self.out/'history.csv', stage, f'{c.name}: {stage}', self.view), StopAtNaN(self.store), StopAtCtrlC(), *([BFloat16()] if c.amp else [])]
     if stage != 'student' or c.method == 'supervised': return supervised_learner(loaders['labeled'], self.live[stage if stage == 'teacher' else 'student'], c.wd, c.momentum, cbs)
     return ipb_learner(loaders, *self.live.values(), self.ds.classes, c.balance, c.teacher_frozen, c.lr, c.wd, c.momentum, c.threshold,
                        dict(balance_on=c.balance_on, max_repeat=c.max_repeat, truth=patch_truth(self.ds), path=self.out/'balance.csv'),

@@ -1,6 +1,7 @@
 "Runs that are killed, stopped, starved of disk or blown up: what is left, and what comes of it when they go on."
 import json
 import multiprocessing
+import os
 import random
 import re
 import resource
@@ -128,6 +129,26 @@ def test_ctrl_c(dataset, longer, undisturbed, tmp_path):
     run = json.loads((out/'run.json').read_text())
     assert run['state'] == 'stopped' and run['error'].startswith('by hand; the last state is checkpoint/0000')
     subprocess.run([*command, '--resume'], check=True, capture_output=True)
+    same(undisturbed[0], out)
+
+
+class Swallowed(Callback):
+    "Ctrl-C in the third epoch, at a moment when Python swallows it: while an object is being removed."
+    class Removed:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGINT)
+            for _ in range(1000): pass
+    def before_batch(self):
+        if self.epoch == 2 and self.iter == 1: self.Removed()
+
+
+def test_a_swallowed_ctrl_c(dataset, longer, undisturbed, processes, tmp_path):
+    cfg, out = ExperimentConfig(**longer), tmp_path/'run'
+    p = processes.Process(target=train, args=(cfg, dataset, out), kwargs=dict(cbs=[Swallowed()]))
+    p.start(); p.join()
+    run = json.loads((out/'run.json').read_text())
+    assert run['state'] == 'stopped' and run['error'] == 'by hand; the last state is checkpoint/00006.json'
+    train(cfg, dataset, out, resume=True)
     same(undisturbed[0], out)
 
 
