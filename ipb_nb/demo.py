@@ -14,7 +14,7 @@ from pathlib import Path
 from .core import InputError, command, read_json, write_json
 from .dataset import save_split
 from .experiment import train, train_in_notebook
-from .report import find_runs, summary_table, write_report
+from .report import compare, table_2, write_report
 from .simulate import simulate_dataset
 from .sweep import read_grid
 
@@ -40,12 +40,12 @@ def demo(
 ) -> Path: # the report
     "Simulate colonies, split them 70:15:15 into U, L and T, train every row, and write the report."
     dest, rows = Path(dest), read_grid(config)
-    _claim(dest, ['colonies', *rows, 'report.html'])
+    _claim(dest, ['colonies', *rows, 'report', 'report.html'])
     ds = simulate_dataset(dest/'colonies', colonies, seed, workers=os.cpu_count())
     split = save_split(ds, labeled=.15, test=.15, valid=0., folds=1, seed=seed)
     print(f'{len(ds)} simulated colonies; U trains without labels, L with them, T tests:\n{split.counts().to_string()}\n')
     for name, cfg in rows.items(): (train_in_notebook if notebooks else train)(cfg, ds.path, dest/name)
-    print(f'\n{summary_table(find_runs(dest)[0]).to_string()}\n')
+    print(f'\n{table_2(compare(dest)).shown.to_string()}\n')
     return write_report(dest)
 
 @command

@@ -424,10 +424,12 @@ def _versions():
 
 def _now(): return datetime.datetime.now().isoformat(timespec='seconds')
 
-def _begin(cfg, data, out) -> dict:
+def _begin(cfg, ds, out) -> dict:
     "What run.json says at the start, or at another one."
     old = read_json(out/'run.json') if (out/'run.json').exists() else {}
-    return dict(name=cfg.name, state='running', config=cfg.dict(), data=os.path.relpath(data, out), data_sha256=_sha256(Path(data)/'colonies.csv'), versions=_versions(),
+    split = Split(ds, cfg.split)
+    return dict(name=cfg.name, state='running', config=cfg.dict(), data=os.path.relpath(ds.path, out), data_sha256=_sha256(ds.path/'colonies.csv'), split_sha256=_sha256(split.path),
+                test_sha256=split.info['test_sha256'], parts=split.counts(cfg.fold).sum(axis=1).to_dict(), versions=_versions(),
                 started=old.get('started', _now()), resumed=[*old.get('resumed', []), _now()] if old else [], seconds=None, estimate=None, error=None)
 
 @contextmanager
@@ -487,7 +489,7 @@ def train(
         ds = check_run(cfg, data, out, resume)
         out.mkdir(parents=True, exist_ok=True)
     with _hold(out) if lead else nullcontext():
-        run, cfg.scales, done = from_lead((_begin(cfg, data, out), cfg.scales, run_state(out) == 'done') if lead else None)
+        run, cfg.scales, done = from_lead((_begin(cfg, ds, out), cfg.scales, run_state(out) == 'done') if lead else None)
         if done: return out
         seed_all(cfg.seed, cfg.threads)
         if not lead: ds = ColonyDataset(data)

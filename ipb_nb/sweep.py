@@ -18,12 +18,13 @@ import yaml
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from .core import InputError, command, read_json, write_csv
+from .core import InputError, command, read_json, write_csv, write_json
 from .dataset import ColonyDataset
 from .detect import dask_client
 from .engine import in_words
 from .experiment import ExperimentConfig, check_parameters, check_run, differs, environment, estimate_run, run_notebook, run_state, train_notebook
 from .patch import patch_scales
+from .run import damaged
 
 # %% ../nbs/21_sweep.ipynb #1036809d
 def read_yaml(
@@ -102,8 +103,7 @@ def state_of(
     except InputError: return 'damaged', 'run.json'
     if run is None: return 'todo', ''
     if run.get('state') != 'done': return {'none': 'todo'}.get(s := run_state(out), s), run.get('error') or ''
-    sizes = {e.name: e.stat().st_size for e in os.scandir(out)}
-    bad = [name for name, size in run.get('files', {}).items() if sizes.get(name) != size]
+    bad = damaged(out, run)
     return ('damaged', ', '.join(bad)) if bad else ('done', '')
 
 def _log(out): return Path(out).parent/'.logs'/f'{Path(out).name}.txt'
@@ -288,14 +288,15 @@ def sweep(
     notebook=None, # a copy of experiments/train.ipynb of your own
 ) -> pd.DataFrame: # as `sweep_status` gives it
     "Do all runs of a grid that are not done, and write results.csv."
-    out, notebook, runs = Path(out).resolve(), Path(notebook or train_notebook()), pick(read_grid(grid, overrides), only, grid)
+    out, notebook, planned = Path(out).resolve(), Path(notebook or train_notebook()), read_grid(grid, overrides)
+    runs = pick(planned, only, grid)
     states = {n: state_of(out/n) for n in runs}
     for n, (s, why) in states.items():
         if s == 'damaged': print(f'{n}: {why} not as it was written; the run goes to .damaged and is done again')
     todo = [n for n, (s, _) in states.items() if s != 'done' and (s != 'failed' or retry_failed)]
     if todo: _check({n: runs[n] for n in todo}, data, out, notebook)
     _check_same(runs, data, out)
-    out.mkdir(parents=True, exist_ok=True)
+    write_json(dict(grid=Path(grid).name, runs={n: c.dict() for n, c in planned.items()}), out/'sweep.json')    # (what a report may miss)
     jobs = {n: (runs[n].dict(), str(Path(data).resolve()), str(out/n), str(notebook), retry_failed) for n in todo}
     if jobs:
         bar = _Bar(runs, out, todo)

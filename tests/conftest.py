@@ -1,5 +1,6 @@
 "Small data that tests draw themselves, and the folder of real images where there is one."
 import os
+import signal
 from pathlib import Path
 
 import cv2
@@ -8,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 os.environ.setdefault('TQDM_DISABLE', '1')
+signal.signal(signal.SIGINT, signal.default_int_handler)         # (what a shell starts in the background ignores Ctrl-C, and so would the runs that tests stop by it)
 
 
 @pytest.fixture(scope='session')
