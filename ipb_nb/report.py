@@ -251,25 +251,27 @@ def _paper_line(paper, name, classes):
     if not set(classes) <= set(PAPER_CLASSES): return {'macro': (paper.loc[name, ('Average', 'mean')], np.nan)}
     return {k: (paper.loc[name, (k, 'mean')], paper.loc[name, (k, 'std')]) for k in classes} | {'macro': (paper.loc[name, ('Average', 'mean')], np.nan)}
 
-def _lines(c, measure, paper, of):
-    "Index, values a column and whether it is ours: a line a row, and one for the published row that it is."
-    columns = [*c.classes, 'macro']
+def _lines(c, measure, paper):
+    "Index, values a column, folds and whether it is ours: a line a row, and one for the published row that it is; then the published rows that have no run here."
+    columns, left = [*c.classes, 'macro'], [] if paper is None else list(paper.index)
     for row in c.rows:
         if not c.rows[row]: yield row, dict.fromkeys(columns, (np.nan, np.nan)), _n_folds(c, row), True; continue
         t = c.folds.loc[row][measure]
         yield row, {k: (t[k].mean(), t[k].std()) for k in columns}, _n_folds(c, row), True
-        if paper is not None and (name := c.paper(row, of)): yield f'paper: {name}', _paper_line(paper, name, c.classes), '', False
+        if paper is not None and (name := c.paper(row)):
+            yield f'paper: {name}', _paper_line(paper, name, c.classes), '', False
+            if name in left: left.remove(name)
+    for name in left: yield f'paper: {name}', _paper_line(paper, name, c.classes), 'no run', False
 
 def score_table(
     c: Comparison,
     measure: str, # recall, precision or F1
     paper: pd.DataFrame=None, # published numbers
-    of=paper_row, # which published row a configuration is
     name: str=None, # of the files
     title: str=None,
 ) -> Table:
     "A line a row: the mean and standard deviation over folds of every class and of their average."
-    lines, columns = list(_lines(c, measure, paper, of)), [*c.classes, 'macro']
+    lines, columns = list(_lines(c, measure, paper)), [*c.classes, 'macro']
     index, ours = pd.Index([l[0] for l in lines], name='row'), np.array([l[3] for l in lines])
     data = pd.DataFrame([{f'{k} {s}': v for k in columns for s, v in zip(('mean', 'std'), l[1].get(k, (np.nan, np.nan)))} for l in lines], index)
     data.insert(0, 'folds', [l[2] for l in lines])
@@ -374,7 +376,9 @@ def tests(
 
 # %% ../nbs/22_report.ipynb #9029958d
 def _p(v): return '–' if np.isnan(v) else '< 0.001' if v < .001 else f'{v:.3f}'
-def _interval(m, low, high, digits=3): return '–' if np.isnan(m) else f'{m:+.{digits}f}' if np.isnan(low) else f'{m:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})'
+def _interval(m, low, high, digits=3):
+    signed = lambda v: '?' if np.isnan(v) else f'{v:+.{digits}f}'
+    return '–' if np.isnan(m) else signed(m) if np.isnan(low) and np.isnan(high) else f'{signed(m)} ({signed(low)} to {signed(high)})'
 
 def table_tests(
     c: Comparison,
@@ -385,7 +389,7 @@ def table_tests(
     shown = pd.DataFrame({'folds': t.folds.astype(int).astype(str), 'difference in macro recall (95 % CI)': [_interval(*v) for v in t[['difference', 'low', 'high']].values.astype(float)],
                           'd (95 % CI)': [_interval(*v, 1) for v in t[['d', 'd_low', 'd_high']].values.astype(float)], 'p, corrected paired t-test': t.p.map(_p),
                           f'p, the same after Holm ({m} rows)': t.p_holm.map(_p), "p, Student's t-test of two samples (the paper's)": t.p_student.map(_p), 'family': t.family}, t.index)
-    return Table('tests_primary', f'Macro recall against {c.baseline}', t, shown, note='Two-sided tests, paired over common folds but for the last; the unit is the fold. Judge by the column after Holm. The two-sample test takes folds for independent and ignores the pairing; it is shown because the paper used it.')
+    return Table('tests_primary', f'Macro recall against {c.baseline}', t, shown, note='Two-sided tests, paired over common folds but for the last; the unit is the fold; d is the difference in standard deviations over folds (?: beyond what can be computed). Judge by the column after Holm. The two-sample test takes folds for independent and ignores the pairing; it is shown because the paper used it.')
 
 # %% ../nbs/22_report.ipynb #542e42e6
 def _sign_flip(d):
@@ -699,9 +703,9 @@ def _split_words(c):
 def _training_words(c):
     r, um = c.rows[c.main][0], c.dataset.pixel_size
     f, v = r.config, r.info['versions']
-    yield f"{c.main} is {r.name} with {f['arch']} on patches of {_listed(_um(int(s), um) for s in f['scales'].split(','))}"+(f"; U holds multi-label colonies" if f.get('multi_label') and f['method'] == 'mpl' else '')+(f"; {f['steps']:,} steps of {f['batch_size']} patches, learning rate {f['lr']:g}, momentum {f['momentum']:g}, weight decay {f['wd']:g}, pseudo-labels from {f['threshold']:g}" if 'lr' in f else '')+'.'
+    yield f"{c.main} is {r.name} with {f['arch']} on patches of {_listed(_um(int(s), um) for s in f['scales'].split(','))}"+(f"; U holds multi-label colonies" if f.get('multi_label') and f['method'] == 'mpl' else '')+(f"; {f['steps']:,} steps of {f['batch_size']} patches, learning rate {f['lr']:g}, momentum {f['momentum']:g}, weight decay {f['wd']:g}, pseudo-labels from a confidence of {f['threshold']:g}" if 'lr' in f else '')+'.'
     chosen = {s for r in c.runs for s in [r.metrics['selected_on']]}
-    yield 'The student that is tested was chosen '+_listed(dict(V='by its macro recall on V', last='as that of the last epoch', test='on the test part, as the published code does').get(s, s) for s in sorted(chosen))+'.'
+    yield 'The student that is tested was chosen '+_listed(dict(V='by its macro recall on V', last='as that of the last epoch, with its weights averaged where ema is set', test='on the test part, as the published code does').get(s, s) for s in sorted(chosen))+'.'
     yield 'Software: '+', '.join(f'{k} {o}' for k, o in v.items())+'.'
 
 def _test_words(c):
@@ -725,7 +729,8 @@ body { margin: 0 auto; max-width: 1120px; padding: 24px 20px 60px; background: v
 h1 { margin: 0; font-size: 1.9rem } h2 { margin: 0; font-size: 1.4rem } h3 { margin: 28px 0 6px; font-size: 1.05rem }
 p, ul { margin: 6px 0; max-width: 75ch } .soft, figcaption { color: var(--soft); font-size: .92rem }
 section { background: var(--card); border: 1px solid var(--line); border-radius: 12px; padding: 20px 22px; margin-top: 22px }
-pre { white-space: pre-wrap; font: inherit; max-width: 75ch } tr.soft th, tr.soft td { color: var(--soft); font-style: italic; font-weight: 400 }
+.side > * { min-width: 0; max-width: 100% }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; font: inherit; max-width: 75ch } tr.soft th, tr.soft td { color: var(--soft); font-style: italic; font-weight: 400 }
 .files { font-size: .82rem; color: var(--soft) } nav a { margin-right: 1em }
 .note { background: var(--note); border-radius: 8px; padding: 8px 14px; margin: 10px 0 }
 .scroll { overflow-x: auto } .side { display: flex; flex-wrap: wrap; gap: 10px 36px; align-items: flex-start }
