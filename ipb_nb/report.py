@@ -445,8 +445,14 @@ def notes(
     out = []
     if len(c.missing): out.append(f'Missing: {len(c.missing)} of {len(c.runs)+len(c.missing)} runs. They are listed at the end.')
     if len({r.info.get('data_sha256') for r in c.runs}) > 1: out.append('The runs were not made on the same dataset (their colonies.csv differ): their scores are not comparable.')
+    try: same = run_dataset(c.rows[c.main][0])[1]
+    except InputError as e: out.append(f'The dataset is not where it was ({Path(e.where).name}: {e.found}): what is taken from it is missing.')
+    else:
+        if not same: out.append('The dataset has changed since the runs were made: its table, its patches and the methods paragraph show it as it is now.')
     if len({r.metrics['selected_on'] for r in c.runs}) > 1: out.append('The students were not chosen in the same way: '+', '.join(f"{row} on {'/'.join(sorted({r.metrics['selected_on'] for r in runs}))}" for row, runs in c.rows.items() if runs)+'.')
     if any(r.metrics['selected_on'] == 'test' for r in c.runs): out.append('Some students were chosen on the test part, as the published code does: their scores are too good to be trusted.')
+    if twice := [row for row, runs in c.rows.items() if len({(r.config['fold'], r.config.get('seed')) for r in runs}) < len(runs)]:
+        out.append(f"Some folds of {', '.join(twice)} were run twice with one seed (copies?); their mean counts.")
     if c.baseline is None: return out+['There is no supervised row, so nothing is tested. Name a baseline with --baseline.']
     others = [r for r in c.rows if c.rows[r] and r != c.baseline]
     if apart := [r for r in others if not _same_test(c, r)]: out.append(f"Not tested against {c.baseline}, as the test colonies are others: {', '.join(apart)}.")
