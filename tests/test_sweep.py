@@ -145,7 +145,7 @@ def test_a_full_disk(grid, dataset, undisturbed, tmp_path):
     out = tmp_path/'runs'
     r = subprocess.run(command(grid, dataset, out, '--only', 'ipb-fold1'), capture_output=True, text=True, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY)))
     assert r.returncode == 1 and '1 of 1 runs not done' in r.stderr and 'Traceback' not in r.stderr and 'Make room and go on' in r.stdout
-    assert {state_of(d)[0] for d in out.glob('[!.]*')} == {'stopped'}
+    assert {state_of(f.parent)[0] for f in out.glob('*/run.json')} == {'stopped'}
     subprocess.run(command(grid, dataset, out, '--only', 'ipb-fold1'), check=True, capture_output=True)
     pd.testing.assert_frame_equal(results(out), undisturbed[undisturbed.run.eq('ipb-fold1')].reset_index(drop=True))
 
