@@ -81,6 +81,7 @@ def corrected_ttest(
 
 def _noncentrality(t, df, q):
     "The parameter of the noncentral t distribution whose quantile `q` is `t`; nan beyond what can be computed."
+    if t < 0: return -_noncentrality(-t, df, 1-q)              # (scipy's distribution is nan far out on that side)
     try: return optimize.brentq(lambda c: stats.nct.cdf(t, df, c)-q, t-30-abs(t), t+30+abs(t))
     except ValueError: return np.nan
 

@@ -131,7 +131,7 @@ def _fold_scores(c, network='student'):
     for label, runs in c.rows.items():
         for r in runs:
             m = r.scores(network)
-            values = {(k, cls): m[j][cls] for k, j in _measures.items() for cls in c.classes} | {(k, 'macro'): m[f'macro_{j}'] for k, j in _measures.items()}
+            values = {(k, cls): None if m['tpr'][cls] is None else m[j][cls] for k, j in _measures.items() for cls in c.classes} | {(k, 'macro'): m[f'macro_{j}'] for k, j in _measures.items()}
             rows.append({('row', ''): label, ('fold', ''): r.config['fold']} | values)
     df = pd.DataFrame(rows)
     df.columns = pd.MultiIndex.from_tuples(df.columns)
@@ -139,6 +139,7 @@ def _fold_scores(c, network='student'):
     return df.drop(columns=['row', 'fold'], level=0).astype(float).groupby(index, sort=False).mean()
 
 _measures = dict(recall='tpr', precision='precision', F1='f1')
+_heads = {'macro', 'row', 'fold', 'folds', 'recall', 'precision', 'total'}       # what a class may not be called
 
 def _choose(c, wanted, what, *rules):
     "The row that is wanted, or the first that a rule names."
@@ -155,6 +156,7 @@ def compare(
     "Read the runs of a folder and put them into rows. Runs with other classes than the first are an `InputError`."
     path = Path(path)
     runs, unfinished = find_runs(path)
+    if heads := _heads & set(runs[0].classes): raise InputError(path, f'a class called {min(heads)}', f"other names than {', '.join(sorted(_heads))}", 'They head columns of the tables: give the class another name and train again.')
     if odd := next((r for r in runs if r.classes != runs[0].classes), None):
         raise InputError(path, f"runs of different classes: {runs[0].id} ({', '.join(runs[0].classes)}) and {odd.id} ({', '.join(odd.classes)})", 'runs of one dataset', 'Report on them from folders of their own.')
     planned = list(read_json(path/'sweep.json')['runs']) if (path/'sweep.json').exists() else []
@@ -199,7 +201,8 @@ class Table:
         for suffix, text in (('md', self.markdown()), ('tex', self.latex())):
             with atomic_path(folder/f'{self.name}.{suffix}') as tmp: tmp.write_text(text, encoding='utf-8')
 
-def _latex(text): return re.sub(r'([&%$#_{}])', r'\\\1', text).replace('~', r'\textasciitilde{}')
+_tex = {**{k: '\\'+k for k in '&%$#_{}'}, '~': r'\textasciitilde{}', '^': r'\textasciicircum{}', '\\': r'\textbackslash{}'}
+def _latex(text): return ''.join(_tex.get(k, k) for k in text)
 
 # %% ../nbs/22_report.ipynb #ffaf32de
 _rows = """<table><thead><tr><th>{{ df.index.name or '' }}</th>{% for c in df %}<th{% if c in text %} class="text"{% endif %}>{{ c }}</th>{% endfor %}</tr></thead>
@@ -231,7 +234,7 @@ def table_1(
     shown = data.map(lambda v: f'{v:,.0f}')
     if set(PAPER_CLASSES) <= set(data.index):
         paper = published(1).colonies
-        paper['total'] = paper.sum()
+        paper['total'] = paper.reindex(data.index).sum()
         data["paper (other data)"] = paper
         shown['paper (other data)'] = [f'{v:,.0f}' if v == v else '–' for v in data['paper (other data)']]
     return Table('table_1_dataset', 'Table 1: colonies by class', data, shown, note=f'L, V, U and T: mean over {c.split.folds} folds. Colonies of U have labels here only where they are known, and these were not used.')
@@ -243,13 +246,14 @@ _tpr = " The paper's tables headed “TPR” hold precision (they divide by colu
 def _pair(mean, std): return '–' if np.isnan(mean) else f'{mean:.3f}' if np.isnan(std) else f'{mean:.3f} ({std:.3f})'
 
 def _n_folds(c, row):
-    done, lost = len(c.folds.loc[row]) if c.rows[row] else 0, (c.missing.row == row).sum()
-    return f'{done} of {done+lost}' if lost else str(done)
+    done = set(c.folds.loc[row].index) if c.rows[row] else set()
+    lost = {m[1] if (m := re.search(r'-fold(\d+)', n)) else n for n in c.missing.run[c.missing.row == row]}-set(map(str, done))
+    return f'{len(done)} of {len(done)+len(lost)}' if lost else str(len(done))
 
 def _paper_line(paper, name, classes):
     "A published row as (mean, std) a column."
     if not set(classes) <= set(PAPER_CLASSES): return {'macro': (paper.loc[name, ('Average', 'mean')], np.nan)}
-    return {k: (paper.loc[name, (k, 'mean')], paper.loc[name, (k, 'std')]) for k in classes} | {'macro': (paper.loc[name, ('Average', 'mean')], np.nan)}
+    return {k: (paper.loc[name, (k, 'mean')], paper.loc[name, (k, 'std')]) for k in classes} | {'macro': (np.mean([paper.loc[name, (k, 'mean')] for k in classes]), np.nan)}
 
 def _lines(c, measure, paper):
     "Index, values a column, folds and whether it is ours: a line a row, and one for the published row that it is; then the published rows that have no run here."
@@ -385,7 +389,7 @@ def table_tests(
 ) -> Table:
     "The primary family, and the rows beside it."
     t = c.tests
-    m = (t.family == 'primary').sum()
+    m = t.p_holm.notna().sum()
     shown = pd.DataFrame({'folds': t.folds.astype(int).astype(str), 'difference in macro recall (95 % CI)': [_interval(*v) for v in t[['difference', 'low', 'high']].values.astype(float)],
                           'd (95 % CI)': [_interval(*v, 1) for v in t[['d', 'd_low', 'd_high']].values.astype(float)], 'p, corrected paired t-test': t.p.map(_p),
                           f'p, the same after Holm ({m} rows)': t.p_holm.map(_p), "p, Student's t-test of two samples (the paper's)": t.p_student.map(_p), 'family': t.family}, t.index)
@@ -457,11 +461,12 @@ def notes(
     others = [r for r in c.rows if c.rows[r] and r != c.baseline]
     if apart := [r for r in others if not _same_test(c, r)]: out.append(f"Not tested against {c.baseline}, as the test colonies are others: {', '.join(apart)}.")
     folds = {r: set(paired(c, r).index) for r in others if r not in apart}
-    every = set.union(set(c.folds.loc[c.baseline].index), *folds.values())
+    every = set.union(*(set(c.folds.loc[r].index) for r in [c.baseline, *folds]))
     if few := {r: f for r, f in folds.items() if f != every}: out.append('Paired tests use the folds that a row and the baseline have in common: '+', '.join(f'{r} {len(f)} of {len(every)}' for r, f in few.items())+'.')
-    k = max(map(len, folds.values()), default=0)
-    if others and k < 2: out.append('With fewer than two common folds nothing can be tested.')
-    elif others and k < 6: out.append(f'{k} folds are too few: without assuming a normal distribution no difference can reach p < 0.05 (the smallest p of a sign-flip test is 2/2^{k} = {2/2**k:.2g}), and smaller p-values rest on that assumption alone. Ten folds are better.')
+    short = [r for r, f in folds.items() if len(f) < 6]
+    k = max((len(folds[r]) for r in short), default=6)
+    if others and max(map(len, folds.values()), default=0) < 2: out.append('With fewer than two common folds nothing can be tested.')
+    elif k < 6: out.append(('' if len(short) == len(folds) else ', '.join(short)+': ')+f'{k} folds are too few: without assuming a normal distribution no difference can reach p < 0.05 (the smallest p of a sign-flip test is 2/2^{k} = {2/2**k:.2g}), and smaller p-values rest on that assumption alone. Ten folds are better.')
     return out
 
 # %% ../nbs/22_report.ipynb #43e69b54
@@ -716,7 +721,9 @@ def _training_words(c):
 
 def _test_words(c):
     if c.baseline is None: return
-    m, k = len(family(c)), len(c.folds.loc[c.baseline])
+    m = c.tests.p_holm.notna().sum() if sum(map(bool, c.rows.values())) > 1 else 0
+    if not m: yield 'Nothing was tested.'; return
+    k = len(c.folds.loc[c.baseline])
     yield f"The statistical unit is the fold ({k} of them for {c.baseline}). The macro recall of {m} row{'s' if m != 1 else ''} was compared with {c.baseline} by two-sided t-tests paired over common folds, with the variance corrected for overlapping training parts (Nadeau and Bengio 2003; n_T/n_train with n_train = L + V + U), and adjusted by Holm's method. All other tests are exploratory."
 
 def methods(

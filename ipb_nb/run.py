@@ -216,7 +216,7 @@ def network_table(
 
 # %% ../nbs/06_run.ipynb #c2d5a244
 STYLE = {'font.size': 13, 'axes.titlesize': 13, 'axes.labelsize': 13, 'xtick.labelsize': 12, 'ytick.labelsize': 12, 'legend.fontsize': 12, 'legend.frameon': False,
-         'axes.spines.top': False, 'axes.spines.right': False, 'lines.linewidth': 1.8, 'figure.constrained_layout.use': True, 'pdf.fonttype': 42, 'svg.fonttype': 'none'}
+         'axes.spines.top': False, 'axes.spines.right': False, 'lines.linewidth': 1.8, 'figure.constrained_layout.use': True, 'pdf.fonttype': 42, 'text.parse_math': False}
 
 @contextmanager
 def figure_style():
