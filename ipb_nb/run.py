@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['HISTORY', 'BALANCE', 'PREDICTIONS', 'STYLE', 'STAGES', 'oracle_run', 'Run', 'damaged', 'read_run', 'find_runs',
-           'pool', 'macro', 'class_table', 'network_table', 'figure_style', 'plot_confusion', 'plot_losses',
-           'plot_shares', 'misclassified', 'plot_misclassified', 'run_dataset']
+           'pool', 'macro', 'class_table', 'network_table', 'figure_style', 'plot_confusion', 'epoch_axis', 'plot_mean',
+           'plot_losses', 'plot_shares', 'misclassified', 'plot_misclassified', 'run_dataset']
 
 # %% ../nbs/06_run.ipynb #b85453f0
 import os
@@ -130,7 +130,7 @@ class Run:
 # %% ../nbs/06_run.ipynb #32f1ac93
 def _check_state(f, info):
     "Only a run that says it is done is read."
-    if missing := [k for k in ('config', 'name', 'data', 'state') if k not in info]:
+    if missing := [k for k in ('config', 'name', 'data', 'state', 'parts', 'data_sha256', 'split_sha256', 'test_sha256') if k not in info]:
         raise InputError(f, f'no entry {missing[0]}', 'a run.json of ipb-train', _again)
     if info['state'] == 'failed':
         why = str(info.get('error') or 'no reason given').strip().splitlines()[-1]
@@ -248,15 +248,23 @@ def plot_confusion(
 STAGES = {'teacher': 'pre-training of the teacher', 'student': 'main training', 'finetune': 'fine-tuning of the student'}
 _ink = {'teacher': '#8C6BB1', 'student': '#222222'}
 
-def _epochs(ax, n):
-    "The look of an axis over `n` epochs; a line of one or two needs its points."
+def epoch_axis(
+    ax,
+    n: int, # epochs; lines of one or two need their points
+):
+    "The look of an axis over epochs."
     ax.grid(alpha=.3)
     ax.xaxis.set_major_locator(MaxNLocator('auto', integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
     if n < 3: plt.setp(ax.lines, marker='o')
 
-def _line(ax, g, column, style, **look):
-    "The mean over runs of an epoch, and the range between them."
-    t = g[column].agg(['mean', 'min', 'max']).dropna()
+def plot_mean(
+    ax,
+    groups, # a column of several runs, grouped by epoch
+    style: str='-',
+    **look
+):
+    "The mean over runs, and the range between them."
+    t = groups.agg(['mean', 'min', 'max']).dropna()
     ax.plot(t.index, t['mean'], style, **look)
     if (t['max'] > t['min']).any(): ax.fill_between(t.index, t['min'], t['max'], color=look['color'], alpha=.15, lw=0)
 
@@ -266,9 +274,9 @@ def _plot_stage(top, low, h, stage):
     lines = [('train_loss', f'{who}: training', '-', who), ('valid_loss', f'{who}: validation', '--', who)]
     if stage == 'student': lines.append(('teacher_loss', 'teacher: training', '-', 'teacher'))
     for column, label, style, net in lines:
-        if column in h and h[column].notna().any(): _line(top, g, column, style, color=_ink[net], label=label)
-    _line(low, g, 'macro_tpr', '--', color=_ink[who])
-    for ax in (top, low): _epochs(ax, h.epoch.nunique())
+        if column in h and h[column].notna().any(): plot_mean(top, g[column], style, color=_ink[net], label=label)
+    plot_mean(low, g.macro_tpr, '--', color=_ink[who])
+    for ax in (top, low): epoch_axis(ax, h.epoch.nunique())
     top.legend(handlelength=1.4)
     top.set_ylim(bottom=0); low.set(ylim=(0, 1), xlabel='epoch')
 
@@ -301,7 +309,7 @@ def plot_shares(
         for c, color in zip(classes, class_colors(classes).values()):
             b = balance[balance['class'] == c]
             ax.plot(b.epoch, b[column], color=color, label=c)
-        _epochs(ax, balance.epoch.nunique())
+        epoch_axis(ax, balance.epoch.nunique())
         ax.set_title(title, loc='left'); ax.tick_params(labelbottom=True)
         ax.set_ylim(bottom=0, top=1.02 if column == 'accuracy' else None)
     for ax in axs[-1]: ax.set_xlabel('epoch')
@@ -370,4 +378,4 @@ def run_dataset(
     "The dataset of a run."
     f = run.path/run.info['data']/'colonies.csv'
     ds = ColonyDataset(f.parent)
-    return ds, run.info.get('data_sha256') in (None, sha256(f))
+    return ds, run.info['data_sha256'] == sha256(f)
