@@ -224,6 +224,8 @@ def table_html(
     text = [c for c in df if any(isinstance(v, str) and not isinstance(v, Markup) and v[:1].isalpha() for v in df[c])]
     return _render(_rows, df=df, text=text, show=show)
 
+def _many(n, what): return f"{n} {what}{'' if n == 1 else 's'}"
+
 # %% ../nbs/22_report.ipynb #1af934d9
 def table_1(
     c: Comparison,
@@ -239,7 +241,7 @@ def table_1(
         paper['total'] = paper.reindex(data.index).sum()
         data["paper (other data)"] = paper
         shown['paper (other data)'] = [f'{v:,.0f}' if v == v else '–' for v in data['paper (other data)']]
-    return Table('table_1_dataset', 'Table 1: colonies by class', data, shown, note=f'L, V, U and T: mean over {c.split.folds} folds. Colonies of U have labels here only where they are known, and these were not used.')
+    return Table('table_1_dataset', 'Table 1: colonies by class', data, shown, note=f"L, V, U and T: mean over {_many(c.split.folds, 'fold')}. Colonies of U have labels here only where they are known, and these were not used.")
 
 # %% ../nbs/22_report.ipynb #91877292
 _other = "Lines that begin with “paper” are the published numbers, of other data."
@@ -317,7 +319,7 @@ def confusion_table(
 
 def table_4(c):
     m = np.sum([r.scores('student')['confusion'] for r in c.rows[c.main]], 0)
-    return confusion_table(m, c.classes, 'table_4_confusion', f'Table 4: confusion of {c.main}, {len(c.rows[c.main])} runs together', 'Rows are the actual classes, columns the predicted ones.')
+    return confusion_table(m, c.classes, 'table_4_confusion', f"Table 4: confusion of {c.main}, {_many(len(c.rows[c.main]), 'run')} together", 'Rows are the actual classes, columns the predicted ones.')
 def table_4_paper(c):
     return confusion_table(published(4).values, PAPER_CLASSES, 'table_4_paper', "The paper's Table 4 (other data)", 'Its heading says that rows are predicted; their sums, a tenth of every class of its Table 1, say that they are actual.')
 
@@ -379,7 +381,7 @@ def tests(
     for row in [r for r in c.rows if r != c.baseline and c.rows[r]]:
         both = paired(c, row)
         out[row] = corrected_ttest(both.row-both.baseline, _ratio(c.rows[row], _parts['L + V + U'])) | dict(p_student=_student(both), family='primary' if row in first else 'exploratory')
-    if not out: raise InputError(c.path, f'one finished row, {c.baseline}', 'a second one to test', 'Train another configuration.')
+    if not any(v['folds'] > 1 for v in out.values()): raise InputError(c.baseline, 'no row with two folds in common', 'a row with at least two folds of the same test colonies', 'Train more folds.')
     t = pd.DataFrame(out).T.rename_axis('row').infer_objects()
     t['p_holm'] = holm(t.p.where(t.family == 'primary').astype(float))
     return t
@@ -707,7 +709,7 @@ def _data_words(c):
         yield f"Colonies were detected with a blur of {f['blur']} px, an entropy radius of {f['radius']} px, an opening of {f['open_radius']} px and a least area of {_um(f['min_area'], um, 2)}"+(', and flat-field correction' if f.get('flat_field') else '')+'.'
     yield f'Crops keep a margin of {_um(d.margin, um)}.'
     if len(a := d.annotators()):
-        yield f"{len(a)} annotator{'s' if len(a) > 1 else ''} judged {a.judged.sum():,} times; the majority of votes counts, ties stay unresolved."
+        yield f"{_many(len(a), 'annotator')} judged {a.judged.sum():,} times; the majority of votes counts, ties stay unresolved."
         k = d.agreement().dropna(subset=['kappa'])
         if len(k): yield 'Agreement: '+'; '.join(f"{'Fleiss' if i == 'all' else 'Cohen'} κ {r.kappa:.2f}"+(f' (95 % CI {r.low:.2f} to {r.high:.2f})' if r.low == r.low else '')+f' ({i}, {r.n:.0f} colonies)' for i, r in k.iterrows())+'.'
     else: yield 'Labels were imported with the colonies; nobody annotated them here, so there is no κ.'
@@ -716,7 +718,7 @@ def _data_words(c):
 
 def _split_words(c):
     i, n = c.split.info, pd.concat([c.split.counts(f).sum(axis=1) for f in range(c.split.folds)], axis=1).mean(axis=1)
-    yield f"The split {c.split.name} was drawn by {i.get('by')}"+({'random': ' (each colony for itself)', 'track': ' (all frames of one colony on one side)', 'group': ' (each well or sequence on one side)'}.get(i.get('by'), ''))+f" with seed {i.get('seed', 0)} into {c.split.folds} folds: labelled L {n['L']:.0f}, validation V {n['V']:.0f}, unlabelled U {n['U']:.0f} and test T {n['T']:.0f} colonies on average"+(f"; T is that of {i['frozen']}" if i.get('frozen') else '')+'.'
+    yield f"The split {c.split.name} was drawn by {i.get('by')}"+({'random': ' (each colony for itself)', 'track': ' (all frames of one colony on one side)', 'group': ' (each well or sequence on one side)'}.get(i.get('by'), ''))+f" with seed {i.get('seed', 0)} into {_many(c.split.folds, 'fold')}: labelled L {n['L']:.0f}, validation V {n['V']:.0f}, unlabelled U {n['U']:.0f} and test T {n['T']:.0f} colonies on average"+(f"; T is that of {i['frozen']}" if i.get('frozen') else '')+'.'
     left = c.split.left_out
     if len(left): yield 'Left out of the split (colonies a fold): '+_listed(f'{len(g)/c.split.folds:.0f} ({r})' for r, g in left.groupby('reason'))+'.'
 
@@ -729,11 +731,9 @@ def _training_words(c):
     yield 'Software: '+', '.join(f'{k} {o}' for k, o in v.items())+'.'
 
 def _test_words(c):
-    if c.baseline is None: return
-    m = c.tests.p_holm.notna().sum() if sum(map(bool, c.rows.values())) > 1 else 0
-    if not m: yield 'Nothing was tested.'; return
-    k = len(c.folds.loc[c.baseline])
-    yield f"The statistical unit is the fold ({k} of them for {c.baseline}). The macro recall of {m} row{'s' if m != 1 else ''} was compared with {c.baseline} by two-sided t-tests paired over common folds, with the variance corrected for overlapping training parts (Nadeau and Bengio 2003; n_T/n_train with n_train = L + V + U), and adjusted by Holm's method. All other tests are exploratory."
+    try: m = c.tests.p_holm.notna().sum()
+    except InputError: yield 'Nothing was tested.'; return
+    yield f"The statistical unit is the fold ({len(c.folds.loc[c.baseline])} of them for {c.baseline}). The macro recall of {_many(m, 'row')} was compared with {c.baseline} by two-sided t-tests paired over common folds, with the variance corrected for overlapping training parts (Nadeau and Bengio 2003; n_T/n_train with n_train = L + V + U), and adjusted by Holm's method. All other tests are exploratory."
 
 def methods(
     c: Comparison,
@@ -917,5 +917,5 @@ def ipb_report(
     for n in notes(c): print(f'note: {n}')
     for f in (table_2, table_tests):
         try: print('\n'.join([(t := f(c)).title, t.shown.to_string()]))
-        except InputError: pass                               # (one row, or no baseline: there are no tests)
+        except InputError: pass                               # (where nothing can be tested, a note says why)
     print(f'Report: {_write(c)}')
