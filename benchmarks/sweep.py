@@ -1,4 +1,4 @@
-"A sweep of tiny runs: two workers over one, what a run costs beyond papermill's own execution of its notebook, and how long 1,000 finished runs take to recognise."
+"A sweep of tiny runs: two workers over one, what sharing the cores saves, what a run costs beyond papermill's own execution of its notebook, and how long 1,000 finished runs take to recognise."
 import multiprocessing
 import os
 import shutil
@@ -63,6 +63,10 @@ def main(d):
     took = {w: seconds(sweep, tiny, data, d/f'runs{w}', workers=w) for w in (1, 2)}
     show('sweep.speed_up', took[1]/took[2], 'x', f'one worker, {took[1]:.0f} s for four tiny runs of a thread each', 1.6)
     show('sweep.overhead', (took[1]-alone)/4, 's', f"a run, over papermill's own execution of the same notebooks, {alone:.0f} s", 1)
+    few = d/'few.yaml'
+    few.write_text(yaml.safe_dump(dict(defaults={k: v for k, v in TINY.items() if k != 'threads'} | dict(pretrain_epochs=1, epochs=1, steps=10), axes=dict(fold=[0, 1]), rows={'ipb': {}})))
+    each = {k: sweep(few, data, d/k, workers=2, overrides=o).seconds.mean() for k, o in (('shared', None), ('crowded', dict(threads=os.cpu_count())))}
+    show('sweep.shared_cores', each['crowded']/each['shared'], 'x', f"two runs at a time with all cores each, {each['crowded']:.0f} s a run; with their share {each['shared']:.1f} s")
     many = grid(d/'many.yaml', {'ipb': dict(fold=0)}, seed=list(range(1000)))
     thousand(d/'runs1'/'ipb-fold0-seed0', d/'many')
     show('sweep.thousand', seconds(sweep, many, data, d/'many'), 's', 'the sweep of 1,000 finished runs once more, results.csv written anew', 2)

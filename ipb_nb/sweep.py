@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'STATES', 'DONE', 'TAKEN', 'FIRST', 'COLOURS', 'read_yaml', 'read_grid', 'state_of', 'sweep_status',
-           'take_gpu', 'execute', 'sweep', 'pick', 'collect', 'status_page', 'SweepStatus', 'plan', 'ipb_sweep']
+           'take_gpu', 'execute', 'plan_runs', 'sweep', 'pick', 'collect', 'status_page', 'SweepStatus', 'plan',
+           'ipb_sweep']
 
 # %% ../nbs/21_sweep.ipynb #fc8eb5bf
 import contextlib, getpass, html, itertools, multiprocessing, os, queue, re, tempfile, threading, time
@@ -275,6 +276,22 @@ def _check_same(runs, data, out):
         except InputError: old = None                                     # (damaged: it is done again)
         if old and (d := differs(old, cfg)): raise InputError(f'run {name}: {d[0]}', d[2], f'{d[1]}, as in {f}', 'The grid has changed: take another --out, or give the row another name.')
 
+# %% ../nbs/21_sweep.ipynb #d6cc269b
+def plan_runs(
+    grid, # YAML file
+    out, # folder of the runs
+    workers: int, # runs at a time on one machine
+    overrides: dict=None, # field: value for all runs
+) -> dict: # as `read_grid` gives it
+    "The runs of a grid, with the threads that each will have."
+    runs = read_grid(grid, overrides)
+    if 'threads' in (overrides or {}) or any(key[-1] == 'threads' for key in read_yaml(grid)[1]): return runs
+    for name, cfg in runs.items():
+        begun = {}
+        with contextlib.suppress(InputError): begun = read_json(Path(out)/name/'run.json').get('config', {})      # (not there, or damaged)
+        cfg.threads = begun.get('threads', max(os.cpu_count()//workers, 1))
+    return runs
+
 # %% ../nbs/21_sweep.ipynb #d0918253
 def sweep(
     grid, # YAML file
@@ -288,7 +305,7 @@ def sweep(
     notebook=None, # a copy of experiments/train.ipynb of your own
 ) -> pd.DataFrame: # as `sweep_status` gives it
     "Do all runs of a grid that are not done, and write results.csv."
-    out, notebook, planned = Path(out).resolve(), Path(notebook or train_notebook()), read_grid(grid, overrides)
+    out, notebook, planned = Path(out).resolve(), Path(notebook or train_notebook()), plan_runs(grid, out, workers if dask in (None, 'local') else 1, overrides)
     runs = pick(planned, only, grid)
     states = {n: state_of(out/n) for n in runs}
     for n, (s, why) in states.items():
@@ -380,9 +397,10 @@ def plan(
     grid, data, out,
     only: str=None,
     overrides: dict=None,
+    workers: int=1,
 ) -> pd.DataFrame: # index run; state, seconds (to the end, about)
     "What a sweep would do."
-    runs = pick(read_grid(grid, overrides), only, grid)
+    runs = pick(plan_runs(grid, out, workers, overrides), only, grid)
     _check(runs, data, out, train_notebook())
     table, kinds = sweep_status(runs, out), {n: tuple(v for f, v in c.dict().items() if f not in ('fold', 'seed')) for n, c in runs.items()}
     done = table.state == 'done'
@@ -421,7 +439,7 @@ def ipb_sweep(
     "All runs of a grid: those that are done stay, those that were stopped go on, those that fail are named at the end."
     overrides = _values(set)
     if dry_run:
-        t = plan(grid, data, out, only, overrides)
+        t = plan(grid, data, out, only, overrides, workers)
         left = t.seconds[t.state != 'done'].sum()
         return print(f'{_said(t)}\n{(t.state != "done").sum()} of {len(t)} runs to do, about {in_words(left/workers)} with {workers} at a time.')
     if status:
