@@ -234,7 +234,8 @@ def epoch_line(
     "What an epoch came to, in one line with the losses of its stage before it."
     r, own = rows[-1], [o for o in rows if o['stage'] == rows[-1]['stage']]
     each = ', '.join(f"{k[4:]} {v:.2f}" for k, v in r.items() if k.startswith('tpr_') and v == v)
-    return f"{r['stage']} {r['epoch']+1:4d}   loss {r['train_loss']:.3f}, valid {r['valid_loss']:.3f}   recall {r['macro_tpr']:.3f} ({each})   {sparkline([o['train_loss'] for o in own])}"
+    scored = f", valid {r['valid_loss']:.3f}   recall {r['macro_tpr']:.3f} ({each})" if r['macro_tpr'] == r['macro_tpr'] else ''
+    return f"{r['stage']} {r['epoch']+1:4d}   loss {r['train_loss']:.3f}{scored}   {sparkline([o['train_loss'] for o in own])}"
 
 class TerminalView:
     "A line after an epoch, but not more often than every `seconds`, and after the last."
@@ -282,6 +283,8 @@ def live_view():
     return NotebookView() if kernel and kernel.ZMQInteractiveShell.initialized() else TerminalView()
 
 # %% ../nbs/19_engine.ipynb #5da0a8d8
+def _recall(row): return f"recall {row['macro_tpr']:.2f}  " if row['macro_tpr'] == row['macro_tpr'] else ''
+
 class History(Callback):
     "A row an epoch in `history.csv`: stage, epoch, losses, metrics, seconds, and what other callbacks have in `epoch_log`."
     order = 70
@@ -309,13 +312,13 @@ class History(Callback):
         if not self.losses: return                     # skipped epochs and `validate` end one, too
         measured = dict(zip(self.recorder.metric_names[1:], self.recorder.values[-1]))
         average([loss := torch.stack(self.losses).mean()])
-        row = dict(stage=self.stage, epoch=self.epoch) | measured | dict(train_loss=loss.item())
+        row = dict(stage=self.stage, epoch=self.epoch, valid_loss=np.nan, macro_tpr=np.nan) | measured | dict(train_loss=loss.item())      # (without labels nothing is measured)
         row.pop('time', None)
         row['seconds'] = round(time.time()-self.start, 2)
         for cb in self.learn.cbs: row |= getattr(cb, 'epoch_log', {})
         self.rows.append(row)
         self.losses = []
         self.write()
-        self.bar.set_postfix_str(f"recall {row['macro_tpr']:.2f}  loss {sparkline([r['train_loss'] for r in self.rows if r['stage'] == self.stage])}")
+        self.bar.set_postfix_str(f"{_recall(row)}loss {sparkline([r['train_loss'] for r in self.rows if r['stage'] == self.stage])}")
         if self.view and rank() == 0: self.view(self.rows, last=self.epoch == self.n_epoch-1)
     def after_fit(self): self.bar.close()

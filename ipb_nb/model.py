@@ -113,13 +113,15 @@ class PatchNet(nn.Module):
         n_classes: int,
         width: float=1., # of hrnet and vgg19: channels of every layer, as a factor
         pretrained: bool=False, # begin with weights learnt from photographs
+        hidden: int=0, # width of a hidden layer in the classifier; 0: none
     ):
         super().__init__()
         _check_arch(arch, width, pretrained)
         self.sides = tuple(scales)
         self.streams = nn.ModuleList(_stream(*_fitting_backbone(arch, s, width, pretrained)) for s in self.sides)
         self.norm = nn.BatchNorm1d(N_FEATURES*len(self.sides))
-        self.classifier = nn.Linear(N_FEATURES*len(self.sides), n_classes)
+        n = N_FEATURES*len(self.sides)
+        self.classifier = nn.Sequential(nn.Linear(n, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, n_classes)) if hidden else nn.Linear(n, n_classes)
         for m in [self.classifier] if pretrained else [self]: m.apply(_kaiming)
         for stream in self.streams: stream[1:].apply(partial(_kaiming, before_relu=True))
     def features(self,
@@ -143,11 +145,12 @@ def create_model(
     width: float=1., # of hrnet and vgg19: channels of every layer, as a factor
     device='cpu', # where it will run
     compile: bool=False, # let torch.compile make it faster: takes a minute or more at its first steps
+    hidden: int=0, # width of a hidden layer in the classifier; 0: none
 ) -> PatchNet:
     "A network in training mode, on its device, laid out in memory as is fastest there."
     scales, device = patch_scales(scales), torch.device(device)
     if len(scales) > 2: raise InputError('scales', f'{len(scales)} of them', 'one or two', 'For example 224,112.')
-    net = PatchNet(arch, scales, n_classes, width, pretrained).train().to(device, memory_format=torch.channels_last if device.type in ('cpu', 'cuda') else torch.preserve_format)
+    net = PatchNet(arch, scales, n_classes, width, pretrained, hidden).train().to(device, memory_format=torch.channels_last if device.type in ('cpu', 'cuda') else torch.preserve_format)
     if compile: net.compile()
     return net
 
@@ -193,7 +196,7 @@ def show_network(
     y = -height*(len(rows)-1)/2
     box(11.15, y, .12, 13, '#56B4E9', f'{net.norm.num_features}\nbatch norm')
     ax.annotate('', (11.9, y), (11.3, y), arrowprops=dict(arrowstyle='->', lw=.6))
-    box(12, y, .12, 4, '#D55E00', f'{net.classifier.out_features}\nclasses')
+    box(12, y, .12, 4, '#D55E00', f'{[*net.classifier.modules()][-1].out_features}\nclasses')
     ax.set(xlim=(-1.4, 12.6), ylim=(-height*(len(rows)-.5), height*.5)); ax.axis('off')
     fig.tight_layout()
     return fig

@@ -245,7 +245,7 @@ def plot_confusion(
     return ax
 
 # %% ../nbs/06_run.ipynb #fdfc03b1
-STAGES = {'teacher': 'pre-training of the teacher', 'student': 'main training', 'finetune': 'fine-tuning of the student'}
+STAGES = {'teacher': 'pre-training of the teacher', 'pretext': 'learning without labels', 'student': 'main training', 'finetune': 'fine-tuning of the student'}
 _ink = {'teacher': '#8C6BB1', 'student': '#222222'}
 
 def epoch_axis(
@@ -277,8 +277,10 @@ def _plot_stage(top, low, h, stage):
         if column in h and h[column].notna().any(): plot_mean(top, g[column], style, color=_ink[net], label=label)
     plot_mean(low, g.macro_tpr, '--', color=_ink[who])
     for ax in (top, low): epoch_axis(ax, h.epoch.nunique())
-    top.legend(handlelength=1.4)
-    top.set_ylim(bottom=0); low.set(ylim=(0, 1), xlabel='epoch')
+    if top.lines: top.legend(handlelength=1.4)
+    if stage != 'pretext': top.set_ylim(bottom=0)                      # (SimTriplet's loss is a negative cosine)
+    low.set(ylim=(0, 1), xlabel='epoch')
+    if stage == 'pretext': low.text(.5, .5, 'no classes yet', transform=low.transAxes, ha='center', color='#666666')
 
 @figure_style()
 def plot_losses(

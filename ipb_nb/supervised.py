@@ -88,7 +88,8 @@ class EMA(Callback):
     def __init__(self, decay=.99): self.decay, self.fitting = decay, False
     def before_train(self):                            # (before_fit would come with `validate` and `get_preds`, too)
         self.fitting = True
-        if self.epoch == 0 or not hasattr(self, 'average'): self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(self.decay), use_buffers=True)
+        if self.epoch == 0 or not hasattr(self, 'average'): self.restart()
+    def restart(self): self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(self.decay), use_buffers=True)
     def after_batch(self):
         if self.training: self.average.update_parameters(self.model)
     def after_train(self): average_buffers(self.average.module)
@@ -99,7 +100,7 @@ class EMA(Callback):
     def after_fit(self): self.fitting = False
     def resume_state(self): return dict(average=self.average.state_dict())
     def resume_from(self, saved):
-        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(self.decay), use_buffers=True)
+        self.restart()
         self.average.load_state_dict(saved['average'])
 
 class SelectNetwork(TrackerCallback):
@@ -126,9 +127,10 @@ def supervised_learner(
     wd: float=1e-4,
     momentum: float=.9,
     cbs=None, # more callbacks
+    loss_func=None, # None: `MaskedCrossEntropy`
 ) -> Learner:
     "A fastai `Learner` on the labelled part."
-    return Learner(dls, model, loss_func=MaskedCrossEntropy(), opt_func=paper_sgd(momentum), wd=wd, wd_bn_bias=False, metrics=[macro_tpr(), *class_tpr(dls.vocab)], cbs=[*(cbs or [])])
+    return Learner(dls, model, loss_func=loss_func or MaskedCrossEntropy(), opt_func=paper_sgd(momentum), wd=wd, wd_bn_bias=False, metrics=[macro_tpr(), *class_tpr(dls.vocab)], cbs=[*(cbs or [])])
 
 def fit_schedule(
     learn: Learner,
@@ -137,6 +139,8 @@ def fit_schedule(
     warmup: float=.05, # fraction of training
     cbs=None, # callbacks for this fit
     start_epoch: int=0, # those before are done already
+    cycles: int=1, # how often the schedule is gone through
 ):
     "Train with linear warm-up and cosine decay."
-    learn.fit(epochs, lr, cbs=[ParamScheduler({'lr': warmup_cosine(lr, warmup)}), *(cbs or [])], start_epoch=start_epoch)
+    once = warmup_cosine(lr, warmup)
+    learn.fit(epochs, lr, cbs=[ParamScheduler({'lr': lambda done: once(done*cycles % 1) if done < 1 else once(1)}), *(cbs or [])], start_epoch=start_epoch)
