@@ -510,7 +510,7 @@ def colony_dataloaders(
     if num_workers is None: num_workers = 0 if device.type == 'cpu' else min(os.cpu_count(), 8)
     loading = dict(bs=check_batch(bs), num_workers=num_workers, device=device, rank=rank(), ranks=n_ranks())
     patch = dict(scales=scales, seed=seed, statistics=grey_statistics(crops(i) for i in L+U), **kwargs)
-    labeled = DataBlock(blocks=(MultiScalePatchBlock(augment=strong, **patch), CategoryBlock(vocab=ds.classes)), get_x=crops, get_y=lambda i: parts.label[i],
+    labeled = DataBlock(blocks=(MultiScalePatchBlock(augment=strong, **patch), CategoryBlock(vocab=ds.classes, sort=False)), get_x=crops, get_y=lambda i: parts.label[i],
                         splitter=lambda items: (range(len(L)), range(len(L), len(items))))
     dls_l = labeled.dataloaders(L+(V or L), weights=balanced_weights(parts.label[L]), n_draws=_n_draws(len(L), bs, None), **loading)
     unlabeled = DataBlock(blocks=MultiScalePatchBlock(augment=None, fixed_patch=True, **patch), get_x=crops, splitter=lambda items: (range(len(items)), []))

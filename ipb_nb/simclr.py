@@ -172,7 +172,7 @@ def plot_embedding(
     fig, axs = plt.subplots(1, len(embeddings), figsize=(4.2*len(embeddings), 3.6), layout='constrained', squeeze=False)
     for ax, (title, (f, y)) in zip(axs[0], embeddings.items()):
         at = TSNE(perplexity=min(20, (len(f)-1)/3), init='pca', random_state=0).fit_transform(f.numpy())
-        for k, (c, color) in enumerate(class_colors(classes).items()): ax.scatter(*at[y.numpy() == k].T, s=14, color=color, label=c)
+        for k, c in enumerate(classes): ax.scatter(*at[y.numpy() == k].T, s=14, color=class_colors(classes)[c], label=c)
         ax.set(title=title, xticks=[], yticks=[], xlabel='t-SNE 1', ylabel='t-SNE 2')
     axs[0, -1].legend(loc='upper left', bbox_to_anchor=(1, 1), frameon=False)
     return axs[0]

@@ -84,11 +84,12 @@ def read_grid(
         for f in values or {}:
             if f not in known: raise InputError(f"{path}, line {lines[(part, f) if row is None else (part, row, f)]}", f'field {f}', f"one of {', '.join(known)}", 'Correct its name.')
     for row, own in grid['rows'].items():
-        axes = {f: v for f, v in (grid.get('axes') or {}).items() if f not in {**(own or {}), **(overrides or {})}}
+        own, overrides = own or {}, overrides or {}
+        axes = {f: v for f, v in ((grid.get('axes') or {}) | own).items() if f not in overrides and (f not in own or v and isinstance(v, list))}
         for values in itertools.product(*axes.values()):
             chosen = dict(zip(axes, values))
             name = '-'.join([str(row), *(f'{f}{v}' for f, v in chosen.items())]).replace(',', '+').replace('/', '_')
-            try: runs[name] = ExperimentConfig(**(grid.get('defaults') or {}) | chosen | (own or {}) | (overrides or {}))
+            try: runs[name] = ExperimentConfig(**(grid.get('defaults') or {}) | own | chosen | overrides)
             except InputError as e: raise InputError(f'{path}, line {_place(lines, row, e.where)}, row {row}: {e.where}', e.found, e.expected, e.do) from None
     return runs
 
@@ -118,7 +119,7 @@ def sweep_status(
     for name, cfg in runs.items():
         folder = Path(out)/name
         state, error = state_of(folder)
-        row = dict(state=state, stage='', epoch=0, of=cfg.pretrain_epochs+cfg.epochs+cfg.finetune, recall=None, seconds=None, error=error.splitlines()[-1] if error else '')
+        row = dict(state=state, stage='', epoch=0, of=sum(cfg.stage_epochs.values()), recall=None, seconds=None, error=error.splitlines()[-1] if error else '')
         if state == 'todo' and (log := _log(folder)).exists(): row['error'] = log.read_text(errors='replace').strip().rpartition('\n')[2]
         if state == 'done': row |= dict(epoch=row['of'], recall=read_json(folder/'metrics.json')['student']['macro_tpr'], seconds=read_json(folder/'run.json')['seconds'])
         elif state != 'todo' and (folder/'history.csv').exists():
@@ -241,7 +242,7 @@ def _on_dask(jobs, client):
 class _Bar:
     "Epochs of all runs, from their histories."
     def __init__(self, runs, out, names):
-        self.out, self.of = Path(out), {n: c.pretrain_epochs+c.epochs+c.finetune for n, c in runs.items() if n in names}
+        self.out, self.of = Path(out), {n: sum(c.stage_epochs.values()) for n, c in runs.items() if n in names}
         self.at, self.ended = {n: self.epochs(n) for n in self.of}, 0
         self.bar = tqdm(total=sum(self.of.values()), initial=sum(self.at.values()), unit='epoch', desc=f'0 of {len(names)} runs')
     def epochs(self, name):

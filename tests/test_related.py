@@ -24,6 +24,8 @@ def test_a_balanced_toy_is_solved(method, toy, tmp_path):
     out = train(ExperimentConfig(method=method, **TOY), toy, tmp_path/'run')
     scores, run = read_json(out/'metrics.json'), read_json(out/'run.json')
     assert scores['student']['macro_tpr'] >= .95
+    split, said = (pd.read_csv(f).set_index('colony_id') for f in (toy/'splits'/'default.csv', out/'predictions.csv'))
+    assert (said.actual == split.label[said.index]).all()                                      # (the classes are not in the alphabet's order)
     history = pd.read_csv(out/'history.csv')
     if method != 'forest':
         assert run['flops'] > 1e9 and (history.stage == 'pretext').any() == (method in PRETEXT)
