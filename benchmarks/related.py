@@ -71,10 +71,9 @@ def loss():
 
 
 if __name__ == '__main__':
-    archs = {'hrnet': '64', 'test_resnet': '64'}
     with tempfile.TemporaryDirectory() as d:
         ds = simulate_dataset(Path(d)/'cells', 300, workers=2)
         save_split(ds, labeled=.2, test=.2, folds=1)
         loss()
-        for arch, scales in archs.items():
-            for method, stage in {'simclr': 'pretext', 'clustering': 'pretext', 'simtriplet': 'pretext', 'fixmatch': 'student', 'crest': 'student', 'logit_adjusted': 'student'}.items(): step(ds, method, stage, arch, scales)
+        for arch in ('hrnet', 'test_resnet'):
+            for method, stage in {'simclr': 'pretext', 'clustering': 'pretext', 'simtriplet': 'pretext', 'fixmatch': 'student', 'crest': 'student', 'logit_adjusted': 'student'}.items(): step(ds, method, stage, arch, '64')

@@ -8,12 +8,13 @@ __all__ = ['HARALICK', 'effective_weights', 'CountedCrossEntropy', 'counted_loss
            'cut_patches']
 
 # %% ../nbs/18_opponents.ipynb #655a2123
-import copy
+import copy, time
 
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from scipy.stats import loguniform, randint
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.metrics import recall_score
 from sklearn.model_selection import ParameterSampler
@@ -248,12 +249,13 @@ def train_forest(
     n_jobs: int=1,
 ) -> tuple: # the forest, and a table with a row a trial
     "Random forests with random settings; the one with the highest macro recall on V."
-    space = dict(max_features=['sqrt', .1, .3, .5, 1.], min_samples_leaf=[1, 2, 4, 8, 16], max_depth=[None, 4, 8])
-    settings = [dict(max_features='sqrt'), *ParameterSampler(space, trials-1, random_state=seed)] if valid else [dict(max_features='sqrt')]
+    usual = dict(max_features=x.shape[1]**-.5, min_samples_leaf=1, max_depth=64)
+    space = dict(max_features=loguniform(.02, 1), min_samples_leaf=randint(1, 17), max_depth=randint(2, 33))
     rows, best = [], None
-    for k, s in enumerate(settings):
+    for s in [usual, *(ParameterSampler(space, trials-1, random_state=seed) if valid and trials > 1 else [])]:
+        start = time.time()
         forest = RandomForestClassifier(300, class_weight='balanced_subsample', random_state=seed, n_jobs=n_jobs, **s).fit(x, y)
-        rows.append(s | dict(macro_tpr=recall_score(valid[1], forest.predict(valid[0]), average='macro', zero_division=0.) if valid else np.nan))
+        rows.append(s | dict(macro_tpr=recall_score(valid[1], forest.predict(valid[0]), average='macro', zero_division=0.) if valid else np.nan, seconds=round(time.time()-start, 2)))
         if best is None or rows[-1]['macro_tpr'] > max(r['macro_tpr'] for r in rows[:-1]): best = forest
     return best, pd.DataFrame(rows)
 

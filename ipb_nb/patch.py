@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['MIN_FRACTION', 'TRIES', 'SMALL', 'VIEWS', 'STREAMS', 'PROBABILITY', 'GOLDEN', 'MIX', 'STRONG', 'LEAST_AREA', 'OFTEN',
-           'RANDAUG', 'Crops', 'patch_box', 'center_box', 'patch_scales', 'uniforms', 'more_keys', 'views', 'PatchDL',
-           'PatchEpoch', 'TensorPatch', 'PatchViews', 'TrainViews', 'normalisation', 'patch_views', 'grey_statistics',
-           'MultiScalePatchBlock', 'patch_truth', 'ColonyBlock', 'balanced_weights', 'check_scale',
-           'colony_dataloaders']
+           'RANDAUG', 'Crops', 'patch_window', 'count_inside', 'patch_box', 'center_box', 'patch_scales', 'uniforms',
+           'more_keys', 'views', 'PatchDL', 'PatchEpoch', 'TensorPatch', 'PatchViews', 'TrainViews', 'normalisation',
+           'patch_views', 'grey_statistics', 'MultiScalePatchBlock', 'patch_truth', 'ColonyBlock', 'balanced_weights',
+           'check_scale', 'colony_dataloaders']
 
 # %% ../nbs/04_patch.ipynb #c2dc2377
 import hashlib, os, re, tempfile, warnings
@@ -104,14 +104,23 @@ SMALL = ('context', 'enlarge')
 def _too_large(scale, side, colony_id):
     return InputError('scales', f'{scale} px', f'at most {side} px, the side of {colony_id} with its margin', "Import with a larger margin, take smaller scales, or enlarge small colonies (small='enlarge').")
 
-def _window(colony, scale, small):
-    "Where patches may lie (y0, x0, y1, x1), and their side in native px."
+def patch_window(
+    colony: Colony,
+    scale: int, # side in px
+    small: str='context', # small colonies: with their surroundings, or to enlarge
+) -> tuple: # y0, x0, y1, x1, and the side of a patch in native px
+    "Where the patches of a colony may lie in `colony.image`."
     (h, w), m = colony.shape, colony.margin
     if small == 'enlarge': return m, m, h-m, w-m, min(scale, h-2*m, w-2*m)
     if scale > min(h, w): raise _too_large(scale, min(h, w), colony.id)
     return 0, 0, h, w, scale
 
-def _count(colony, y, x, side):
+def count_inside(
+    colony: Colony,
+    y: int, # corner in `colony.image`
+    x: int,
+    side: int, # px
+) -> int: # px
     "Pixels of the colony in a patch."
     y, x = y-colony.missing[0][0], x-colony.missing[1][0]
     return cv2.countNonZero(colony.inside[max(y, 0):max(y+side, 0), max(x, 0):max(x+side, 0)])
@@ -133,10 +142,10 @@ def patch_box(
     small: str='context', # small colonies: with their surroundings, or to enlarge
 ) -> tuple: # half-open (y0, x0, y1, x1) in `colony.image`; its side is less than `scale` where a small colony is to be enlarged
     "A random patch inside the colony: a pure function of its arguments (paper, *Cell colony detection*)."
-    y0, x0, y1, x1, side = _window(colony, scale, small)
+    y0, x0, y1, x1, side = patch_window(colony, scale, small)
     rng, need = counter_rng(colony.key, seed, epoch, draw, scale), min_fraction*side**2
     for y, x in (rng.random((TRIES, 2))*(y1-y0-side+1, x1-x0-side+1)).astype(int)+(y0, x0):
-        if _count(colony, y, x, side) >= need: break
+        if count_inside(colony, y, x, side) >= need: break
     else:
         counts = _counts(np.ascontiguousarray(colony.mask[y0:y1, x0:x1]), side)
         y, x = divmod(rng.choice(np.flatnonzero(counts >= min(need, counts.max()))), counts.shape[1])+np.array((y0, x0))
@@ -148,7 +157,7 @@ def center_box(
     small: str='context', # as in `patch_box`
 ) -> tuple: # half-open (y0, x0, y1, x1) in `colony.image`
     "The patch in the middle of the colony's box: the one that V and T are scored on (paper, step 10)."
-    y0, x0, y1, x1, side = _window(colony, scale, small)
+    y0, x0, y1, x1, side = patch_window(colony, scale, small)
     y, x = (y0+y1-side)//2, (x0+x1-side)//2
     return y, x, y+side, x+side
 

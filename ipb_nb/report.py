@@ -335,7 +335,7 @@ def _cost(c, row):
 def table_5(
     c: Comparison,
 ) -> Table:
-    "Precision of the related methods beside the published, then of those that the paper did not have; recall and what a run costs as the last columns."
+    "Precision of the related methods beside the published, then of all other rows; recall and what a run costs as the last columns."
     paper, columns, lines, cost = published(5), [*c.classes, 'macro'], {}, {}
     def add(line, row):
         lines[line] = _over_folds(c, row, 'precision', columns) | {'macro recall': _over_folds(c, row, 'recall', ['macro'])['macro']}
@@ -347,7 +347,7 @@ def table_5(
         if not rows: lines[f'{name}: no run'] = {}
         lines[f'paper: {name}'] = _paper_line(paper, name, c.classes)
     for r, o in of.items():
-        if o is None and c.config(r)['method'] != 'mpl': add(r, r)
+        if o is None: add(r, r)
     data, shown = _mean_std(lines.values(), pd.Index(lines, name='method'), [*columns, 'macro recall'])
     cost = pd.DataFrame([cost.get(k, {}) for k in lines], data.index, ['minutes', 'PFLOP'])
     note = ' Minutes are those of a whole run where it ran; PFLOP are 10¹⁵ operations of its training.'
@@ -821,11 +821,12 @@ _sections = '''{% for r in runs %}<section id="run-{{ loop.index }}"><h2>{{ r.he
 {% if r.shares %}<h3>Pseudo-labels and balancing</h3>{{ r.shares }}{% endif %}
 <details><summary>All settings</summary><div class="scroll">{{ r.config }}</div></details></section>{% endfor %}'''
 
-_networks = ('Student is the final network; student_selected the one before fine-tuning on L; student_last the plain weights after the last epoch (where an average of the weights or an earlier '
+_networks = ('Student is the final network; student_selected the one before fine-tuning on L; student_probe a linear classifier on what was learnt without labels, student_clusters the clusters with the classes of L; student_last the plain weights after the last epoch (where an average of the weights or an earlier '
              'epoch was taken instead); teacher the one at the end, teacher_pretrained before it began to teach.')
 _selected = dict(V='The student is the one of the epoch with the highest macro recall on part V.',
+                 clusters='Nothing was chosen on V: the clusters of the last epoch were matched to the classes of L.',
                  last='The student is the one of the last epoch (where ema is set, with its weights averaged): part V was too small to choose by.',
-                 test='The student was chosen on the test part, as the published code does: its scores are too good to be trusted.')
+                 T='The student was chosen on the test part, as the published code does: its scores are too good to be trusted.')
 
 def _patches(run, network):
     "The grid of misclassified patches, or None, and notes on what is missing."
@@ -861,8 +862,9 @@ def _settings(run):
 
 def _losses(run):
     both = 'First the teacher learns from L alone, then teacher and student learn together'+(', then the student is tuned on L. ' if (run.history.stage == 'finetune').any() else '. ')
+    if (run.history.stage == 'pretext').any(): both = 'First the network learns from U without labels, by another loss, then from L. '
     return _figure(plot_losses(run.history), 'losses and macro recall over the epochs',
-                   (both if (run.history.stage == 'teacher').any() else '')+'Dashed: on part V (on L where V is empty).')
+                   (both if run.history.stage.isin(['teacher', 'pretext']).any() else '')+'Dashed: on part V (on L where V is empty).')
 
 def _shares(run):
     if run.balance is None: return
@@ -873,7 +875,7 @@ def _run_section(run, network='student'):
     selected, others = run.metrics['selected_on'], network_table(run).drop(network)
     patches, notes = _patches(run, network)
     wrong_title, wrong = _wrong_table(run, network)
-    return dict(id=run.id, heading=f"{run.name}, fold {run.config['fold']}", line=_line(run), selected=_selected.get(selected, f'The student was chosen on {selected}.')+(' It was then fine-tuned on L.' if run.config.get('finetune') else ''), explained=_networks,
+    return dict(id=run.id, heading=f"{run.name}, fold {run.config['fold']}", line=_line(run), selected=_selected.get('clusters' if run.config['method'] == 'clustering' else selected, f'The student was chosen on {selected}.')+(' It was then fine-tuned on L.' if run.config.get('finetune') else ''), explained=_networks,
                 classes=table_html(class_table(run, network)), networks=table_html(others) if len(others) else None, patches=patches, notes=notes, wrong=wrong, wrong_title=wrong_title,
                 confusion=_figure(plot_confusion(run.scores(network)), 'confusion matrix', 'Counts and shares of the row.'),
                 losses=_losses(run), shares=_shares(run), config=table_html(_settings(run)))

@@ -98,7 +98,8 @@ def nt_xent(
 ) -> torch.Tensor: # scalar, the mean over all 2n views
     "Normalised temperature-scaled cross-entropy (Chen et al. 2020, Eq. 1; debiased: Chuang et al. 2020, Eq. 8)."
     with torch.autocast(z1.device.type, enabled=False):
-        z, n = F.normalize(torch.cat([z1, z2]).float() if z1.dtype != torch.double else torch.cat([z1, z2]), dim=1), 2*len(z1)
+        z, n = torch.cat([z1, z2]), 2*len(z1)
+        z = F.normalize(z.to(torch.promote_types(z.dtype, torch.float32)), dim=1)
         s = (z @ z.T/temperature).masked_fill(torch.eye(n, dtype=torch.bool, device=z.device), -torch.inf)
         partner = torch.arange(n, device=z.device).roll(n//2)
         if not tau_plus: return F.cross_entropy(s, partner)
@@ -195,5 +196,5 @@ def linear_probe(
     if len(fit.classes_) == 2: w, b = np.concatenate([-w, w])/2, np.concatenate([-b, b])/2
     out = net.classifier
     with torch.no_grad():
-        out.weight.zero_(); out.bias.fill_(-1e4)                       # (a class that L lacks is never said)
+        out.weight.zero_(); out.bias.fill_(-30.)                       # (a class that L lacks is hardly ever said)
         out.weight[fit.classes_], out.bias[fit.classes_] = (torch.as_tensor(o, dtype=torch.float32, device=out.weight.device) for o in (w, b))

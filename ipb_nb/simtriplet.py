@@ -13,7 +13,7 @@ from torch import nn
 
 from .core import counter_rng, stable_hash
 from .model import N_FEATURES
-from .patch import PatchDL, _count, _window, more_keys
+from .patch import PatchDL, count_inside, more_keys, patch_window
 from .simclr import Pretext, PretextViews, pretext_learner
 from fastai.learner import Learner
 
@@ -27,14 +27,14 @@ def neighbour_box(
 ) -> tuple: # the neighbour's box, and whether it is a whole side away
     "The patch beside a patch: first of all in the colony, then as far away as can be, up to one side."
     side = box[2]-box[0]
-    y0, x0, y1, x1, _ = _window(colony, side, small)
+    y0, x0, y1, x1, _ = patch_window(colony, side, small)
     order = counter_rng(key).permutation(4)
     def place(k):
         dy, dx = ((-side, 0), (side, 0), (0, -side), (0, side))[k]
         return min(max(box[0]+dy, y0), y1-side), min(max(box[1]+dx, x0), x1-side)
     def worth(k):
         y, x = place(k)
-        return _count(colony, y, x, side) >= min_fraction*side**2, abs(y-box[0])+abs(x-box[1])
+        return count_inside(colony, y, x, side) >= min_fraction*side**2, abs(y-box[0])+abs(x-box[1])
     y, x = place(best := max(order, key=worth))
     return (y, x, y+side, x+side), worth(best)[1] == side
 

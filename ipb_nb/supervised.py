@@ -142,5 +142,8 @@ def fit_schedule(
     cycles: int=1, # how often the schedule is gone through
 ):
     "Train with linear warm-up and cosine decay."
-    once = warmup_cosine(lr, warmup)
-    learn.fit(epochs, lr, cbs=[ParamScheduler({'lr': lambda done: once(done*cycles % 1) if done < 1 else once(1)}), *(cbs or [])], start_epoch=start_epoch)
+    once, starts = warmup_cosine(lr, warmup), np.array([-(-k*epochs//cycles) for k in range(cycles+1)])             # (cycles begin with an epoch)
+    def schedule(done):
+        k = min(np.searchsorted(starts, done*epochs+1e-6, side='right'), cycles)-1
+        return once(min(max((done*epochs-starts[k])/(starts[k+1]-starts[k]), 0.), 1.))
+    learn.fit(epochs, lr, cbs=[ParamScheduler({'lr': once if cycles == 1 else schedule}), *(cbs or [])], start_epoch=start_epoch)

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from ipb_nb.core import InputError, read_json
 from ipb_nb.engine import Checkpoints
 from ipb_nb.experiment import METHODS, PRETEXT, ExperimentConfig, train
+from ipb_nb.run import plot_losses, read_run
 from ipb_nb.simclr import toy_dataset
 
 TOY = dict(scales='32', steps=120, epochs=6, pretrain_epochs=12, finetune=2, batch_size=16, pairs=96, mu=3, threads=1, threshold=.8, lr=.02, ema=.9)
@@ -26,7 +27,8 @@ def test_a_balanced_toy_is_solved(method, toy, tmp_path):
     assert scores['student']['macro_tpr'] >= .95
     split, said = (pd.read_csv(f).set_index('colony_id') for f in (toy/'splits'/'default.csv', out/'predictions.csv'))
     assert (said.actual == split.label[said.index]).all()                                      # (the classes are not in the alphabet's order)
-    history = pd.read_csv(out/'history.csv')
+    history = read_run(out).history
+    plot_losses(history)
     if method != 'forest':
         assert run['flops'] > 1e9 and (history.stage == 'pretext').any() == (method in PRETEXT)
         assert (history[history.stage == 'student'].epoch.tolist() == list(range(6))) == (method != 'clustering')
