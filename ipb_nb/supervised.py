@@ -7,6 +7,7 @@ __all__ = ['IGNORE', 'paper_sgd', 'set_optimiser_state', 'warmup_cosine', 'Maske
            'EMA', 'SelectNetwork', 'supervised_learner', 'fit_schedule']
 
 # %% ../nbs/12_supervised.ipynb #04780e7e
+from bisect import bisect_right
 from functools import partial
 
 import numpy as np
@@ -142,8 +143,8 @@ def fit_schedule(
     cycles: int=1, # how often the schedule is gone through
 ):
     "Train with linear warm-up and cosine decay."
-    once, starts = warmup_cosine(lr, warmup), np.array([-(-k*epochs//cycles) for k in range(cycles+1)])             # (cycles begin with an epoch)
+    once, starts = warmup_cosine(lr, warmup), [-(-k*epochs//cycles) for k in range(cycles+1)]             # (cycles begin with an epoch)
     def schedule(done):
-        k = min(np.searchsorted(starts, done*epochs+1e-6, side='right'), cycles)-1
+        k = min(bisect_right(starts, done*epochs+1e-6), cycles)-1
         return once(min(max((done*epochs-starts[k])/(starts[k+1]-starts[k]), 0.), 1.))
     learn.fit(epochs, lr, cbs=[ParamScheduler({'lr': once if cycles == 1 else schedule}), *(cbs or [])], start_epoch=start_epoch)
