@@ -328,9 +328,9 @@ def table_4_paper(c):
 
 # %% ../nbs/22_report.ipynb #dd170763
 def _cost(c, row):
-    "Minutes and 10¹⁵ operations of a run, means over the row's."
+    "Minutes and 10¹² operations of a run, means over the row's."
     mean = lambda values: np.mean(v) if (v := [o for o in values if o]) else np.nan
-    return dict(minutes=mean(r.info['seconds']/60 for r in c.rows[row]), PFLOP=mean(r.info['flops']/1e15 for r in c.rows[row] if r.info.get('flops')))
+    return dict(minutes=mean(r.info['seconds']/60 for r in c.rows[row]), TFLOP=mean(r.info['flops']/1e12 for r in c.rows[row] if r.info.get('flops')))
 
 def table_5(
     c: Comparison,
@@ -349,8 +349,8 @@ def table_5(
     for r, o in of.items():
         if o is None: add(r, r)
     data, shown = _mean_std(lines.values(), pd.Index(lines, name='method'), [*columns, 'macro recall'])
-    cost = pd.DataFrame([cost.get(k, {}) for k in lines], data.index, ['minutes', 'PFLOP'])
-    note = ' Minutes are those of a whole run where it ran; PFLOP are 10¹⁵ operations of its training.'
+    cost = pd.DataFrame([cost.get(k, {}) for k in lines], data.index, ['minutes', 'TFLOP'])
+    note = ' Minutes are those of a whole run where it ran; TFLOP are 10¹² operations of its training, as torch counts them, with the labelling of U and the looks at V.'
     return Table('table_5_related', 'Table 5: related methods, precision, mean (std) over folds', data.join(cost), shown.join(cost.map(lambda v: f'{v:.3g}' if v == v else '–')), note=_other+_tpr+note)
 
 # %% ../nbs/22_report.ipynb #a585b329
@@ -682,7 +682,7 @@ def figure_8(
     t = c.folds[('recall', 'macro')].groupby(level='row', sort=False).agg(['mean', 'std', 'count']).rename(columns=dict(mean='recall', count='folds')).reset_index()
     data = t.assign(key=[_key(c.config(r), 'split') for r in t.row], labelled=[drawn[c.config(r)['split']] for r in t.row])
     several = data.labelled.nunique() > 1
-    _, ax = plt.subplots(figsize=(8.5, 4.4))
+    _, ax = plt.subplots(figsize=(8.5, max(4.4, .32*data.key.nunique())))
     for i, (_, g) in enumerate(data.sort_values('labelled').groupby('key', sort=False)):
         name = re.sub(r'-split[\w.-]+$', '', g.row.iloc[0]) if len(g) > 1 else g.row.iloc[0]
         nudge = 1 if several else 1+.02*(i-data.key.nunique()/2)
