@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['TENSOR', 'pack', 'unpack', 'random_state', 'set_random_state', 'NoRoom', 'Checkpoints', 'learner_state',
            'set_learner_state', 'Checkpoint', 'StopAtNaN', 'StopAtCtrlC', 'time_steps', 'peak_memory', 'in_words',
-           'sparkline', 'epoch_line', 'TerminalView', 'plot_live', 'NotebookView', 'live_view', 'History']
+           'sparkline', 'epoch_line', 'TerminalView', 'plot_live', 'NotebookView', 'live_view', 'recall_in_words',
+           'History']
 
 # %% ../nbs/19_engine.ipynb #cd313736
 import base64, hashlib, io, json, random, resource, signal, sys, threading, time
@@ -283,7 +284,11 @@ def live_view():
     return NotebookView() if kernel and kernel.ZMQInteractiveShell.initialized() else TerminalView()
 
 # %% ../nbs/19_engine.ipynb #5da0a8d8
-def _recall(row): return f"recall {row['macro_tpr']:.2f}  " if row['macro_tpr'] == row['macro_tpr'] else ''
+def recall_in_words(
+    recall: float, # NaN where there are no classes yet
+) -> str:
+    "The start of a line about an epoch."
+    return f'recall {recall:.2f}, ' if recall == recall else ''
 
 class History(Callback):
     "A row an epoch in `history.csv`: stage, epoch, losses, metrics, seconds, and what other callbacks have in `epoch_log`."
@@ -319,6 +324,6 @@ class History(Callback):
         self.rows.append(row)
         self.losses = []
         self.write()
-        self.bar.set_postfix_str(f"{_recall(row)}loss {sparkline([r['train_loss'] for r in self.rows if r['stage'] == self.stage])}")
+        self.bar.set_postfix_str(f"{recall_in_words(row['macro_tpr'])}loss {sparkline([r['train_loss'] for r in self.rows if r['stage'] == self.stage])}")
         if self.view and rank() == 0: self.view(self.rows, last=self.epoch == self.n_epoch-1)
     def after_fit(self): self.bar.close()

@@ -28,12 +28,12 @@ from .core import InputError, atomic_path, command, read_json, seed_all, write_c
 from .balance import BALANCE_ON, PseudoBalance
 from .clustering import clustering_learner, name_clusters
 from .dataset import ColonyDataset, Split
-from .engine import Checkpoint, Checkpoints, History, NoRoom, StopAtCtrlC, StopAtNaN, TerminalView, in_words, live_view, peak_memory, random_state, set_learner_state, set_random_state, sparkline, time_steps
+from .engine import Checkpoint, Checkpoints, History, NoRoom, StopAtCtrlC, StopAtNaN, TerminalView, in_words, live_view, peak_memory, random_state, recall_in_words, set_learner_state, set_random_state, sparkline, time_steps
 from .metric import scores
 from .model import N_FEATURES, BFloat16, autocast, bf16_pays, create_model
 from .mpl import FEEDBACK, MetaPseudoLabels, PseudoLabels
 from .patch import SMALL, VIEWS, Crops, PatchDL, check_scale, colony_dataloaders, normalisation, patch_scales, patch_truth, patch_views
-from .opponents import CReST, FixMatch, counted_loss, cut_patches, fixmatch_learner, fixmatch_loaders, texture_features, train_forest
+from .opponents import CReST, FixMatch, class_counts, counted_loss, cut_patches, fixmatch_learner, fixmatch_loaders, texture_features, train_forest
 from .ranks import from_lead, launched, n_ranks, rank
 from .simclr import linear_probe, loader_of_l, pretext_loaders, projection_head, simclr_learner
 from .simtriplet import NeighbourDL, Siamese, simtriplet_learner
@@ -122,13 +122,22 @@ class ExperimentConfig:
     @classmethod
     def fields(cls): return [p for p in inspect.signature(cls.__init__).parameters if p != 'self']
     def dict(self): return {f: getattr(self, f) for f in self.fields()}
-    @property
-    def stage_epochs(self): # of each stage
-        return dict(teacher=self.pretrain_epochs*(self.method == 'mpl'), pretext=self.epochs*(self.method in PRETEXT), student=self.epochs*(self.method != 'clustering'), finetune=self.finetune)
-    @property
-    def labelled_only(self): return self.method in ('supervised', *COUNTED, 'forest')
-    @property
-    def sides(self): return patch_scales(self.scales)
+
+# %% ../nbs/20_experiment.ipynb #d40d8e9d
+@patch(as_prop=True)
+def labelled_only(self:ExperimentConfig) -> bool:
+    "Does the method leave U alone?"
+    return self.method in ('supervised', *COUNTED, 'forest')
+
+@patch(as_prop=True)
+def stage_epochs(self:ExperimentConfig) -> dict:
+    "Epochs of every stage; 0: none."
+    return dict(teacher=self.pretrain_epochs*(self.method == 'mpl'), pretext=self.epochs*(self.method in PRETEXT), student=self.epochs*(self.method != 'clustering'), finetune=self.finetune)
+
+@patch(as_prop=True)
+def sides(self:ExperimentConfig) -> tuple: # px, largest first
+    "The scales as numbers."
+    return patch_scales(self.scales)
 
 # %% ../nbs/20_experiment.ipynb #fd710ade
 NAMES = dict(supervised='Supervised', logit_adjusted='Supervised, logit adjustment', effective_number='Supervised, effective numbers', simclr='SimCLR', clustering='Contrastive clustering',
@@ -270,14 +279,9 @@ def learner(self:Training,
     if c.method in ('fixmatch', 'crest') and stage == 'student': return fixmatch_learner(loaders['main'], self.live['student'], self.self_labelling(), c.wd, c.momentum, cbs)
     if stage == 'student' and c.method == 'mpl': return self.mpl(cbs)
     return supervised_learner(loaders['main' if stage == 'student' else 'labeled'], self.live[stage if stage == 'teacher' else 'student'], c.wd, c.momentum, cbs,
-                              counted_loss(c.method, self.counts()) if c.method in COUNTED else None)
+                              counted_loss(c.method, class_counts(loaders['labeled'].train)) if c.method in COUNTED else None)
 
-@patch
-def counts(self:Training) -> np.ndarray: # (n_classes,)
-    "Colonies of each class in L."
-    items = self.loaders['labeled'].train.dataset
-    return np.bincount([int(items[k][1]) for k in range(len(items))], minlength=len(self.ds.classes))
-
+# %% ../nbs/20_experiment.ipynb #529bca5b
 @patch
 def mpl(self:Training, cbs) -> Learner:
     c = self.cfg
@@ -295,10 +299,11 @@ def without_labels(self:Training, cbs) -> Learner:
 @patch
 def self_labelling(self:Training):
     "The callback of FixMatch or CReST."
-    c, labeled, counts = self.cfg, self.loaders['labeled'].train, self.counts()
-    common = dict(strong=c.strong, threshold=c.threshold, lambda_u=c.lambda_u)
-    return CReST(labeled, counts, c.generations, **common) if c.method == 'crest' else FixMatch(labeled, prior=counts/counts.sum() if c.align else None, **common)
+    c = self.cfg
+    kind, own = (CReST, dict(generations=c.generations)) if c.method == 'crest' else (FixMatch, dict(aligned=c.align))
+    return kind(self.loaders['labeled'].train, strong=c.strong, threshold=c.threshold, lambda_u=c.lambda_u, **own)
 
+# %% ../nbs/20_experiment.ipynb #4249e406
 @patch
 def state(self:Training): return dict(live={k: net.state_dict() for k, net in self.live.items()}, kept=self.kept, seconds=time.time()-self.start)
 
@@ -622,8 +627,6 @@ def check_parameters(
         raise InputError(notebook, f'parameters that differ: {odd}', 'the fields of ExperimentConfig, data, out and resume, in a cell tagged parameters', 'Correct the cell or its tag.')
 
 # %% ../nbs/20_experiment.ipynb #1b2ba32c
-def _said(recall): return f'recall {recall:.2f}, ' if recall == recall else ''
-
 @contextmanager
 def _watch(cfg, out):
     "The estimate, a progress bar over epochs and a line now and then, fed by the run's files."
@@ -637,7 +640,7 @@ def _watch(cfg, out):
                 try: h = pd.read_csv(out/'history.csv')
                 except (FileNotFoundError, pd.errors.EmptyDataError): h = ()
                 if len(h) > seen:
-                    bar.set_postfix_str(f"{h.stage.iloc[-1]}, {_said(h.macro_tpr.iloc[-1])}loss {sparkline(h.train_loss[h.stage == h.stage.iloc[-1]])}"); bar.update(len(h)-seen)
+                    bar.set_postfix_str(f"{h.stage.iloc[-1]}, {recall_in_words(h.macro_tpr.iloc[-1])}loss {sparkline(h.train_loss[h.stage == h.stage.iloc[-1]])}"); bar.update(len(h)-seen)
                     seen = len(h)
                     view(h.to_dict('records'), last=len(h) == total)
                 if over.is_set(): break

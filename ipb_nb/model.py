@@ -137,6 +137,7 @@ class PatchNet(nn.Module):
         logits = self.classifier(f)
         return (logits, f) if features else logits
 
+# %% ../nbs/10_model.ipynb #e734ac9f
 def create_model(
     arch: str, # hrnet, vgg19, or any network of timm's
     scales, # px, largest first: one or two, as numbers or as '224,112'

@@ -132,6 +132,7 @@ def _counts(
     s = cv2.integral(mask.view(np.uint8))
     return s[side:, side:]-s[:-side, side:]-s[side:, :-side]+s[:-side, :-side]
 
+# %% ../nbs/04_patch.ipynb #de19310c
 def patch_box(
     colony: Colony,
     scale: int, # side in px

@@ -1,5 +1,6 @@
 "The related methods as runs: each solves what is easy, none looks at hidden labels, and a run that was stopped ends as if it had not been."
 import shutil
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -7,11 +8,15 @@ import torch
 from safetensors.torch import load_file
 
 from ipb_nb.core import InputError, read_json
+from ipb_nb.dataset import ColonyDataset, Split, save_split
 from ipb_nb.engine import Checkpoints
-from ipb_nb.experiment import METHODS, PRETEXT, ExperimentConfig, train
+from ipb_nb.experiment import METHODS, PRETEXT, ExperimentConfig, _loaders, train
+from ipb_nb.report import compare, figure_8
 from ipb_nb.run import plot_losses, read_run
 from ipb_nb.simclr import toy_dataset
+from ipb_nb.sweep import read_grid
 
+ROOT = Path(__file__).parent.parent
 TOY = dict(scales='32', steps=120, epochs=6, pretrain_epochs=12, finetune=2, batch_size=16, pairs=96, mu=3, threads=1, threshold=.8, lr=.02, ema=.9)
 SHORT = TOY | dict(steps=18, epochs=3, pretrain_epochs=3, generations=2)
 
@@ -69,8 +74,6 @@ def test_stopped_and_resumed(method, states, toy, tmp_path, monkeypatch):
 
 def test_same_budget(toy):
     "The student takes as many steps in the main training on U, and is scored on V as often."
-    from ipb_nb.dataset import ColonyDataset
-    from ipb_nb.experiment import _loaders
     ds, cfg = ColonyDataset(toy), {m: ExperimentConfig(method=m, **TOY) for m in METHODS if m != 'forest'}
     loaders = {m: _loaders(c, ds) for m, c in cfg.items()}
     on_u = {m: len(l.get('pretext', l['main']).train)*c.epochs for (m, l), c in zip(loaders.items(), cfg.values())}
@@ -86,3 +89,22 @@ def test_u_is_needed(toy, tmp_path):
     split = pd.read_csv(copy/'splits'/'default.csv', keep_default_na=False)
     split[split.part != 'U'].to_csv(copy/'splits'/'default.csv', index=False)
     with pytest.raises(InputError, match='no colony in U; expected unlabelled colonies for method simtriplet'): train(ExperimentConfig(method='simtriplet', **SHORT), copy, tmp_path/'run')
+
+
+def test_recall_against_labels(toy, tmp_path):
+    "The splits that configs/label_fraction.yaml asks for, and its methods in Fig. 8."
+    grid = read_grid(ROOT/'configs'/'label_fraction.yaml')
+    ds = ColonyDataset(shutil.copytree(toy, tmp_path/'colonies'))
+    names = {c.split for c in grid.values()}
+    for name in names:
+        kind, share = name.split('-')
+        save_split(ds, name, labeled=float(share), test=.1, folds=5, fixed_u=.8 if kind == 'fixed' else None)
+    part = {n: Split(ds, n).fold(0).part for n in names}
+    u = {n: frozenset(p.index[p == 'U']) for n, p in part.items()}
+    assert len({u[n] for n in names if 'fixed' in n}) == 1 and len({u[n] for n in names if 'rest' in n}) == 6
+    for split in ('rest-0.2', 'rest-0.4'):
+        for name in ('IPB', 'SimCLR'):
+            cfg = grid[f'{name}-split{split}-fold0'].dict() | SHORT | dict(split=split)
+            train(ExperimentConfig(**cfg), ds.path, tmp_path/'runs'/f'{name}-split{split}-fold0')
+    drawn = figure_8(compare(tmp_path/'runs')).data
+    assert sorted(zip(drawn.row.str.split('-').str[0], drawn.labelled)) == [(m, (part[f'rest-{s}'].isin(['L', 'V'])).sum()) for m in ('IPB', 'SimCLR') for s in (.2, .4)]
