@@ -7,11 +7,12 @@ __all__ = ['GLASS', 'WINDOW', 'TEXTURED', 'CONFLUENT', 'DETECTION', 'FIELDS', 'T
            'entropy_numbers', 'detailed', 'local_entropy', 'above_glass', 'fill_holes', 'drop_small', 'colony_mask',
            'split_touching', 'detect_colonies', 'relabelled', 'outline', 'rois_zip', 'labels_tiff', 'read_outlines',
            'texture', 'scale_bars', 'frame_quality', 'find_colonies', 'file_frames', 'read_frame', 'list_frames',
-           'check_frames', 'grey', 'to_8bit', 'common_limits', 'flat_field', 'true_label', 'detect_frame', 'registered',
-           'track_well', 'contact_sheet', 'in_processes', 'dask_client', 'on_dask', 'detect_dataset', 'ipb_detect']
+           'check_frames', 'grey', 'to_8bit', 'resized', 'common_limits', 'flat_field', 'true_label', 'detect_frame',
+           'registered', 'track_well', 'contact_sheet', 'in_processes', 'dask_client', 'on_dask', 'NoColonies',
+           'detect_dataset', 'ipb_detect']
 
 # %% ../nbs/02_detect.ipynb #c5d470e0
-import functools, hashlib, io, os, re, shutil, zipfile, xml.etree.ElementTree as ET
+import functools, hashlib, io, os, re, shutil, warnings, zipfile, xml.etree.ElementTree as ET
 from collections import Counter
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
@@ -619,6 +620,13 @@ def to_8bit(
     if gain is not None: im = im/cv2.resize(gain, im.shape[::-1], interpolation=cv2.INTER_CUBIC)
     return np.clip(np.round(im), 0, 255).astype(np.uint8)
 
+def resized(
+    image: np.ndarray, # uint8 (H, W)
+    factor: float, # of its sides
+) -> np.ndarray: # uint8
+    "The image at another pixel size; averaged where it shrinks."
+    return image if factor == 1 else cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC)
+
 def _sample(df, n):
     "At most `n` rows, spread evenly."
     return df.iloc[np.unique(np.linspace(0, len(df)-1, min(n, len(df))).astype(int))].to_dict('records')
@@ -680,7 +688,7 @@ def detect_frame(
     f, threads = job['frame'], cv2.getNumThreads()
     cv2.setNumThreads(1)                                                     # workers share the cores
     try:
-        image = to_8bit(grey(read_frame(f)), job['limits'], job['gain'])
+        image = resized(to_8bit(grey(read_frame(f)), job['limits'], job['gain']), job['factor'])
         digest = _digest(image) if '#' in f['source'] else sha256(f['path'])
         labels, df, quality = _found(job, image)
         truth = _read_truth(job['truth'], image.shape) if job['truth'] else None
@@ -699,8 +707,8 @@ def detect_frame(
 
 def _digest(im): return hashlib.sha256(f'{im.dtype} {im.shape}'.encode()+im.tobytes()).hexdigest()
 
-def _job(frame, settings=(), limits=None, gain=None, pixel_size=None, margin=MARGIN, truth=None, outlines=None):
-    return dict(frame=frame, settings=dict(settings), limits=limits, gain=gain, pixel_size=pixel_size, margin=margin, truth=truth and str(truth), outlines=outlines and str(outlines))
+def _job(frame, settings=(), limits=None, gain=None, pixel_size=None, margin=MARGIN, truth=None, outlines=None, factor=1.):
+    return dict(frame=frame, settings=dict(settings), limits=limits, gain=gain, pixel_size=pixel_size, margin=margin, truth=truth and str(truth), outlines=outlines and str(outlines), factor=factor)
 
 # %% ../nbs/02_detect.ipynb #fd2f70cf
 def registered(
@@ -772,6 +780,7 @@ def in_processes(
     "Do jobs in processes. What was under way when one died is tried again in new ones, at last alone."
     if workers == 1: yield from ((j, work(j)) for j in jobs); return
     left = dict(enumerate(jobs))
+    warnings.filterwarnings('ignore', 'A worker stopped')                     # (a process that has grown is replaced by a new one)
     for n in (workers, workers, 1):
         try:
             for k, r in joblib.Parallel(n_jobs=max(n, 2), pre_dispatch=2*n if n > 1 else 1, return_as='generator_unordered')(joblib.delayed(_nth)(k, work, j) for k, j in list(left.items())):
@@ -933,13 +942,17 @@ def _carry_labels(dest, df, sources, old):
         write_csv(log[log.colony_id.isin(kept)], dest/'annotations'/f.name)
     return [old.colonies.label[i] if i in kept else '' for i in df.colony_id]
 
+class NoColonies(InputError): "Frames that could be read, and nothing in them; qc.csv says how they are."
+
 def _finish(dest, raw, frames, p, failures, scales, sheets, workers):
     "The tables of the dataset, from the records of its frames."
     frames = frames[[(dest/'.detect'/f'{s}.json').exists() for s in frames.stem]]
     if not len(frames): raise InputError(raw, f'no frame that could be used; the first: {failures[0]["reason"]}', 'readable images', 'Mend them, and go on with --resume.')
     df, quality = _tracks(dest, frames, sheets, workers)
     write_csv(quality, dest/'qc.csv')
-    if not len(df): raise InputError(raw, f'no colonies in {len(frames)} frames ({", ".join(f"{k}: {n}" for k, n in quality.flag.replace("", "no flag").value_counts().items())})', 'at least one', f'Look at {dest}/qc.csv; smaller colonies are found with --min_area.')
+    if not len(df):
+        write_csv(pd.DataFrame(failures, columns=['source', 'item', 'kind', 'reason']), dest/'failures.csv')
+        raise NoColonies(raw, f'no colonies in {len(frames)} frames ({", ".join(f"{k}: {n}" for k, n in quality.flag.replace("", "no flag").value_counts().items())})', 'at least one', f'Look at {dest}/qc.csv; smaller colonies are found with --min_area.')
     df = df.assign(image='images/'+df.colony_id+'.png', mask='masks/'+df.colony_id+'.png')
     sources = {s: read_json(dest/'.detect'/f'{t}.json')['sha256'] for s, t in zip(frames.source, frames.stem)}
     limits = f"8-bit grey; deeper images scaled from {scales[0][0]:g}–{scales[0][1]:g} to 0–255" if scales[0] else '8-bit grey as it was' if frames.dtype.eq('uint8').all() else '8-bit grey; deeper images stretched from their own 0.1 to 99.9 % quantiles'
@@ -951,6 +964,15 @@ def _finish(dest, raw, frames, p, failures, scales, sheets, workers):
     return ColonyDataset(dest)
 
 # %% ../nbs/02_detect.ipynb #947ebcc7
+def _resampled(frames, to, along):
+    "How much the sides of each frame change; the table is brought to that pixel size."
+    if to is None: return dict.fromkeys(frames.source, 1.)
+    if along: raise InputError('resample', to, 'nothing, with truth or outlines', 'Those belong to the frames as they are.')
+    if frames.pixel_size.isna().any(): raise InputError(frames.source[frames.pixel_size.isna().idxmax()], 'no pixel size', f'one, to bring it to {to:g} µm', 'Give it with --pixel_size.')
+    factors = (frames.pixel_size/to).where(lambda f: (f-1).abs() > .01, 1.)
+    frames['pixel_size'] = to
+    return dict(zip(frames.source, factors))
+
 def _checked(frames, settings, margin, scale, preset):
     "Settings in pixels; what cannot be is an `InputError`."
     if preset not in ('standard', 'paper'): raise InputError('preset', preset, 'standard or paper', 'Choose one of them.')
@@ -983,6 +1005,7 @@ def detect_dataset(
     contact_sheets: bool=False, # a picture a well
     allow_gaps: bool=False, # go on where frames are missing
     seed: int=0, # of the annotators
+    resample: float=None, # µm: bring all frames to this pixel size first
     pattern: str=None, channel: int=None, z: int=None, pixel_size: float=None, interval_h: float=None, # for `list_frames`
     **settings, # of `DETECTION`
 ) -> ColonyDataset:
@@ -999,15 +1022,16 @@ def detect_dataset(
     if not len(frames): raise InputError(raw, f"no frame that can be read; the first: {failures[0]['reason']}", 'images', 'Mend them, or take them out.')
     stops = [t for t in check_frames(frames, bad, known) if not (allow_gaps and '--allow_gaps' in t)]
     if stops: raise InputError(raw, '; '.join(stops), 'frames that belong together', 'Look at all of it with --list.')
+    factors = _resampled(frames, resample, truth or outlines)
     p = _checked(frames, settings, margin, scale, preset) | dict(classes=list(classes or (ColonyDataset(labels).classes if labels else CLASSES)), margin=margin, scale=scale, flat_field=bool(flat_field), pattern=pattern, channel=channel, z=z, pixel_size=pixel_size,
-             interval_h=interval_h, true_labels=bool(truth), annotators=annotators, seed=seed, outlines=bool(outlines), labels=labels and os.path.relpath(labels, dest))
+             interval_h=interval_h, true_labels=bool(truth), annotators=annotators, seed=seed, outlines=bool(outlines), labels=labels and os.path.relpath(labels, dest), resample=resample)
     if _begin(dest, p, resume): return ColonyDataset(dest)
     scales = _scales(dest, frames, p)
     jobs = []
     for r, t, o in zip(frames.to_dict('records'), _companions(truth, frames, ('.png',), True), _companions(outlines, frames, ('.zip', '.tif', '.tiff'), False)):
         if truth and not t: list_failure(failures, r['source'], f"no {r['group']}/{r['frame']:03d}.png in {truth}")
         elif outlines and not o: list_failure(failures, r['source'], f"no {r['stem']}.zip or .tif in {outlines}")
-        else: jobs.append(_job(r | dict(path=r['path'].absolute()), {k: p[k] for k in DETECTION}, scales[0], scales[1].get(r['plate']), None, margin, t and t.absolute(), o and o.absolute()))
+        else: jobs.append(_job(r | dict(path=r['path'].absolute()), {k: p[k] for k in DETECTION}, scales[0], scales[1].get(r['plate']), None, margin, t and t.absolute(), o and o.absolute(), factors[r['source']]))
     _detect_all(dest, jobs, workers, dask, failures)
     ds = _finish(dest, root, frames, p, failures, scales, contact_sheets, workers)
     if exp and (truth.parent/'wells.csv').exists(): shutil.copy(truth.parent/'wells.csv', dest/'wells.csv')

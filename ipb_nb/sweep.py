@@ -314,7 +314,8 @@ def sweep(
     todo = [n for n, (s, _) in states.items() if s != 'done' and (s != 'failed' or retry_failed)]
     if todo: _check({n: runs[n] for n in todo}, data, out, notebook)
     _check_same(runs, data, out)
-    write_json(dict(grid=Path(grid).name, runs={n: c.dict() for n, c in planned.items()}), out/'sweep.json')    # (what a report may miss)
+    before = read_json(out/'sweep.json').get('asked', []) if (out/'sweep.json').exists() else []
+    write_json(dict(grid=Path(grid).name, runs={n: c.dict() for n, c in planned.items()}, asked=[n for n in planned if n in runs or n in before]), out/'sweep.json')    # (what a report may miss)
     jobs = {n: (runs[n].dict(), str(Path(data).resolve()), str(out/n), str(notebook), retry_failed) for n in todo}
     if jobs:
         bar = _Bar(runs, out, todo)

@@ -44,7 +44,7 @@ def test_from_folders_to_report(class_folders, tiny, tmp_path):
     assert 'student' in out and 'macro recall' in out
     written = {f.name for f in run.iterdir()}
     assert written == {'run.json', 'train.ipynb', 'history.csv', 'balance.csv', 'predictions.csv', 'features.safetensors', 'metrics.json',
-                       'student.safetensors', 'teacher.safetensors', 'model.json'}
+                       'student.safetensors', 'teacher.safetensors', 'reference.safetensors', 'model.json'}
     info = json.loads((run/'run.json').read_text())
     assert (info['state'], info['config']['fold'], info['data']) == ('done', 3, '../colonies')
     nb = json.loads((run/'train.ipynb').read_text())

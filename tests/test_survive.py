@@ -23,7 +23,7 @@ from ipb_nb.core import InputError
 from ipb_nb.experiment import ExperimentConfig, run_state, train
 
 BIN = Path(sys.executable).parent
-FILES = {'run.json', 'history.csv', 'balance.csv', 'predictions.csv', 'features.safetensors', 'metrics.json', 'student.safetensors', 'teacher.safetensors', 'model.json'}
+FILES = {'run.json', 'history.csv', 'balance.csv', 'predictions.csv', 'features.safetensors', 'metrics.json', 'student.safetensors', 'teacher.safetensors', 'reference.safetensors', 'model.json'}
 
 
 @pytest.fixture(scope='module')

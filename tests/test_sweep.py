@@ -147,6 +147,7 @@ def test_a_full_disk(grid, dataset, undisturbed, tmp_path):
     assert r.returncode == 1 and '1 of 1 runs not done' in r.stderr and 'Traceback' not in r.stderr and 'Make room and go on' in r.stdout
     assert {state_of(f.parent)[0] for f in out.glob('*/run.json')} == {'stopped'}
     subprocess.run(command(grid, dataset, out, '--only', 'ipb-fold1'), check=True, capture_output=True)
+    assert read_json(out/'sweep.json')['asked'] == ['ipb-fold1']         # the others were not asked for, so a report doesn't miss them
     pd.testing.assert_frame_equal(results(out), undisturbed[undisturbed.run.eq('ipb-fold1')].reset_index(drop=True))
 
 
