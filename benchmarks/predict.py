@@ -35,7 +35,7 @@ def patches_of(student, ds, ids):
     "The very patches that are looked at."
     out = []
     for c in map(ds.colony, ids):
-        ys, xs, fraction, side = patch_grid(c, student.side, student.scales[-1]//2, student.small)
+        ys, xs, fraction, side = patch_grid(c, student.side, student.side//2, student.small)
         out += [c.cut((ys[i], xs[j], ys[i]+side, xs[j]+side), student.side) for i, j in np.argwhere(np.isfinite(fraction))]
     return np.stack(out)
 
@@ -77,10 +77,10 @@ def workers(d, run):
 def null():
     p = PRESETS['small'] | dict(seed=5, overlap=.7, effect=0., pixel_size=.8, plates=1, wells=300, frames=3, interval_h=24.)
     courses = joblib.Parallel(2)(joblib.delayed(state_course)(p, r) for r in plan_wells(p).itertuples())
-    wells = well_fractions(pd.concat(courses), CLASSES, since=32)
-    for n in (3, 6):
-        found = null_tests(wells, 1000, n)
-        show(f'predict.null.{n}_replicates', float((found < .05).to_numpy().mean()), 'share', f'p < 0.05 in 1,000 tables of simulated wells without an effect; by class {", ".join(f"{c} {v:.3f}" for c, v in (found < .05).mean().items())}', .0635, 'lower')
+    wells = well_fractions(pd.concat(courses), CLASSES)
+    for n, plates in ((3, 1), (6, 1), (6, 3)):
+        found = null_tests(wells, 1000, n, plates)
+        show(f'predict.null.{n}_replicates'+f'_on_{plates}_plates'*(plates > 1), float((found < .05).to_numpy().mean()), 'share', f'p < 0.05 in 1,000 tables of simulated wells without an effect; by class {", ".join(f"{c} {v:.3f}" for c, v in (found < .05).mean().items())}', .0635, 'lower')
 
 
 def main():

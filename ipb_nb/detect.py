@@ -26,6 +26,7 @@ import pandas as pd
 import roifile
 import tifffile
 from fastcore.script import Param
+from joblib.externals.loky import get_reusable_executor
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 from PIL import Image, UnidentifiedImageError
 from scipy import ndimage as ndi
@@ -785,8 +786,9 @@ def in_processes(
         try:
             for k, r in joblib.Parallel(n_jobs=max(n, 2), pre_dispatch=2*n if n > 1 else 1, return_as='generator_unordered')(joblib.delayed(_nth)(k, work, j) for k, j in list(left.items())):
                 yield left.pop(k), r
-            return
+            break
         except TerminatedWorkerError: pass
+        finally: get_reusable_executor(reuse=True).shutdown(wait=False)      # (its memory is free again, and other work begins in new processes)
     for j in left.values(): yield j, None
 
 def _nth(k, work, job): return k, work(job)
@@ -1020,7 +1022,7 @@ def detect_dataset(
     exp = truth and truth.parent/'experiment.json'
     known = [tuple(o) for o in read_json(exp).get('dropped', [])] if exp and exp.exists() else []
     if not len(frames): raise InputError(raw, f"no frame that can be read; the first: {failures[0]['reason']}", 'images', 'Mend them, or take them out.')
-    stops = [t for t in check_frames(frames, bad, known) if not (allow_gaps and '--allow_gaps' in t)]
+    stops = [t for t in check_frames(frames, bad, known) if not (allow_gaps and '--allow_gaps' in t or resample and t.startswith('pixel sizes:'))]
     if stops: raise InputError(raw, '; '.join(stops), 'frames that belong together', 'Look at all of it with --list.')
     factors = _resampled(frames, resample, truth or outlines)
     p = _checked(frames, settings, margin, scale, preset) | dict(classes=list(classes or (ColonyDataset(labels).classes if labels else CLASSES)), margin=margin, scale=scale, flat_field=bool(flat_field), pattern=pattern, channel=channel, z=z, pixel_size=pixel_size,

@@ -7,7 +7,7 @@ __all__ = ['OVERLAY', 'Student', 'load_student', 'patch_grid', 'compose', 'resca
            'predict_source', 'grey_departure', 'frame_table', 'well_table', 'predict', 'plot_reliability',
            'whole_folder', 'write_answers', 'ipb_predict', 'against_truth']
 
-# %% ../nbs/30_predict.ipynb #a8696d6b
+# %% ../nbs/30_predict.ipynb #2ec7f9c9
 import base64, hashlib, io, os, shutil
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache, partial
@@ -29,17 +29,17 @@ from scipy import ndimage as ndi
 from tqdm import tqdm
 
 from .core import InputError, PALETTE, atomic_path, class_colors, command, in_pixels, read_json, read_table, write_csv, write_json
-from .course import (LEAST, audit_errors, compare_conditions, corrected_conditions, draw_audit, last_third, plot_conditions, plot_course, read_audit, read_conditions, replicate_fractions,
+from .course import (CONTROLS, LEAST, RESERVED, audit_errors, control_of, compare_conditions, corrected_conditions, draw_audit, in_window, plot_conditions, plot_course, read_audit, read_conditions, replicate_fractions,
                            well_fractions, write_audit)
 from .dataset import BOX, Colony, ColonyDataset, list_failure, path_id, sha256
-from .detect import DETECTION, KILLED, NoColonies, dask_client, detect_dataset, in_processes, list_frames, on_dask
+from .detect import DETECTION, KILLED, NoColonies, check_frames, dask_client, detect_dataset, in_processes, list_frames, on_dask
 from .metric import NEIGHBOURS, neighbour_distance
 from .model import create_model
 from .patch import MIN_FRACTION, check_scale, patch_window, views
 from .report import PAGE_STYLE, picture, render, table_html
 from .run import figure_style
 
-# %% ../nbs/30_predict.ipynb #18b87b6a
+# %% ../nbs/30_predict.ipynb #7148c22b
 def _state(f, net):
     "Weights from a file, checked against the network that they are for."
     if not f.exists(): raise InputError(f, 'no such file', 'the weights of a student', 'Give a folder that ipb-train or ipb-export wrote; a random forest has none.')
@@ -48,6 +48,7 @@ def _state(f, net):
     own = net.state_dict()
     for k in sorted({*own, *state}):
         found, expected = (tuple(o[k].shape) if k in o else 'nothing' for o in (state, own))
+        if found == expected and not torch.isfinite(state[k].float()).all(): raise InputError(f, f'numbers in {k} that are NaN or infinite', 'weights', 'Train again: the training broke down.')
         if found != expected: raise InputError(f, f'{found} as {k}', f'{expected}, for the network in model.json', 'Put weights and model.json of one run into the folder.')
     return state
 
@@ -71,7 +72,9 @@ class Student:
         self.net.load_state_dict(_state(self.path/'student.safetensors', self.net))
         self.net.eval().to(self.device)
         f = self.path/'reference.safetensors'
-        try: self.seen = load_file(f)['seen'].float().to(self.device) if f.exists() else None
+        try:
+            self.seen = load_file(f)['seen'].float().to(self.device) if f.exists() else None
+            if self.seen is not None and self.seen.shape[1] != self.net.norm.num_features: raise KeyError(f'{self.seen.shape[1]} features instead of {self.net.norm.num_features}')
         except (SafetensorError, OSError, KeyError) as e: raise InputError(f, f'a damaged file ({e})', 'features of what was seen in training', 'Restore it, or take it out; then nothing is flagged.') from None
 
     def __repr__(self): return f"{self.info['arch']}, patches of {' and '.join(map(str, self.scales))} px at {self.pixel_size or '?'} µm: {', '.join(self.classes)}"
@@ -92,7 +95,8 @@ class Student:
 
     def distance(self,
         features: torch.Tensor, # (n, 512 × scales)
-    ) -> np.ndarray: # (n,) distance to what was seen in training; nan where nothing is known of that
+    ) -> np.ndarray: # (n,) 0 … 2; nan where nothing is known of the training
+        "How far from what was seen in training."
         return np.full(len(features), np.nan) if self.seen is None else neighbour_distance(features, self.seen, NEIGHBOURS).cpu().numpy()
 
 def load_student(
@@ -146,7 +150,7 @@ def compose(
     a, b = _tents(h-2*m, m, ys+side/2, stride or side), _tents(w-2*m, m, xs+side/2, stride or side)
     return (np.stack([a@p[..., k]@b.T for k in range(p.shape[-1])]).argmax(0)+1).astype(np.uint8)*colony.mask[m:h-m, m:w-m]
 
-# %% ../nbs/30_predict.ipynb #56e558bf
+# %% ../nbs/30_predict.ipynb #20984e15
 def rescaled(
     colony: Colony,
     factor: float, # of its sides
@@ -161,10 +165,10 @@ def rescaled(
 @patch
 def classify(self:Student,
     colonies: list, # of `Colony`, at the model's pixel size
-    stride: int=None, # px between patches; None: half the smallest scale; 0: the middle patch alone
+    stride: int=None, # px between patches; None: half a patch; 0: the middle patch alone
 ) -> list: # of dicts: probs (n_classes,), map (as from `compose`), patches (how many), distance (of the middle patch to what was seen in training), spread (n_classes,) of probs among patches
     "The class of colonies, and maps of them."
-    stride = self.scales[-1]//2 if stride is None else stride
+    stride = self.side//2 if stride is None else stride
     grids = [patch_grid(c, self.side, stride, self.small) for c in colonies]
     chosen = [np.argwhere(np.isfinite(f)) for _, _, f, _ in grids]
     p, f = self.look(np.stack([c.cut((ys[i], xs[j], ys[i]+side, xs[j]+side), self.side) for c, (ys, xs, _, side), at in zip(colonies, grids, chosen) for i, j in at]))
@@ -178,7 +182,7 @@ def classify(self:Student,
     for o, d in zip(out, self.distance(f[[o.pop('middle') for o in out]])): o['distance'] = float(d)
     return out
 
-# %% ../nbs/30_predict.ipynb #b5340a75
+# %% ../nbs/30_predict.ipynb #33f4e3ca
 OVERLAY = 1024       # px, the longer side of the pictures to look at
 
 @lru_cache(1)
@@ -187,7 +191,7 @@ def _student(path, changed, threads):
     return Student(path)
 
 @lru_cache(1)
-def _dataset(path, changed): return ColonyDataset(path)
+def _dataset(path, changed): return ColonyDataset(path)          # `changed`: times of its files, so that one that was corrected is read again
 
 def class_map_png(
     classes_of: np.ndarray, # uint8 (H, W): 0, or the number of a class and 1
@@ -244,10 +248,11 @@ def predict_source(
     ids: list, # of the colonies of one source
     stride: int=None, # as in `classify`
     factor: float=1., # by which the dataset's pictures are scaled for the model
+    area: float=None, # µm² a pixel; None: as the dataset says, or px²
     size: tuple=None, # (H, W) of the frame; None: as far as its colonies reach
 ) -> dict: # rows, failures, grey (counts of the 256 levels inside colonies), map and overlay as bytes (absent without colonies)
     "Everything about the colonies of one frame."
-    colonies, failures = [], []
+    colonies, failures, area = [], [], area or (ds.pixel_size or 1)**2
     for i in ids:
         try: colonies.append(ds.colony(i))
         except InputError as e: list_failure(failures, ds.colonies.source[i], e, i)
@@ -260,10 +265,10 @@ def predict_source(
         own = f['map'] if f['map'].shape == box.shape else cv2.resize(f['map'], box.shape[::-1], interpolation=cv2.INTER_NEAREST)
         np.copyto(box, own, where=own > 0)
     grey = np.sum([cv2.calcHist([c.pixels], [0], c.inside, [256], [0, 256]).ravel() for c in colonies], 0)
-    return dict(rows=[_row(student, o, f, (ds.pixel_size or 1)**2) for o, f in zip(r.itertuples(), found)], failures=failures, grey=grey.astype(int).tolist(),
+    return dict(rows=[_row(student, o, f, area) for o, f in zip(r.itertuples(), found)], failures=failures, grey=grey.astype(int).tolist(),
                 map=class_map_png(whole, student.classes), overlay=overlay_jpg(frame, whole, student.classes))
 
-# %% ../nbs/30_predict.ipynb #dbf1f52f
+# %% ../nbs/30_predict.ipynb #418763f6
 def _known_sizes(own, model, unscaled, where):
     "Stop where pixels cannot be compared."
     lacks = 'images' if not own else 'model' if not model else None
@@ -271,17 +276,19 @@ def _known_sizes(own, model, unscaled, where):
         raise InputError(where if lacks == 'images' else 'model', f'no pixel size of the {lacks}', 'one on both sides: a class is learnt at a physical scale', 'Give that of the images with --pixel_size, or go on pixel for pixel with --unscaled.')
 
 def _to_dataset(student, images, out, workers, dask, resume, pixel_size, unscaled, listing, departures):
-    "The dataset to look at, and the factor by which its colonies are to be scaled."
+    "The dataset to look at, the factor by which its colonies are to be scaled, and the area of its pixels (µm² where known)."
     if (images/'colonies.csv').exists():
         ds = ColonyDataset(images)
         if ds.classes != student.classes: raise InputError(images/'dataset.json', f"the classes {', '.join(ds.classes)}", f"those of the model: {', '.join(student.classes)}", 'Take the model that was trained for these classes.')
         _known_sizes(size := pixel_size or ds.pixel_size, student.pixel_size, unscaled, images)
         factor = size/student.pixel_size if size and student.pixel_size and not unscaled else 1.
+        if not size: departures.append('Areas are in px²: the pixel size of the images is not known.')
         if abs(factor-1) > .01: departures.append(f'The images have {size:g} µm a pixel, the model {student.pixel_size:g}: colonies are scaled by {factor:.3g}.')
         else: factor = 1.
         check_scale(ds, ds.colonies.index, int(np.ceil(student.side/factor)), student.small)
-        return ds, factor
-    frames, *_ = list_frames(images, pixel_size=pixel_size, **listing)
+        return ds, factor, (size or 1)**2
+    frames, _, bad = list_frames(images, pixel_size=pixel_size, **listing)
+    departures += [t.replace('; expected', '; there should be').partition('. Find them')[0]+': they were left out.' for t in check_frames(frames, bad) if '--allow_gaps' in t]
     if len(frames): _known_sizes(not frames.pixel_size.isna().any(), student.pixel_size, unscaled, frames.source[frames.pixel_size.isna().to_numpy().argmax()])
     settings = {k: v for k, v in (student.info['detection'] or {}).items() if k in (*DETECTION, 'scale', 'flat_field')}
     if not settings: departures.append("The model's colonies were imported, not detected: new ones are found with the standard parameters.")
@@ -291,7 +298,8 @@ def _to_dataset(student, images, out, workers, dask, resume, pixel_size, unscale
     ds = detect_dataset(images, out/'cells', classes=student.classes, margin=max(student.margin, student.side//2), workers=workers, dask=dask, resume=resume or (out/'cells'/'.detect').exists() or (out/'cells'/'colonies.csv').exists(),
                         allow_gaps=True, resample=to, pixel_size=0 if unscaled and pixel_size is None else pixel_size, **listing, **settings)
     if student.info['intensity'] and ds.info['intensity'] != student.info['intensity']: departures.append(f"Grey levels: {ds.info['intensity']}; in training: {student.info['intensity']}.")
-    return ds, 1.
+    if not ds.pixel_size: departures.append('Areas are in px²: the pixel size of the images is not known.')
+    return ds, 1., (ds.pixel_size or 1)**2
 
 def grey_departure(
     student: Student,
@@ -306,11 +314,11 @@ def grey_departure(
     if abs(mean-known['mean']) <= .5*known['std'] and 2/3 <= std/known['std'] <= 1.5: return []
     return [f"Grey levels inside colonies have mean {255*mean:.0f} and standard deviation {255*std:.0f}, in training {255*known['mean']:.0f} and {255*known['std']:.0f}: look whether the pictures are alike."]
 
-# %% ../nbs/30_predict.ipynb #795d3057
+# %% ../nbs/30_predict.ipynb #5c519ec0
 def _work(job):
     "One task, in any process: the results of its sources."
     student, ds = _student(job['model'], job['changed'], job['threads']), _dataset(job['dataset'], job['table'])
-    return [predict_source(student, ds, ids, job['stride'], job['factor'], size) | dict(stem=stem) for stem, ids, size in job['sources']]
+    return [predict_source(student, ds, ids, job['stride'], job['factor'], job['area'], size) | dict(stem=stem) for stem, ids, size in job['sources']]
 
 def _store(out, results):
     "The files of a task, the record of each source last; how many colonies."
@@ -326,25 +334,25 @@ def _frame_size(ds, stem):
     f = ds.path/'outlines'/'labels'/f'{stem}.tif'
     return Image.open(f).size[::-1] if f.exists() else None
 
-def _tasks(student, ds, stride, factor, workers, out, least=16):
+def _tasks(student, ds, stride, factor, area, workers, out, least=16):
     "Sources, several small ones to a task; those that are done already are left out."
     of, names = ds.colonies.groupby('source', sort=False).groups, {}
     for s in of:
         stem = next(iter(of[s])).rpartition('-')[0] if (ds.path/'outlines').exists() else path_id(Path(s.replace('#', '-')))
         names[s] = stem if stem not in names.values() else f'{stem}-{len(names)}'
     threads = max(torch.get_num_threads()//workers, 1) if workers > 1 else 0
-    job = lambda: dict(model=str(student.path.resolve()), changed=(student.path/'model.json').stat().st_mtime_ns, dataset=str(ds.path.resolve()), table=ds.table.stat().st_mtime_ns, threads=threads, stride=stride, factor=factor, sources=[])
+    job = lambda: dict(model=str(student.path.resolve()), changed=(student.path/'model.json').stat().st_mtime_ns, dataset=str(ds.path.resolve()), table=(ds.table.stat().st_mtime_ns, (ds.path/'dataset.json').stat().st_mtime_ns), area=area, threads=threads, stride=stride, factor=factor, sources=[])
     jobs, todo = [], [s for s in of if not (out/'.predict'/f'{names[s]}.json').exists()]
     for s in todo:
         if not jobs or sum(len(o[1]) for o in jobs[-1]['sources']) >= least: jobs.append(job())
         jobs[-1]['sources'].append((names[s], list(of[s]), _frame_size(ds, names[s])))
     return jobs, names
 
-def _classify_all(student, ds, stride, factor, workers, dask, out):
-    "All colonies of a dataset; their rows, what could not be read, and the grey levels."
+def _classify_all(student, ds, stride, factor, area, workers, dask, out):
+    "All colonies of a dataset; their rows, what could not be read, the grey levels, the names of the sources' files, and how many sources are left to do."
     from ipb_nb.predict import _work as work, _work_and_store as work_and_store        # (what a notebook defines is not found by other processes)
     for o in ('maps', 'overlays', '.predict'): (out/o).mkdir(parents=True, exist_ok=True)
-    jobs, names = _tasks(student, ds, stride, factor, workers, out)
+    jobs, names = _tasks(student, ds, stride, factor, area, workers, out)
     left, failures = sum(len(s[1]) for j in jobs for s in j['sources']), []
     with dask_client(dask, workers) if dask else nullcontext() as client, tqdm(total=len(ds), initial=len(ds)-left, desc='classifying', unit='colony') as bar:
         for j, r in on_dask(work, jobs, client) if dask else in_processes(partial(work_and_store, out), jobs, workers):
@@ -353,10 +361,11 @@ def _classify_all(student, ds, stride, factor, workers, dask, out):
                 for stem, ids, _ in j['sources']: list_failure(failures, ds.colonies.source[ids[0]], KILLED if r is None else f'{type(r).__name__}: {r}', stem)
             bar.update(sum(len(s[1]) for s in j['sources']))
     records = [read_json(f) for n in names.values() if (f := out/'.predict'/f'{n}.json').exists()]
+    if not records: raise InputError(out, f'no task that could be done; the first: {failures[0]["reason"]}', 'colonies classified', 'Mend it (workers elsewhere must see these folders), and go on with --resume.')
     rows = pd.DataFrame([o for r in records for o in r['rows']])
-    return rows, [*failures, *(o for r in records for o in r['failures'])], np.sum([r['grey'] for r in records], 0), names
+    return rows, [*failures, *(o for r in records for o in r['failures'])], np.sum([r['grey'] for r in records], 0), names, len(names)-len(records)
 
-# %% ../nbs/30_predict.ipynb #d8fdcce6
+# %% ../nbs/30_predict.ipynb #6d817cc4
 def frame_table(
     colonies: pd.DataFrame, # colonies.csv
     classes,
@@ -367,7 +376,7 @@ def frame_table(
     df = pd.concat([colonies[key], pd.get_dummies(colonies.predicted).reindex(columns=list(classes), fill_value=0).astype(int).add_prefix('count_'), colonies[[f'area_{c}' for c in classes]], colonies.unfamiliar.astype(int), pd.Series(1, colonies.index, name='colonies')], axis=1)
     df = df.groupby(key, dropna=False, sort=False).sum().reset_index()
     if quality is not None:
-        q = quality[[*key, 'flag']].astype({k: df[k].dtype if len(df) else v for k, v in dict(frame=float, time_h=float).items()}, errors='ignore')
+        q = quality[quality.colonies.eq(0) | quality.source.isin(df.source)][[*key, 'flag']]       # (one with colonies and without a row could not be classified: not an empty one).astype({k: df[k].dtype if len(df) else v for k, v in dict(frame=float, time_h=float).items()}, errors='ignore')
         df = q.merge(df.drop(columns=['group', 'frame', 'time_h']), on='source', how='left')
     else: df['flag'] = ''
     numbers = ['colonies', 'unfamiliar', *[f'count_{c}' for c in classes], *[f'area_{c}' for c in classes]]
@@ -378,14 +387,14 @@ def well_table(
     frames: pd.DataFrame, # from `frame_table`
     classes,
     conditions: pd.DataFrame=None, # from `read_conditions`
-    since: float=-np.inf, # h: from there on
-) -> pd.DataFrame: # a row a well: group, condition …, first and last source, frames, colonies, and since then the mean share of the area a class
+    since: float=None, # h, as for `in_window`
+) -> pd.DataFrame: # a row a well: group, condition …, first and last source, frames, colonies, and in the window the mean share of the area a class
     "What is in each well."
     df = frames.groupby('group', sort=False).agg(first_source=('source', 'first'), last_source=('source', 'last'), frames=('frame', 'size'), colonies=('colonies', 'sum'), unfamiliar=('unfamiliar', 'sum'))
     df = df.join(well_fractions(frames, classes, since).add_prefix('share_'))
     return (df if conditions is None else conditions.join(df, how='right')).reset_index(names='group')
 
-# %% ../nbs/30_predict.ipynb #1b7a62b1
+# %% ../nbs/30_predict.ipynb #ee65af3c
 def _same_task(out, p, resume):
     "Note what is asked for, or compare it with what is there. True where all is classified already."
     f = out/'prediction.json'
@@ -404,7 +413,7 @@ def predict(
     images, # folder of raw images (or one file), or a colony dataset
     out, # folder to make
     conditions=None, # CSV file: what was done to each well
-    stride: int=None, # px between patches, at the model's pixel size; None: half the smallest scale; 0: no map, the middle patch alone
+    stride: int=None, # px between patches, at the model's pixel size; None: half a patch; 0: no map, the middle patch alone
     control: str=None, # condition to compare with
     since: float=None, # h: what conditions are compared by; None: the last third of the time
     audit: int=0, # colonies a condition to label blindly
@@ -420,19 +429,41 @@ def predict(
     if stride is not None and stride < 0: raise InputError('stride', stride, 'px from 0', 'For example --stride 32.')
     out, images = Path(out), Path(images)
     if not images.exists(): raise InputError(images, 'no such file or folder', 'images, or a colony dataset', 'Check the path.')
+    if images.is_dir() and images.resolve() in out.resolve().parents: raise InputError('out', f'{out}, within the images', 'a folder elsewhere', 'Its pictures would be taken for images the next time.')
     student, listing = load_student(model), dict(pattern=pattern, channel=channel, z=z, interval_h=interval_h)
-    p = dict(model_sha256=sha256(student.path/'student.safetensors'), images=os.path.relpath(images, out), stride=stride, pixel_size=pixel_size, unscaled=unscaled, **listing)
+    if odd := RESERVED & set(student.classes): raise InputError('classes', min(odd), f"other names than {', '.join(sorted(RESERVED))}", 'They head columns of the tables.')
+    groups, fingerprint = _there(images, pixel_size, listing)
+    _check_questions(conditions, groups, control, audit)
+    p = dict(model_sha256=sha256(student.path/'student.safetensors'), images=os.path.relpath(images, out), images_sha256=fingerprint, stride=stride, pixel_size=pixel_size, unscaled=unscaled, **listing)
     if not _same_task(out, p, resume):
         departures = []
-        try: ds, factor = _to_dataset(student, images, out, workers, dask, resume, pixel_size, unscaled, listing, departures)
+        try: ds, factor, area = _to_dataset(student, images, out, workers, dask, resume, pixel_size, unscaled, listing, departures)
         except NoColonies: ds = None
         except InputError:
             if [f.name for f in out.iterdir()] == ['prediction.json']: shutil.rmtree(out)              # nothing was begun
             raise
-        _write_tables(student, ds, out, departures, *((pd.DataFrame(), [], np.zeros(256), {}) if ds is None else _classify_all(student, ds, stride, factor, workers, dask, out)))
-        write_json(p | dict(state='done', departures=departures, model=os.path.relpath(student.path, out), dataset=ds and os.path.relpath(ds.path, out), classes=student.classes), out/'prediction.json')
-        shutil.rmtree(out/'.predict', ignore_errors=True)
+        *found, left = (pd.DataFrame(), [], np.zeros(256), {}, 0) if ds is None else _classify_all(student, ds, stride, factor, area, workers, dask, out)
+        _write_tables(student, ds, out, departures, *found)
+        if left: departures.insert(0, f'{left} frames could not be classified and are in no table (failures.csv): the same command with --resume tries them again.')
+        write_json(p | dict(state='unfinished' if left else 'done', departures=departures, groups=groups, model=os.path.relpath(student.path, out), dataset=ds and os.path.relpath(ds.path, out), classes=student.classes), out/'prediction.json')
+        if not left: shutil.rmtree(out/'.predict', ignore_errors=True)
     return write_answers(student, out, conditions, control, since, audit)
+
+def _there(images, pixel_size, listing):
+    "The wells of the images, those with nothing but bad ones too, and a digest of what there is to look at."
+    if (images/'colonies.csv').exists(): return sorted(ColonyDataset(images).colonies.group.unique()), sha256(images/'colonies.csv')
+    frames, _, bad = list_frames(images, pixel_size=pixel_size, **listing)
+    both = pd.concat([frames, bad])
+    return sorted(both.group.unique()) if len(both) else [], hashlib.sha256('|'.join(sorted(both.source)).encode()).hexdigest() if len(both) else ''
+
+def _check_questions(conditions, groups, control, audit):
+    "What can be known to be wrong before hours of work."
+    if not conditions:
+        if audit: raise InputError('audit', 'no table of conditions', 'one, as an audit compares conditions', 'Give it with --conditions.')
+        if control: raise InputError('control', 'no table of conditions', 'one', 'Give it with --conditions.')
+        return
+    by = read_conditions(conditions, groups)
+    if control and control not in set(by.condition): raise InputError('control', control, ', '.join(sorted(by.condition.unique())), 'Name one of the conditions.')
 
 def _write_tables(student, ds, out, departures, rows, failures, grey, names):
     "colonies.csv, frames.csv and failures.csv."
@@ -489,35 +520,55 @@ def _save(axes, out, name, alt, caption):
     with atomic_path(out/'figures'/f'{name}.png') as tmp: fig.savefig(tmp, format='png', dpi=200, facecolor='w')
     return picture(axes, alt, caption)
 
-# %% ../nbs/30_predict.ipynb #6e05cd50
+# %% ../nbs/30_predict.ipynb #6b43a9e4
 _about = dict(condition=str, unit=str, plate=str)
 
-def _when(since): return 'over all frames' if since == -np.inf else f'from {since:g} h on'
+def _when(since): return 'over the last third of its time' if since is None else f'from {since:g} h on'
 
-def _course_section(frames, classes, conditions, out):
-    parts = [_save(plot_course(frames, classes, conditions), out, 'areas', 'share of the area by class over time', 'Shares of all colony area, frame by frame. Thin: wells; thick: biological replicates.')] if frames.colonies.sum() else []
-    if parts: parts.append(_save(plot_course(frames, classes, conditions, counts=True), out, 'counts', 'colonies by class over time', 'Numbers of colonies. Two that grow together count as one from then on, so areas are the better measure.'))
+def _condition_notes(frames, classes, conditions, control, since):
+    "What a reader must know of the comparison."
+    out, wells = [], well_fractions(frames, classes, since)
+    if lost := [g for g in conditions.index if g not in wells.index]: out.append(f"Without colonies {_when(since).replace('its', 'their')}, and so in no comparison: {', '.join(lost)}.")
+    if not control and (c := control_of(conditions.condition.unique())).strip().casefold() not in CONTROLS and conditions.condition.nunique() > 1: out.append(f'Compared with {c}, the first in the alphabet: name the control with --control.')
+    unit = conditions.unit[conditions.unit.ne('unknown')]
+    if len(unit) and {'passage', 'replicate'} <= set(conditions) and conditions.passage.nunique() == 1 and conditions.plate.nunique() == 1: out.append('All replicates are of one passage on one plate: they are biological ones only if the column replicate says so rightly.')
+    return out
+
+def _course_section(frames, classes, conditions, control, out):
+    parts = [_save(plot_course(frames, classes, conditions, control=control), out, 'areas', 'share of the area by class over time', 'Shares of all colony area, frame by frame. Thin: wells; thick: biological replicates.')] if frames.colonies.sum() else []
+    if parts: parts.append(_save(plot_course(frames, classes, conditions, True, control), out, 'counts', 'colonies by class over time', 'Numbers of colonies. Two that grow together count as one from then on, so areas are the better measure.'))
     return dict(title='Over time', parts=parts)
+
+def _shown_tests(t):
+    "The table of tests as a person reads it."
+    interval = [f'{a:+.3f} … {b:+.3f}' if a == a else '–' for a, b in zip(t.low, t.high)]
+    return pd.DataFrame({'class': t['class'], 'condition': t.condition, 'replicates': [f'{a}, {b}' for a, b in zip(t.replicates, t.replicates_control)], 'mean': t['mean'], f'mean of {t.control.iloc[0]}': t.mean_control, 'difference': t.difference, '95 % interval': interval, 'p': t.p, 'p (Holm)': t.p_holm}).set_index('class')
+
+def _shown_wells(t):
+    "The table of wells, without what is the same in all or is in wells.csv."
+    return t.drop(columns=[c for c in ('unit', 'plate', 'line', 'passage', 'first_source', 'last_source') if c in t]).rename(columns=lambda c: c.removeprefix('share_')).set_index('group')
 
 def _condition_section(frames, student, conditions, control, since, out):
     "Replicates by condition, tests and corrected shares; the tables are written."
     classes, wells = student.classes, well_fractions(frames, student.classes, since)
     replicates = replicate_fractions(wells, conditions)
-    tests = compare_conditions(replicates, classes, control)
+    if not len(replicates): return dict(title='Conditions', parts=[_text('No well with a condition has colonies in the time that is compared.')])
+    tests = compare_conditions(replicates, classes, control, conditions.condition.unique())
     corrected = corrected_conditions(wells.loc[wells.index.isin(conditions.index)], student.info['confusion'], conditions)
     for name, df in (('replicates', replicates), ('tests', tests), ('corrected', corrected)): write_csv(df, out/f'{name}.csv')
     n = replicates.groupby('condition').size()
-    parts = [_save(plot_conditions(replicates, classes, tests), out, 'conditions', 'share of the area by condition', f'A dot a biological replicate (mean of its wells, {_when(since)}), a bar at their mean; p after Holm.')]
-    if 'unknown' in set(replicates.unit): parts.append(render('<p class="note">{{ s }}</p>', s='No p-values: the conditions table has neither a column replicate nor passage, so nothing says which wells are biological replicates.'))
-    elif n.min() < LEAST: parts.append(render('<p class="note">{{ s }}</p>', s=f'No p-values where a condition has fewer than {LEAST} biological replicates ({n.idxmin()}: {n.min()}).'))
-    if len(tests): parts += [_scroll(tests.set_index('class')), _soft('Tested between replicate means, never between colonies or frames; plates are taken out where there are several; p_holm is adjusted for all rows of this table.')]
-    parts += [render('<h3>Corrected by the confusion matrix</h3>'), _scroll(corrected.set_index('condition')), _soft('What the shares would be if the student erred as often as on its test colonies; 95 % intervals from drawing wells with replacement and from what the counts of the confusion matrix leave open.')]
+    parts = [_save(plot_conditions(replicates, classes, tests, control), out, 'conditions', 'share of the area by condition', f'A dot a biological replicate (mean of its wells, {_when(since)}), a bar at their mean; p after Holm.')]
+    said = {'replicates not named': 'the conditions table has neither a column replicate nor passage, so nothing says which wells are biological replicates.', 'too few replicates': f"a condition has fewer than {LEAST} biological replicates ({', '.join(f'{k}: {v}' for k, v in n.items())}).", 'cannot be told from plates': 'conditions are on plates of their own, so their effects cannot be told from those of the plates.'}
+    parts += [render('<p class="note">{{ s }}</p>', s=f'No p-value where {said[o]}') for o in said if o in set(tests.note)]
+    if len(tests): parts += [_scroll(_shown_tests(tests)), _soft(f"Tested between the means of biological replicates, never between colonies or frames{', plates taken out' if tests.note.eq('plates taken out').any() else ''}; p (Holm) is adjusted for all rows of this table."), render('<details><summary>Biological replicates</summary><div class="scroll">{{ t }}</div></details>', t=table_html(replicates.rename(columns=dict(unit='replicate')).set_index('condition')))]
+    parts += [render('<h3>Corrected by the confusion matrix</h3>'), _scroll(corrected.set_index('condition')), _soft('What the shares would be if the student erred as often as on its test colonies; 95 % intervals from drawing wells with replacement and from what the counts of the confusion matrix leave open (none below five wells; no correction for a class with fewer than five test colonies). The matrix is that of patches in the middle of colonies of one class.')]
     return dict(title='Conditions', parts=parts)
 
 def _trust_section(student, colonies, out):
     t, parts = student.trust, []
-    if t.get('calibrated_on'): parts.append(_save(plot_reliability(t), out, 'reliability', 'confidence against accuracy on V', f"On the {t['n']} colonies of part V. Probabilities here are those after temperature scaling by {t['temperature']:.2f}."))
+    if t.get('calibrated_on'): parts.append(_save(plot_reliability(t), out, 'reliability', 'confidence against accuracy on V', f"On the {t['n']} colonies of part V, on which the temperature ({t['temperature']:.2f}) was chosen, too; one patch each, in the middle."))
     odd = colonies[colonies.unfamiliar.astype(bool)]
+    if student.seen is None: return dict(title='How far to trust it', parts=[*parts, _text('Nothing is known of what was seen in training (no reference.safetensors), so nothing is flagged.')])
     parts.append(_text(f"{len(odd)} of {len(colonies)} colonies are farther from everything seen in training than 99 % of what was seen there."))
     if len(odd): parts.append(_scroll(odd.nlargest(20, 'distance').set_index('colony_id')[['source', 'predicted', 'confidence', 'distance']]))
     return dict(title='How far to trust it', parts=parts)
@@ -528,16 +579,17 @@ def _audit_section(out, ds, colonies, conditions, n, classes):
     if n and not folder.exists():
         with whole_folder(folder) as tmp: write_audit(tmp, ds, draw_audit(colonies, conditions, n))
     if not folder.exists(): return
-    audit = read_audit(folder, classes)
+    audit = read_audit(folder, classes, colonies, conditions)
     if not len(audit): return dict(title='Audit', parts=[_text('Pictures to label without knowing well, condition or prediction are in audit/. Fill in the column label of audit/labels.csv, and call the same command again.')])
     table, p = audit_errors(audit)
     write_csv(table, out/'audit.csv')
     parts = [_scroll(table.set_index('condition'))]
     if p < .05: parts.insert(0, render('<p class="note">{{ s }}</p>', s=f'The student errs more often in one condition than in another (p = {p:.3g}). Differences between conditions may be differences between its errors.'))
-    else: parts.append(_soft(f'p = {p:.3g} that the conditions err alike.' if p == p else 'Only one condition has labels that can be judged.'))
+    else: parts.append(_soft(f'No difference between the conditions seen (p = {p:.3g}; Fisher, or χ² for several). With so few pictures a small one would not show, and errors in opposite directions cancel.' if p == p else 'Only one condition has labels that can be judged.'))
+    parts.append(_scroll(pd.crosstab([audit.condition, audit.label], audit.predicted).reset_index(names=['condition', 'seen by eye']).set_index('condition')))
     return dict(title='Audit', parts=parts)
 
-# %% ../nbs/30_predict.ipynb #185edb86
+# %% ../nbs/30_predict.ipynb #6986b831
 @contextmanager
 def whole_folder(folder):
     "A folder that gets its name when all is in it."
@@ -563,26 +615,28 @@ def write_answers(
     text = {k: str for k in ('colony_id', 'source', 'group', 'track_id', 'predicted', 'map', 'overlay', 'flag')}
     colonies, frames = (pd.read_csv(out/f'{k}.csv', dtype=text, keep_default_na=False, na_values={k: [''] for k in ('time_h', 'frame', 'distance')}) for k in ('colonies', 'frames'))
     failures = read_table(out/'failures.csv', ['source', 'reason'])
-    by = read_conditions(conditions, frames.group.unique()) if conditions else None
-    if audit and by is None: raise InputError('audit', 'no table of conditions', 'one, as an audit compares conditions', 'Give it with --conditions.')
-    if control and by is None: raise InputError('control', 'no table of conditions', 'one', 'Give it with --conditions.')
-    since = last_third(frames) if since is None else since
+    _check_questions(conditions, info['groups'], control, audit)
+    by = read_conditions(conditions, info['groups']) if conditions else None
+    in_window(frames, since)
+    for f in ('replicates', 'tests', 'corrected', 'audit'): (out/f'{f}.csv').unlink(missing_ok=True)       # of an earlier call
+    shutil.rmtree(out/'figures', ignore_errors=True)
     write_csv(well_table(frames, classes, by, since), out/'wells.csv')
     notes = list(info['departures'])
     if not len(colonies): notes.insert(0, f'No colonies were found in {len(frames)} frames.')
     if by is not None and (lost := sorted({*frames.group}-{*by.index})): notes.append(f"Not in the table of conditions, and left out of what compares them: {', '.join(lost)}.")
     if len(failures): notes.append(f'{len(failures)} files or colonies could not be used (failures.csv); the first: {failures.source.iloc[0]}: {failures.reason.iloc[0]}')
+    if by is not None: notes += _condition_notes(frames, classes, by, control, since)
     sections = []
     if len(colonies):
-        sections.append(dict(title='What was found', parts=[_scroll(well_table(frames, classes, by, since).drop(columns=['first_source', 'last_source']).set_index('group'), 3), _soft(f'Shares of all colony area, mean {_when(since)}.')]))
-        sections.append(_course_section(frames, classes, by, out))
+        sections.append(dict(title='What was found', parts=[_scroll(_shown_wells(well_table(frames, classes, by, since)), 3), _soft(f'Shares of all colony area, mean {_when(since)}.')]))
+        sections.append(_course_section(frames, classes, by, control, out))
         if by is not None: sections.append(_condition_section(frames, student, by, control, since, out))
         sections.append(_trust_section(student, colonies, out))
         if by is not None and (o := _audit_section(out, ColonyDataset(out/info['dataset']), colonies, by, audit, classes)): sections.append(o)
         last = frames[frames.colonies.gt(0)].groupby('group', sort=False).tail(1).merge(colonies.drop_duplicates('source')[['source', 'overlay']], on='source')
         sections.append(dict(title='Frames', parts=[_soft('The last frame with colonies of each well; all are in overlays/, and as class numbers in maps/.'), render(_frames, colors=[(c, class_colors(classes)[c]) for c in classes], shown=list(last[:48].itertuples()))]))
     files = [(f, what) for f, what in (('colonies.csv', 'a row a colony'), ('frames.csv', 'a row a well and frame'), ('wells.csv', 'a row a well'), ('replicates.csv', 'a row a biological replicate'), ('tests.csv', 'tests between conditions'), ('corrected.csv', 'shares corrected for errors'), ('audit.csv', 'errors by condition'), ('failures.csv', 'what could not be used'), ('prediction.json', 'what was asked for')) if (out/f).exists()]
-    page = render(_page, title=out.resolve().name, style=Markup(PAGE_STYLE), n_colonies=len(colonies), n_frames=len(frames), n_wells=frames.group.nunique(), model=info['model'], network=repr(student), notes=notes, sections=sections, files=files)
+    page = render(_page, title=out.resolve().name, style=Markup(PAGE_STYLE), n_colonies=len(colonies), n_frames=len(frames), n_wells=frames.group.nunique(), model=student.path.resolve().name, network=repr(student), notes=notes, sections=sections, files=files)
     with atomic_path(out/'report.html') as tmp: tmp.write_text(page, encoding='utf-8')
     return out/'report.html'
 
@@ -595,7 +649,7 @@ def ipb_predict(
     control: str=None, # condition that the others are compared with
     since: float=None, # h: compare conditions by what is there from then on; default: the last third of the time
     audit: int=0, # draw so many colonies a condition to label blindly; called again, report the labels
-    stride: int=None, # px between patches; default: half the smallest scale; 0: no map, one patch a colony
+    stride: int=None, # px between patches; default: half a patch; 0: no map, one patch a colony
     workers: int=1, # processes
     dask: str=None, # address of a Dask scheduler, local, or slurm
     resume: bool=False, # go on with an interrupted prediction
