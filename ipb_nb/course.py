@@ -67,7 +67,7 @@ def read_conditions(
     df['unit'] = df[known].agg('·'.join, axis=1) if {'replicate', 'passage'} & set(known) else 'unknown'
     return df.set_index('group')[['condition', 'unit', 'plate', *[c for c in ('dose', 'line', 'passage', 'replicate') if c in df]]]
 
-# %% ../nbs/28_course.ipynb #6a932aeb
+# %% ../nbs/28_course.ipynb #d3b1fd82
 RESERVED = {'group', 'frame', 'time_h', 'condition', 'unit', 'plate', 'wells'}     # what a class may not be called here
 
 def area_columns(classes): return [f'area_{c}' for c in classes]
@@ -79,7 +79,8 @@ def fractions(
     "Areas as shares of their sum."
     a = frames[area_columns(classes)].to_numpy(float)
     total = a.sum(1, keepdims=True)
-    return frames[['group', 'frame', 'time_h']].join(pd.DataFrame(np.divide(a, total, out=np.full_like(a, np.nan), where=total > 0), frames.index, list(classes)))
+    shares = np.divide(a, total, out=np.full_like(a, np.nan), where=total > 0)
+    return frames[['group', 'frame', 'time_h']].assign(**dict(zip(classes, shares.T)))
 
 def in_window(
     frames: pd.DataFrame, # with group, frame, time_h

@@ -39,7 +39,7 @@ from .patch import MIN_FRACTION, check_scale, patch_window, views
 from .report import PAGE_STYLE, picture, render, table_html
 from .run import figure_style
 
-# %% ../nbs/30_predict.ipynb #7148c22b
+# %% ../nbs/30_predict.ipynb #85316a23
 def _state(f, net):
     "Weights from a file, checked against the network that they are for."
     if not f.exists(): raise InputError(f, 'no such file', 'the weights of a student', 'Give a folder that ipb-train or ipb-export wrote; a random forest has none.')
@@ -87,9 +87,11 @@ class Student:
         "What the network makes of patches."
         out = []
         for k in range(0, len(patches), batch):
-            x = views(torch.from_numpy(patches[k:k+batch])[:, None].to(self.device), None, 'plain', **self.info['normalisation'])
+            own = patches[k:k+batch]
+            whole = np.concatenate([own, np.zeros((-len(own) % 16, *own.shape[1:]), np.uint8)])       # (torch keeps plans and memory for every size of batch that it meets: let them be few)
+            x = views(torch.from_numpy(whole)[:, None].to(self.device), None, 'plain', **self.info['normalisation'])
             logits, f = self.net(x, features=True)
-            out.append(((logits.float()/self.trust['temperature']).softmax(1).cpu(), f))
+            out.append(((logits[:len(own)].float()/self.trust['temperature']).softmax(1).cpu(), f[:len(own)].clone()))
         p, f = zip(*out)
         return torch.cat(p).numpy(), torch.cat(f)
 

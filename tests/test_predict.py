@@ -267,3 +267,22 @@ def test_new_images_are_not_mistaken_for_the_old(run, exp, tmp_path):
     predict(run, tmp_path/'raw', tmp_path/'out')
     shutil.copytree(exp.path/'raw'/'P1-A2', tmp_path/'raw'/'P1-A2')
     with pytest.raises(InputError, match='found images_sha256'): predict(run, tmp_path/'raw', tmp_path/'out')
+
+
+def test_probabilities_are_calibrated_where_there_is_a_v(tmp_path):
+    "Labels that have nothing to do with the pictures: an honest network is hardly sure of anything."
+    ds = simulate_dataset(tmp_path/'cells', 100, seed=6)
+    df = pd.read_csv(ds.table, keep_default_na=False)
+    df['label'] = [CLASSES[k % 4] for k in range(len(df))]
+    df.to_csv(ds.table, index=False)
+    save_split(ColonyDataset(ds.path), labeled='rest', test=.1, valid=.4, folds=1)
+    run = train(ExperimentConfig(method='supervised', scales='32', epochs=2, steps=60, batch_size=16, lr=.05), ds.path, tmp_path/'run')
+    trust = read_json(run/'model.json')['trust']
+    assert trust['calibrated_on'] == 'V' and trust['n'] >= 20 and trust['temperature'] > 1 and trust['ece']['after'] <= trust['ece']['before']
+    predict(run, ds.path, tmp_path/'out')
+    assert (tmp_path/'out'/'figures'/'reliability.png').exists() and not any('temperature' in d for d in read_json(tmp_path/'out'/'prediction.json')['departures'])
+    student = load_student(run)
+    raw, student.trust['temperature'] = load_student(run), 1.
+    x = np.random.default_rng(0).integers(0, 256, (4, 32, 32), np.uint8)
+    logits = np.log(student.look(x)[0])/trust['temperature']
+    assert np.allclose(raw.look(x)[0], np.exp(logits)/np.exp(logits).sum(1, keepdims=True), atol=1e-5)
