@@ -453,7 +453,8 @@ def _trust(net, ds, loaders, seed, out):
     trust = dict(seen=len(ids), usual_distance=usual_distance(seen, own.group if own.group.nunique() > 1 else own.track_id.where(own.track_id.ne(''), own.colony_id)), temperature=1., calibrated_on=None)
     if loaders['valid_is'] != 'V': return trust
     _, p, y = predict(net, loaders['labeled'].valid)
-    t, logits = fit_temperature(p.log(), y), p.log()
+    logits = p.log()
+    t = fit_temperature(logits, y)
     tables = {k: reliability((logits/s).softmax(1), y) for k, s in (('before', 1.), ('after', t))}
     return trust | dict(temperature=t, calibrated_on='V', n=len(y), ece={k: calibration_error(o) for k, o in tables.items()}, reliability={k: o.astype(object).where(o.notna(), None).to_dict('list') for k, o in tables.items()})
 

@@ -8,7 +8,7 @@ __all__ = ['OVERLAY', 'Student', 'load_student', 'patch_grid', 'compose', 'resca
            'whole_folder', 'write_answers', 'ipb_predict', 'against_truth']
 
 # %% ../nbs/30_predict.ipynb #2ec7f9c9
-import base64, hashlib, io, os, shutil
+import hashlib, io, os, shutil
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache, partial
 from pathlib import Path
@@ -20,19 +20,19 @@ import pandas as pd
 import torch
 from fastai.torch_core import default_device
 from fastcore.basics import patch
-from fastcore.script import Param
 from markupsafe import Markup
+from matplotlib.colors import to_rgb
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from scipy import ndimage as ndi
 from tqdm import tqdm
 
-from .core import InputError, PALETTE, atomic_path, class_colors, command, in_pixels, read_json, read_table, write_csv, write_json
+from .core import InputError, PALETTE, atomic_path, class_colors, command, read_json, read_table, write_csv, write_json
 from .course import (CONTROLS, LEAST, RESERVED, audit_errors, control_of, compare_conditions, corrected_conditions, draw_audit, in_window, plot_conditions, plot_course, read_audit, read_conditions, replicate_fractions,
                            well_fractions, write_audit)
 from .dataset import BOX, Colony, ColonyDataset, list_failure, path_id, sha256
-from .detect import DETECTION, KILLED, NoColonies, check_frames, dask_client, detect_dataset, in_processes, list_frames, on_dask
+from .detect import DETECTION, KILLED, NoColonies, check_frames, dask_client, detect_dataset, in_processes, list_frames, on_dask, resized
 from .metric import NEIGHBOURS, neighbour_distance
 from .model import create_model
 from .patch import MIN_FRACTION, check_scale, patch_window, views
@@ -159,16 +159,15 @@ def rescaled(
 ) -> Colony:
     "The colony at another pixel size."
     if factor == 1: return colony
-    size = [max(round(s*factor), 1) for s in colony.shape[::-1]]
-    image = cv2.resize(colony.image, size, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC)
-    mask = cv2.resize(colony.mask.view(np.uint8), size, interpolation=cv2.INTER_NEAREST)
+    image = resized(colony.image, factor)
+    mask = cv2.resize(colony.mask.view(np.uint8), image.shape[::-1], interpolation=cv2.INTER_NEAREST)
     return Colony(colony.id, image, np.packbits(mask, axis=1), margin=round(colony.margin*factor))
 
 @patch
 def classify(self:Student,
     colonies: list, # of `Colony`, at the model's pixel size
     stride: int=None, # px between patches; None: half a patch; 0: the middle patch alone
-) -> list: # of dicts: probs (n_classes,), map (as from `compose`), patches (how many), distance (of the middle patch to what was seen in training), spread (n_classes,) of probs among patches
+) -> list: # of dicts: probs (n_classes,), map (as from `compose`), patches (how many), distance (of the middle patch to what was seen in training)
     "The class of colonies, and maps of them."
     stride = self.side//2 if stride is None else stride
     grids = [patch_grid(c, self.side, stride, self.small) for c in colonies]
@@ -195,13 +194,15 @@ def _student(path, changed, threads):
 @lru_cache(1)
 def _dataset(path, changed): return ColonyDataset(path)          # `changed`: times of its files, so that one that was corrected is read again
 
+def _palette(classes): return np.round(255*np.array([(0., 0, 0), *(to_rgb(class_colors(classes)[c]) for c in classes)])).astype(np.uint8)     # (n_classes+1, 3), RGB
+
 def class_map_png(
     classes_of: np.ndarray, # uint8 (H, W): 0, or the number of a class and 1
     classes,
 ) -> bytes:
     "A PNG of class numbers with the classes' colours as its palette."
     im, out = Image.fromarray(classes_of, 'P'), io.BytesIO()
-    im.putpalette([v for c in ('#000000', *(class_colors(classes)[k] for k in classes)) for v in bytes.fromhex(c[1:])])
+    im.putpalette(_palette(classes).ravel().tolist())
     im.save(out, 'png', compress_level=1)
     return out.getvalue()
 
@@ -214,7 +215,7 @@ def overlay_jpg(
     step = max(-(-max(frame.shape)//OVERLAY), 1)
     small = np.ascontiguousarray(classes_of[step//2::step, step//2::step])
     grey = cv2.resize(frame, small.shape[::-1], interpolation=cv2.INTER_AREA)
-    colors = np.array([[0, 0, 0], *[list(bytes.fromhex(class_colors(classes)[k][5:7]+class_colors(classes)[k][3:5]+class_colors(classes)[k][1:3])) for k in classes]], np.float32)
+    colors = _palette(classes)[:, ::-1].astype(np.float32)
     im = grey[..., None].repeat(3, 2).astype(np.float32)
     im = np.where(small[..., None] > 0, .72*im+.28*colors[small], im)
     edge = (small > 0) & (cv2.erode((small > 0).astype(np.uint8), np.ones((3, 3), np.uint8)) == 0)
@@ -231,11 +232,6 @@ def _canvas(ds, colonies, size):
         part = out[y:y+c.pixels.shape[0], x:x+c.pixels.shape[1]]
         part[:] = c.pixels[:part.shape[0], :part.shape[1]]
     return out
-
-def _classified(student, ds, colonies, factor, stride, chunk=16):
-    for k in range(0, len(colonies), chunk):
-        some = [rescaled(c, factor) for c in colonies[k:k+chunk]]
-        yield from student.classify(some, stride)
 
 def _row(student, r, found, area):
     "What the table says of a colony; areas in µm² where the pixel size is known."
@@ -259,7 +255,8 @@ def predict_source(
         try: colonies.append(ds.colony(i))
         except InputError as e: list_failure(failures, ds.colonies.source[i], e, i)
     if not colonies: return dict(rows=[], failures=failures, grey=[0]*256)
-    found, r = list(_classified(student, ds, colonies, factor, stride)), ds.colonies.loc[[c.id for c in colonies]]
+    found = [o for k in range(0, len(colonies), 16) for o in student.classify([rescaled(c, factor) for c in colonies[k:k+16]], stride)]       # (so that memory does not grow with a frame's colonies)
+    r = ds.colonies.loc[[c.id for c in colonies]]
     frame = _canvas(ds, colonies, size)
     whole = np.zeros(frame.shape, np.uint8)
     for o, f in zip(r.itertuples(), found):
@@ -277,10 +274,10 @@ def _known_sizes(own, model, unscaled, where):
     if lacks and not unscaled:
         raise InputError(where if lacks == 'images' else 'model', f'no pixel size of the {lacks}', 'one on both sides: a class is learnt at a physical scale', 'Give that of the images with --pixel_size, or go on pixel for pixel with --unscaled.')
 
-def _to_dataset(student, images, out, workers, dask, resume, pixel_size, unscaled, listing, departures):
+def _to_dataset(student, images, there, out, workers, dask, resume, pixel_size, unscaled, listing, departures):
     "The dataset to look at, the factor by which its colonies are to be scaled, and the area of its pixels (µm² where known)."
-    if (images/'colonies.csv').exists():
-        ds = ColonyDataset(images)
+    if isinstance(there, ColonyDataset):
+        ds = there
         if ds.classes != student.classes: raise InputError(images/'dataset.json', f"the classes {', '.join(ds.classes)}", f"those of the model: {', '.join(student.classes)}", 'Take the model that was trained for these classes.')
         _known_sizes(size := pixel_size or ds.pixel_size, student.pixel_size, unscaled, images)
         factor = size/student.pixel_size if size and student.pixel_size and not unscaled else 1.
@@ -289,7 +286,7 @@ def _to_dataset(student, images, out, workers, dask, resume, pixel_size, unscale
         else: factor = 1.
         check_scale(ds, ds.colonies.index, int(np.ceil(student.side/factor)), student.small)
         return ds, factor, (size or 1)**2
-    frames, _, bad = list_frames(images, pixel_size=pixel_size, **listing)
+    frames, bad = there
     departures += [t.replace('; expected', '; there should be').partition('. Find them')[0]+': they were left out.' for t in check_frames(frames, bad) if '--allow_gaps' in t]
     if len(frames): _known_sizes(not frames.pixel_size.isna().any(), student.pixel_size, unscaled, frames.source[frames.pixel_size.isna().to_numpy().argmax()])
     settings = {k: v for k, v in (student.info['detection'] or {}).items() if k in (*DETECTION, 'scale', 'flat_field')}
@@ -338,10 +335,11 @@ def _frame_size(ds, stem):
 
 def _tasks(student, ds, stride, factor, area, workers, out, least=16):
     "Sources, several small ones to a task; those that are done already are left out."
-    of, names = ds.colonies.groupby('source', sort=False).groups, {}
+    of, names, taken, detected = ds.colonies.groupby('source', sort=False).groups, {}, set(), (ds.path/'outlines').exists()
     for s in of:
-        stem = next(iter(of[s])).rpartition('-')[0] if (ds.path/'outlines').exists() else path_id(Path(s.replace('#', '-')))
-        names[s] = stem if stem not in names.values() else f'{stem}-{len(names)}'
+        stem = next(iter(of[s])).rpartition('-')[0] if detected else path_id(Path(s.replace('#', '-')))
+        names[s] = stem if stem not in taken else f'{stem}-{len(names)}'
+        taken.add(names[s])
     threads = max(torch.get_num_threads()//workers, 1) if workers > 1 else 0
     job = lambda: dict(model=str(student.path.resolve()), changed=(student.path/'model.json').stat().st_mtime_ns, dataset=str(ds.path.resolve()), table=(ds.table.stat().st_mtime_ns, (ds.path/'dataset.json').stat().st_mtime_ns), area=area, threads=threads, stride=stride, factor=factor, sources=[])
     jobs, todo = [], [s for s in of if not (out/'.predict'/f'{names[s]}.json').exists()]
@@ -378,7 +376,7 @@ def frame_table(
     df = pd.concat([colonies[key], pd.get_dummies(colonies.predicted).reindex(columns=list(classes), fill_value=0).astype(int).add_prefix('count_'), colonies[[f'area_{c}' for c in classes]], colonies.unfamiliar.astype(int), pd.Series(1, colonies.index, name='colonies')], axis=1)
     df = df.groupby(key, dropna=False, sort=False).sum().reset_index()
     if quality is not None:
-        q = quality[quality.colonies.eq(0) | quality.source.isin(df.source)][[*key, 'flag']]       # (one with colonies and without a row could not be classified: not an empty one).astype({k: df[k].dtype if len(df) else v for k, v in dict(frame=float, time_h=float).items()}, errors='ignore')
+        q = quality[quality.colonies.eq(0) | quality.source.isin(df.source)][[*key, 'flag']]       # (one with colonies and without a row could not be classified: not an empty one)
         df = q.merge(df.drop(columns=['group', 'frame', 'time_h']), on='source', how='left')
     else: df['flag'] = ''
     numbers = ['colonies', 'unfamiliar', *[f'count_{c}' for c in classes], *[f'area_{c}' for c in classes]]
@@ -434,12 +432,12 @@ def predict(
     if images.is_dir() and images.resolve() in out.resolve().parents: raise InputError('out', f'{out}, within the images', 'a folder elsewhere', 'Its pictures would be taken for images the next time.')
     student, listing = load_student(model), dict(pattern=pattern, channel=channel, z=z, interval_h=interval_h)
     if odd := RESERVED & set(student.classes): raise InputError('classes', min(odd), f"other names than {', '.join(sorted(RESERVED))}", 'They head columns of the tables.')
-    groups, fingerprint = _there(images, pixel_size, listing)
+    there, groups, fingerprint = _there(images, pixel_size, listing)
     _check_questions(conditions, groups, control, audit)
     p = dict(model_sha256=sha256(student.path/'student.safetensors'), images=os.path.relpath(images, out), images_sha256=fingerprint, stride=stride, pixel_size=pixel_size, unscaled=unscaled, **listing)
     if not _same_task(out, p, resume):
         departures = []
-        try: ds, factor, area = _to_dataset(student, images, out, workers, dask, resume, pixel_size, unscaled, listing, departures)
+        try: ds, factor, area = _to_dataset(student, images, there, out, workers, dask, resume, pixel_size, unscaled, listing, departures)
         except NoColonies: ds = None
         except InputError:
             if [f.name for f in out.iterdir()] == ['prediction.json']: shutil.rmtree(out)              # nothing was begun
@@ -452,20 +450,23 @@ def predict(
     return write_answers(student, out, conditions, control, since, audit)
 
 def _there(images, pixel_size, listing):
-    "The wells of the images, those with nothing but bad ones too, and a digest of what there is to look at."
-    if (images/'colonies.csv').exists(): return sorted(ColonyDataset(images).colonies.group.unique()), sha256(images/'colonies.csv')
+    "What there is to look at: a dataset, or the tables of frames and of bad ones; its wells, and a digest."
+    if (images/'colonies.csv').exists():
+        ds = ColonyDataset(images)
+        return ds, sorted(ds.colonies.group.unique()), sha256(ds.table)
     frames, _, bad = list_frames(images, pixel_size=pixel_size, **listing)
-    both = pd.concat([frames, bad])
-    return sorted(both.group.unique()) if len(both) else [], hashlib.sha256('|'.join(sorted(both.source)).encode()).hexdigest() if len(both) else ''
+    both = pd.concat([frames, bad]).reindex(columns=['group', 'source'])
+    return (frames, bad), sorted(both.group.unique()), hashlib.sha256('|'.join(sorted(both.source)).encode()).hexdigest()
 
 def _check_questions(conditions, groups, control, audit):
-    "What can be known to be wrong before hours of work."
+    "The table of conditions, or None; what can be known to be wrong with a question is said before hours of work."
     if not conditions:
         if audit: raise InputError('audit', 'no table of conditions', 'one, as an audit compares conditions', 'Give it with --conditions.')
         if control: raise InputError('control', 'no table of conditions', 'one', 'Give it with --conditions.')
         return
     by = read_conditions(conditions, groups)
     if control and control not in set(by.condition): raise InputError('control', control, ', '.join(sorted(by.condition.unique())), 'Name one of the conditions.')
+    return by
 
 def _write_tables(student, ds, out, departures, rows, failures, grey, names):
     "colonies.csv, frames.csv and failures.csv."
@@ -523,8 +524,6 @@ def _save(axes, out, name, alt, caption):
     return picture(axes, alt, caption)
 
 # %% ../nbs/30_predict.ipynb #6b43a9e4
-_about = dict(condition=str, unit=str, plate=str)
-
 def _when(since): return 'over the last third of its time' if since is None else f'from {since:g} h on'
 
 def _condition_notes(frames, classes, conditions, control, since):
@@ -617,12 +616,12 @@ def write_answers(
     text = {k: str for k in ('colony_id', 'source', 'group', 'track_id', 'predicted', 'map', 'overlay', 'flag')}
     colonies, frames = (pd.read_csv(out/f'{k}.csv', dtype=text, keep_default_na=False, na_values={k: [''] for k in ('time_h', 'frame', 'distance')}) for k in ('colonies', 'frames'))
     failures = read_table(out/'failures.csv', ['source', 'reason'])
-    _check_questions(conditions, info['groups'], control, audit)
-    by = read_conditions(conditions, info['groups']) if conditions else None
+    by = _check_questions(conditions, info['groups'], control, audit)
     in_window(frames, since)
     for f in ('replicates', 'tests', 'corrected', 'audit'): (out/f'{f}.csv').unlink(missing_ok=True)       # of an earlier call
     shutil.rmtree(out/'figures', ignore_errors=True)
-    write_csv(well_table(frames, classes, by, since), out/'wells.csv')
+    wells = well_table(frames, classes, by, since)
+    write_csv(wells, out/'wells.csv')
     notes = list(info['departures'])
     if not len(colonies): notes.insert(0, f'No colonies were found in {len(frames)} frames.')
     if by is not None and (lost := sorted({*frames.group}-{*by.index})): notes.append(f"Not in the table of conditions, and left out of what compares them: {', '.join(lost)}.")
@@ -630,7 +629,7 @@ def write_answers(
     if by is not None: notes += _condition_notes(frames, classes, by, control, since)
     sections = []
     if len(colonies):
-        sections.append(dict(title='What was found', parts=[_scroll(_shown_wells(well_table(frames, classes, by, since)), 3), _soft(f'Shares of all colony area, mean {_when(since)}.')]))
+        sections.append(dict(title='What was found', parts=[_scroll(_shown_wells(wells)), _soft(f'Shares of all colony area, mean {_when(since)}.')]))
         sections.append(_course_section(frames, classes, by, control, out))
         if by is not None: sections.append(_condition_section(frames, student, by, control, since, out))
         sections.append(_trust_section(student, colonies, out))
