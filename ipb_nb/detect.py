@@ -793,6 +793,7 @@ def in_processes(
 
 def _nth(k, work, job): return k, work(job)
 
+# %% ../nbs/02_detect.ipynb #161a5985
 def _slurm(jobs, processes):
     "A Dask cluster whose workers are jobs of Slurm."
     try: from dask_jobqueue import SLURMCluster

@@ -440,6 +440,7 @@ def _write_predictions(ds, dl, found, out):
     write_csv(pd.concat(tables), out/'predictions.csv')
     return metrics
 
+# %% ../nbs/20_experiment.ipynb #16e7d042
 SEEN = 2000           # colonies of L and U, at most, whose features tell what was seen in training
 
 @torch.no_grad()

@@ -52,6 +52,7 @@ def _state(f, net):
         if found != expected: raise InputError(f, f'{found} as {k}', f'{expected}, for the network in model.json', 'Put weights and model.json of one run into the folder.')
     return state
 
+# %% ../nbs/30_predict.ipynb #aa6afc90
 class Student:
     "A trained network, and what it was trained on."
     def __init__(self,
@@ -79,34 +80,37 @@ class Student:
 
     def __repr__(self): return f"{self.info['arch']}, patches of {' and '.join(map(str, self.scales))} px at {self.pixel_size or '?'} µm: {', '.join(self.classes)}"
 
-    @torch.no_grad()
-    def look(self,
-        patches: np.ndarray, # uint8 (n, side, side)
-        batch: int=64, # at a time
-    ) -> tuple: # probabilities (n, n_classes) by the temperature chosen on V, and features (n, 512 × scales)
-        "What the network makes of patches."
-        out = []
-        for k in range(0, len(patches), batch):
-            own = patches[k:k+batch]
-            whole = np.concatenate([own, np.zeros((-len(own) % 16, *own.shape[1:]), np.uint8)])       # (torch keeps plans and memory for every size of batch that it meets: let them be few)
-            x = views(torch.from_numpy(whole)[:, None].to(self.device), None, 'plain', **self.info['normalisation'])
-            logits, f = self.net(x, features=True)
-            out.append(((logits[:len(own)].float()/self.trust['temperature']).softmax(1).cpu(), f[:len(own)].clone()))
-        p, f = zip(*out)
-        return torch.cat(p).numpy(), torch.cat(f)
-
-    def distance(self,
-        features: torch.Tensor, # (n, 512 × scales)
-    ) -> np.ndarray: # (n,) 0 … 2; nan where nothing is known of the training
-        "How far from what was seen in training."
-        return np.full(len(features), np.nan) if self.seen is None else neighbour_distance(features, self.seen, NEIGHBOURS).cpu().numpy()
-
 def load_student(
     path, # run folder, or one that ipb-export wrote
     device=None, # None: fastai's default
 ) -> Student:
     "A student and what it was trained on, ready to look."
     return Student(path, device)
+
+# %% ../nbs/30_predict.ipynb #fec5562f
+@patch
+@torch.no_grad()
+def look(self:Student,
+    patches: np.ndarray, # uint8 (n, side, side)
+    batch: int=64, # at a time
+) -> tuple: # probabilities (n, n_classes) by the temperature chosen on V, and features (n, 512 × scales)
+    "What the network makes of patches."
+    out = []
+    for k in range(0, len(patches), batch):
+        own = patches[k:k+batch]
+        whole = np.concatenate([own, np.zeros((-len(own) % 16, *own.shape[1:]), np.uint8)])       # (torch keeps plans and memory for every size of batch that it meets: let them be few)
+        x = views(torch.from_numpy(whole)[:, None].to(self.device), None, 'plain', **self.info['normalisation'])
+        logits, f = self.net(x, features=True)
+        out.append(((logits[:len(own)].float()/self.trust['temperature']).softmax(1).cpu(), f[:len(own)].clone()))
+    p, f = zip(*out)
+    return torch.cat(p).numpy(), torch.cat(f)
+
+@patch
+def distance(self:Student,
+    features: torch.Tensor, # (n, 512 × scales)
+) -> np.ndarray: # (n,) 0 … 2; nan where nothing is known of the training
+    "How far from what was seen in training."
+    return np.full(len(features), np.nan) if self.seen is None else neighbour_distance(features, self.seen, NEIGHBOURS).cpu().numpy()
 
 # %% ../nbs/30_predict.ipynb #1dd83ee4
 def _line(start, stop, side, stride):
@@ -186,14 +190,6 @@ def classify(self:Student,
 # %% ../nbs/30_predict.ipynb #33f4e3ca
 OVERLAY = 1024       # px, the longer side of the pictures to look at
 
-@lru_cache(1)
-def _student(path, changed, threads):
-    if threads: torch.set_num_threads(threads)
-    return Student(path)
-
-@lru_cache(1)
-def _dataset(path, changed): return ColonyDataset(path)          # `changed`: times of its files, so that one that was corrected is read again
-
 def _palette(classes): return np.round(255*np.array([(0., 0, 0), *(to_rgb(class_colors(classes)[c]) for c in classes)])).astype(np.uint8)     # (n_classes+1, 3), RGB
 
 def class_map_png(
@@ -222,6 +218,7 @@ def overlay_jpg(
     im[edge] = colors[small[edge]]
     return cv2.imencode('.jpg', im.clip(0, 255).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, 88])[1].tobytes()
 
+# %% ../nbs/30_predict.ipynb #6910a78a
 def _canvas(ds, colonies, size):
     "The frame, as far as the crops show it."
     rows = ds.colonies.loc[[c.id for c in colonies]]
@@ -314,6 +311,14 @@ def grey_departure(
     return [f"Grey levels inside colonies have mean {255*mean:.0f} and standard deviation {255*std:.0f}, in training {255*known['mean']:.0f} and {255*known['std']:.0f}: look whether the pictures are alike."]
 
 # %% ../nbs/30_predict.ipynb #5c519ec0
+@lru_cache(1)
+def _student(path, changed, threads):
+    if threads: torch.set_num_threads(threads)
+    return Student(path)
+
+@lru_cache(1)
+def _dataset(path, changed): return ColonyDataset(path)          # `changed`: times of its files, so that one that was corrected is read again
+
 def _work(job):
     "One task, in any process: the results of its sources."
     student, ds = _student(job['model'], job['changed'], job['threads']), _dataset(job['dataset'], job['table'])
@@ -348,6 +353,7 @@ def _tasks(student, ds, stride, factor, area, workers, out, least=16):
         jobs[-1]['sources'].append((names[s], list(of[s]), _frame_size(ds, names[s])))
     return jobs, names
 
+# %% ../nbs/30_predict.ipynb #d082b399
 def _classify_all(student, ds, stride, factor, area, workers, dask, out):
     "All colonies of a dataset; their rows, what could not be read, the grey levels, the names of the sources' files, and how many sources are left to do."
     from ipb_nb.predict import _work as work, _work_and_store as work_and_store        # (what a notebook defines is not found by other processes)
@@ -408,6 +414,47 @@ def _same_task(out, p, resume):
     if known['state'] != 'done' and not resume: raise InputError(out, 'an unfinished prediction', 'a new or empty folder', 'Choose another --out, or go on with it: --resume.')
     return known['state'] == 'done'
 
+# %% ../nbs/30_predict.ipynb #50f07cc4
+def _there(images, pixel_size, listing):
+    "What there is to look at: a dataset, or the tables of frames and of bad ones; its wells, and a digest."
+    if (images/'colonies.csv').exists():
+        ds = ColonyDataset(images)
+        return ds, sorted(ds.colonies.group.unique()), sha256(ds.table)
+    frames, _, bad = list_frames(images, pixel_size=pixel_size, **listing)
+    both = pd.concat([frames, bad]).reindex(columns=['group', 'source'])
+    return (frames, bad), sorted(both.group.unique()), hashlib.sha256('|'.join(sorted(both.source)).encode()).hexdigest()
+
+def _check_questions(conditions, groups, control, audit):
+    "The table of conditions, or None; what can be known to be wrong with a question is said before hours of work."
+    if not conditions:
+        if audit: raise InputError('audit', 'no table of conditions', 'one, as an audit compares conditions', 'Give it with --conditions.')
+        if control: raise InputError('control', 'no table of conditions', 'one', 'Give it with --conditions.')
+        return
+    by = read_conditions(conditions, groups)
+    if control and control not in set(by.condition): raise InputError('control', control, ', '.join(sorted(by.condition.unique())), 'Name one of the conditions.')
+    return by
+
+# %% ../nbs/30_predict.ipynb #6645923d
+def _write_tables(student, ds, out, departures, rows, failures, grey, names):
+    "colonies.csv, frames.csv and failures.csv."
+    classes = student.classes
+    numbers = ['confidence', 'patches', 'distance', 'unfamiliar', *[f'p_{c}' for c in classes], *[f'area_{c}' for c in classes]]
+    if not len(rows): rows = pd.DataFrame(columns=['colony_id', 'predicted', *numbers])
+    known = ds.colonies if ds is not None else pd.DataFrame(columns=['colony_id', 'source', 'group', 'frame', 'time_h', 'track_id', 'touches_border', *BOX, 'area_px'])
+    df = known[['colony_id', 'source', 'group', 'frame', 'time_h', 'track_id', 'touches_border', *BOX, 'area_px']].reset_index(drop=True).merge(rows, on='colony_id')
+    df = df.assign(map='maps/'+df.source.map(names).astype(str)+'.png', overlay='overlays/'+df.source.map(names).astype(str)+'.jpg')
+    f = (ds.path if ds is not None else out/'cells')/'qc.csv'
+    quality = pd.read_csv(f, dtype=dict(source=str, group=str, flag=str), keep_default_na=False, na_values=dict(time_h=[''], frame=[''])) if f.exists() else None
+    departures += grey_departure(student, grey)
+    if student.trust.get('calibrated_on') is None: departures.append('The probabilities are as the network gives them: part V was too small to choose a temperature on.')
+    if len(df) and (share := df.unfamiliar.mean()) > .05: departures.append(f'{share:.0%} of the colonies are farther from everything seen in training than 99 % of what was seen there.')
+    write_csv(df, out/'colonies.csv')
+    write_csv(frame_table(df, classes, quality), out/'frames.csv')
+    lost = (ds.path if ds is not None else out/'cells')/'failures.csv'
+    old = read_table(lost, ['source', 'item', 'kind', 'reason']) if lost.exists() else pd.DataFrame()
+    write_csv(pd.concat([old, pd.DataFrame(failures, columns=['source', 'item', 'kind', 'reason'])]), out/'failures.csv')
+
+# %% ../nbs/30_predict.ipynb #19891c37
 def predict(
     model, # run folder, or one that ipb-export wrote
     images, # folder of raw images (or one file), or a colony dataset
@@ -448,44 +495,6 @@ def predict(
         write_json(p | dict(state='unfinished' if left else 'done', departures=departures, groups=groups, model=os.path.relpath(student.path, out), dataset=ds and os.path.relpath(ds.path, out), classes=student.classes), out/'prediction.json')
         if not left: shutil.rmtree(out/'.predict', ignore_errors=True)
     return write_answers(student, out, conditions, control, since, audit)
-
-def _there(images, pixel_size, listing):
-    "What there is to look at: a dataset, or the tables of frames and of bad ones; its wells, and a digest."
-    if (images/'colonies.csv').exists():
-        ds = ColonyDataset(images)
-        return ds, sorted(ds.colonies.group.unique()), sha256(ds.table)
-    frames, _, bad = list_frames(images, pixel_size=pixel_size, **listing)
-    both = pd.concat([frames, bad]).reindex(columns=['group', 'source'])
-    return (frames, bad), sorted(both.group.unique()), hashlib.sha256('|'.join(sorted(both.source)).encode()).hexdigest()
-
-def _check_questions(conditions, groups, control, audit):
-    "The table of conditions, or None; what can be known to be wrong with a question is said before hours of work."
-    if not conditions:
-        if audit: raise InputError('audit', 'no table of conditions', 'one, as an audit compares conditions', 'Give it with --conditions.')
-        if control: raise InputError('control', 'no table of conditions', 'one', 'Give it with --conditions.')
-        return
-    by = read_conditions(conditions, groups)
-    if control and control not in set(by.condition): raise InputError('control', control, ', '.join(sorted(by.condition.unique())), 'Name one of the conditions.')
-    return by
-
-def _write_tables(student, ds, out, departures, rows, failures, grey, names):
-    "colonies.csv, frames.csv and failures.csv."
-    classes = student.classes
-    numbers = ['confidence', 'patches', 'distance', 'unfamiliar', *[f'p_{c}' for c in classes], *[f'area_{c}' for c in classes]]
-    if not len(rows): rows = pd.DataFrame(columns=['colony_id', 'predicted', *numbers])
-    known = ds.colonies if ds is not None else pd.DataFrame(columns=['colony_id', 'source', 'group', 'frame', 'time_h', 'track_id', 'touches_border', *BOX, 'area_px'])
-    df = known[['colony_id', 'source', 'group', 'frame', 'time_h', 'track_id', 'touches_border', *BOX, 'area_px']].reset_index(drop=True).merge(rows, on='colony_id')
-    df = df.assign(map='maps/'+df.source.map(names).astype(str)+'.png', overlay='overlays/'+df.source.map(names).astype(str)+'.jpg')
-    f = (ds.path if ds is not None else out/'cells')/'qc.csv'
-    quality = pd.read_csv(f, dtype=dict(source=str, group=str, flag=str), keep_default_na=False, na_values=dict(time_h=[''], frame=[''])) if f.exists() else None
-    departures += grey_departure(student, grey)
-    if student.trust.get('calibrated_on') is None: departures.append('The probabilities are as the network gives them: part V was too small to choose a temperature on.')
-    if len(df) and (share := df.unfamiliar.mean()) > .05: departures.append(f'{share:.0%} of the colonies are farther from everything seen in training than 99 % of what was seen there.')
-    write_csv(df, out/'colonies.csv')
-    write_csv(frame_table(df, classes, quality), out/'frames.csv')
-    lost = (ds.path if ds is not None else out/'cells')/'failures.csv'
-    old = read_table(lost, ['source', 'item', 'kind', 'reason']) if lost.exists() else pd.DataFrame()
-    write_csv(pd.concat([old, pd.DataFrame(failures, columns=['source', 'item', 'kind', 'reason'])]), out/'failures.csv')
 
 # %% ../nbs/30_predict.ipynb #b956828a
 @figure_style()
@@ -549,6 +558,7 @@ def _shown_wells(t):
     "The table of wells, without what is the same in all or is in wells.csv."
     return t.drop(columns=[c for c in ('unit', 'plate', 'line', 'passage', 'first_source', 'last_source') if c in t]).rename(columns=lambda c: c.removeprefix('share_')).set_index('group')
 
+# %% ../nbs/30_predict.ipynb #1578bb76
 def _condition_section(frames, student, conditions, control, since, out):
     "Replicates by condition, tests and corrected shares; the tables are written."
     classes, wells = student.classes, well_fractions(frames, student.classes, since)
@@ -602,6 +612,9 @@ def whole_folder(folder):
         os.replace(tmp, folder)
     finally: shutil.rmtree(tmp, ignore_errors=True)
 
+_files = {'colonies.csv': 'a row a colony', 'frames.csv': 'a row a well and frame', 'wells.csv': 'a row a well', 'replicates.csv': 'a row a biological replicate', 'tests.csv': 'tests between conditions', 'corrected.csv': 'shares corrected for errors',
+          'audit.csv': 'errors by condition', 'failures.csv': 'what could not be used', 'prediction.json': 'what was asked for'}
+
 def write_answers(
     student: Student,
     out, # folder of a prediction
@@ -636,11 +649,12 @@ def write_answers(
         if by is not None and (o := _audit_section(out, ColonyDataset(out/info['dataset']), colonies, by, audit, classes)): sections.append(o)
         last = frames[frames.colonies.gt(0)].groupby('group', sort=False).tail(1).merge(colonies.drop_duplicates('source')[['source', 'overlay']], on='source')
         sections.append(dict(title='Frames', parts=[_soft('The last frame with colonies of each well; all are in overlays/, and as class numbers in maps/.'), render(_frames, colors=[(c, class_colors(classes)[c]) for c in classes], shown=list(last[:48].itertuples()))]))
-    files = [(f, what) for f, what in (('colonies.csv', 'a row a colony'), ('frames.csv', 'a row a well and frame'), ('wells.csv', 'a row a well'), ('replicates.csv', 'a row a biological replicate'), ('tests.csv', 'tests between conditions'), ('corrected.csv', 'shares corrected for errors'), ('audit.csv', 'errors by condition'), ('failures.csv', 'what could not be used'), ('prediction.json', 'what was asked for')) if (out/f).exists()]
+    files = [(f, what) for f, what in _files.items() if (out/f).exists()]
     page = render(_page, title=out.resolve().name, style=Markup(PAGE_STYLE), n_colonies=len(colonies), n_frames=len(frames), n_wells=frames.group.nunique(), model=student.path.resolve().name, network=repr(student), notes=notes, sections=sections, files=files)
     with atomic_path(out/'report.html') as tmp: tmp.write_text(page, encoding='utf-8')
     return out/'report.html'
 
+# %% ../nbs/30_predict.ipynb #afdaef6e
 @command
 def ipb_predict(
     model: str, # run folder, or one that ipb-export wrote

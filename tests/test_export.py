@@ -12,7 +12,7 @@ import pytest
 from ipb_nb.core import InputError, read_json, write_json
 from ipb_nb.dataset import save_split
 from ipb_nb.experiment import ExperimentConfig, train
-from ipb_nb.export import export_student, package_passes, write_onnx
+from ipb_nb.export import export_student, package_errors, write_onnx
 from ipb_nb.predict import load_student, predict
 from ipb_nb.simulate import simulate_dataset
 
@@ -31,7 +31,7 @@ def test_from_a_terminal_in_all_formats(run, tmp_path):
         subprocess.run([BIN/'ipb-export', run, '--out', tmp_path/f, '--format', f, *more], check=True, capture_output=True)
         card = (tmp_path/f/'README.md').read_text()
         assert '## Validation' in card and str(tmp_path) not in card and str(run) not in card
-    assert package_passes(tmp_path/'bioimageio'/'package.zip')
+    assert package_errors(tmp_path/'bioimageio'/'package.zip') == []
     said = subprocess.run([BIN/'bioimageio', 'test', tmp_path/'bioimageio'/'package.zip'], capture_output=True, text=True)      # by the zoo's own command
     assert said.returncode == 0, said.stdout+said.stderr
     assert {'rdf.yaml', 'student.onnx', 'README.md'} <= set(zipfile.ZipFile(tmp_path/'bioimageio'/'package.zip').namelist())
@@ -65,7 +65,7 @@ def test_a_package_that_says_something_else_fails(run, tmp_path):
     np.save(tmp_path/'open'/'probabilities.npy', 1-np.load(tmp_path/'open'/'probabilities.npy'))
     text = (tmp_path/'open'/'rdf.yaml').read_text()
     (tmp_path/'open'/'rdf.yaml').write_text('\n'.join(l for l in text.splitlines() if 'sha256' not in l))
-    assert not package_passes(tmp_path/'open'/'rdf.yaml')
+    assert package_errors(tmp_path/'open'/'rdf.yaml')
 
 
 def test_bad_input(run, tmp_path):
