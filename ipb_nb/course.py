@@ -6,7 +6,7 @@
 __all__ = ['UNIT', 'RESERVED', 'CONTROLS', 'LEAST', 'FEW', 'state_course', 'read_conditions', 'area_columns', 'fractions',
            'in_window', 'well_fractions', 'replicate_fractions', 'control_of', 'condition_colors', 'plot_course',
            'compare_conditions', 'null_tests', 'correct_shares', 'corrected_conditions', 'plot_conditions',
-           'draw_audit', 'write_audit', 'read_audit', 'audit_errors']
+           'draw_audit', 'write_audit', 'read_audit', 'audit_errors', 'errors_differ']
 
 # %% ../nbs/28_course.ipynb #4a9680b8
 import itertools
@@ -16,9 +16,7 @@ import cv2
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import statsmodels.api as sm
 from scipy import optimize, stats
-from statsmodels.stats.proportion import proportion_confint
 
 from .core import MULTI_LABEL, PALETTE, InputError, read_table, write_csv, write_png
 from .dataset import ColonyDataset
@@ -165,7 +163,8 @@ def _effect(y, treated, plate):
     x = np.column_stack([np.ones(len(y)), treated, pd.get_dummies(plate, drop_first=True, dtype=float).to_numpy()])
     if np.ptp(y) == 0: return 0., np.nan, np.nan, np.nan, ''
     if np.linalg.matrix_rank(x) < x.shape[1] or len(y)-x.shape[1] < 2: return y[treated > 0].mean()-y[treated == 0].mean(), np.nan, np.nan, np.nan, 'cannot be told from plates'
-    fit = sm.OLS(y, x).fit()
+    from statsmodels.regression.linear_model import OLS                     # (takes most of a second to import, which every process would pay)
+    fit = OLS(y, x).fit()
     return fit.params[1], *fit.conf_int()[1], fit.pvalues[1], 'plates taken out' if x.shape[1] > 2 else ''
 
 def compare_conditions(
@@ -235,7 +234,7 @@ def corrected_conditions(
     for name, own in wells.groupby(by):
         x = own.to_numpy()
         mean = x.mean(0)
-        drawn = np.array([correct_shares(x[rng.integers(len(x), size=len(x))].mean(0), np.array([rng.dirichlet(r+.5) if r.sum() else r for r in m])) for _ in range(draws)])
+        drawn = np.array([correct_shares(x[rng.integers(len(x), size=max(len(x)-1, 1))].mean(0), np.array([rng.dirichlet(r+.5) if r.sum() else r for r in m])) for _ in range(draws)])
         low, high = np.quantile(drawn, [.025, .975], axis=0)
         found = pd.DataFrame({'condition': name, 'wells': len(x), 'class': wells.columns, 'observed': mean, 'corrected': correct_shares(mean, m), 'low': low, 'high': high})
         found.loc[m.sum(1) < FEW, ['corrected', 'low', 'high']] = np.nan
@@ -315,15 +314,35 @@ def read_audit(
     df = key.merge(said.assign(label=label.map(known))[['picture', 'label']], on='picture')
     return df[df.label.ne('')]
 
+# %% ../nbs/28_course.ipynb #d6bcea26
 def audit_errors(
     audit: pd.DataFrame, # from `read_audit`
-) -> tuple: # table, a row a condition: labelled, left_out (multi-label and unsure), judged, errors, error, low, high (95 %, Wilson); and p that the conditions differ
+) -> pd.DataFrame: # a row a condition: labelled, left_out (multi-label and unsure), judged, errors, error, low, high (95 %, Wilson)
     "How often the network was wrong, by condition."
-    clear = ~audit.label.isin([MULTI_LABEL, 'unsure'])
+    from statsmodels.stats.proportion import proportion_confint
+    clear = audit.label.ne(MULTI_LABEL) & audit.label.ne('unsure')
     df = audit.assign(left_out=~clear, wrong=clear & audit.label.ne(audit.predicted)).groupby('condition').agg(labelled=('label', 'size'), left_out=('left_out', 'sum'), errors=('wrong', 'sum')).reset_index()
-    df['judged'] = df.labelled-df.left_out
-    df['error'] = df.errors/df.judged.where(df.judged > 0)
-    df['low'], df['high'] = proportion_confint(df.errors, df.judged.where(df.judged > 0), method='wilson')
-    table = np.array([df.errors, df.judged-df.errors])[:, df.judged > 0]
-    p = np.nan if table.shape[1] < 2 else stats.fisher_exact(table).pvalue if table.shape[1] == 2 else stats.chi2_contingency(table).pvalue if (table.sum(1) > 0).all() else 1.
-    return df[['condition', 'labelled', 'left_out', 'judged', 'errors', 'error', 'low', 'high']], p
+    df.insert(3, 'judged', df.labelled-df.left_out)
+    some = df.judged.where(df.judged > 0)
+    low, high = proportion_confint(df.errors, some, method='wilson')
+    return df.assign(error=df.errors/some, low=low, high=high)
+
+def errors_differ(
+    audit: pd.DataFrame, # from `read_audit`
+    draws: int=2000,
+    seed: int=0,
+) -> float: # p; nan where fewer than two conditions were judged
+    "Does what the network says of a class depend on the condition? A permutation test within the classes seen by eye."
+    df = audit[audit.label.ne(MULTI_LABEL) & audit.label.ne('unsure')]
+    if df.condition.nunique() < 2: return np.nan
+    (label, n), (said, k), (condition, c) = ((codes, len(names)) for codes, names in map(pd.factorize, (df.label, df.predicted, df.condition)))
+    def statistic(condition):
+        o = np.bincount((label*k+said)*c+condition, minlength=n*k*c).reshape(n, k, c)
+        e = o.sum(2, keepdims=True)*o.sum(1, keepdims=True)/o.sum((1, 2), keepdims=True)
+        return ((o-e)**2/np.where(e > 0, e, 1)).sum()
+    rng, order, found = np.random.default_rng(seed), np.argsort(label, kind='stable'), statistic(condition)
+    def shuffled():
+        out = condition.copy()
+        out[order] = condition[np.lexsort((rng.random(len(df)), label))]
+        return out
+    return (1+sum(statistic(shuffled()) >= found-1e-9 for _ in range(draws)))/(1+draws)

@@ -28,11 +28,11 @@ from safetensors.torch import load_file
 from scipy import ndimage as ndi
 from tqdm import tqdm
 
-from .core import InputError, PALETTE, atomic_path, class_colors, command, read_json, read_table, write_csv, write_json
-from .course import (CONTROLS, LEAST, RESERVED, audit_errors, control_of, compare_conditions, corrected_conditions, draw_audit, in_window, plot_conditions, plot_course, read_audit, read_conditions, replicate_fractions,
+from .core import KILLED, InputError, PALETTE, atomic_path, class_colors, command, in_processes, read_json, read_table, write_csv, write_json
+from .course import (CONTROLS, LEAST, RESERVED, audit_errors, control_of, compare_conditions, corrected_conditions, draw_audit, errors_differ, in_window, plot_conditions, plot_course, read_audit, read_conditions, replicate_fractions,
                            well_fractions, write_audit)
 from .dataset import BOX, Colony, ColonyDataset, list_failure, path_id, sha256
-from .detect import DETECTION, KILLED, NoColonies, check_frames, dask_client, detect_dataset, in_processes, list_frames, on_dask, resized
+from .detect import DETECTION, NoColonies, check_frames, dask_client, detect_dataset, list_frames, on_dask, resized
 from .metric import NEIGHBOURS, neighbour_distance
 from .model import create_model
 from .patch import MIN_FRACTION, check_scale, patch_window, views
@@ -592,11 +592,11 @@ def _audit_section(out, ds, colonies, conditions, n, classes):
     if not folder.exists(): return
     audit = read_audit(folder, classes, colonies, conditions)
     if not len(audit): return dict(title='Audit', parts=[_text('Pictures to label without knowing well, condition or prediction are in audit/. Fill in the column label of audit/labels.csv, and call the same command again.')])
-    table, p = audit_errors(audit)
+    table, p = audit_errors(audit), errors_differ(audit)
     write_csv(table, out/'audit.csv')
     parts = [_scroll(table.set_index('condition'))]
-    if p < .05: parts.insert(0, render('<p class="note">{{ s }}</p>', s=f'The student errs more often in one condition than in another (p = {p:.3g}). Differences between conditions may be differences between its errors.'))
-    else: parts.append(_soft(f'No difference between the conditions seen (p = {p:.3g}; Fisher, or χ² for several). With so few pictures a small one would not show, and errors in opposite directions cancel.' if p == p else 'Only one condition has labels that can be judged.'))
+    if p < .05: parts.insert(0, render('<p class="note">{{ s }}</p>', s=f'What the student says of a class depends on the condition (p = {p:.3g}). Differences between conditions may be differences between its errors.'))
+    else: parts.append(_soft(f'Within the classes seen by eye, no difference between conditions seen (p = {p:.3g}, permutation test). With few pictures a small one would not show.' if p == p else 'Only one condition has labels that can be judged.'))
     parts.append(_scroll(pd.crosstab([audit.condition, audit.label], audit.predicted).reset_index(names=['condition', 'seen by eye']).set_index('condition')))
     return dict(title='Audit', parts=parts)
 

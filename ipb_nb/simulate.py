@@ -12,6 +12,7 @@ __all__ = ['CLASSES', 'DEBRIS', 'DENSE', 'DIFF', 'SPREAD', 'CELL', 'RADIUS', 'OV
 
 # %% ../nbs/01_simulate.ipynb #d42d6397
 import os
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -20,11 +21,10 @@ import numpy as np
 import pandas as pd
 import tifffile
 from fastcore.basics import patch
-from joblib import Parallel, delayed
 from scipy.spatial import cKDTree
 from tqdm import tqdm
 
-from .core import MULTI_LABEL, InputError, atomic_path, class_colors, command, counter_rng, read_image, read_json, read_table, stable_hash, write_csv, write_json, write_png
+from .core import KILLED, MULTI_LABEL, InputError, atomic_path, class_colors, command, counter_rng, in_processes, read_image, read_json, read_table, stable_hash, write_csv, write_json, write_png
 from .dataset import MARGIN, ColonyDataset, cut_crop, label_image_rows, write_dataset
 
 # %% ../nbs/01_simulate.ipynb #565bbff1
@@ -589,10 +589,13 @@ def _well_colonies(dest, p, well, frames):
     "The rows of truth/colonies.csv for one well."
     with np.load(dest/'truth'/'cells'/f'{well}.npz') as states: return well_colonies(p, states, well, ((t, read_image(dest/'truth'/well/f'{t:03d}.png')) for t in frames))
 
+def _call(f, job): return (f(*job),)
+
 def _in_parallel(f, jobs, workers, desc, unit):
     "Results in order, with a progress bar."
-    todo = Parallel(n_jobs=workers, return_as='generator')(delayed(f)(*j) for j in jobs)
-    return list(tqdm(todo, total=len(jobs), desc=desc, unit=unit, leave=False))
+    for _, r in tqdm(in_processes(partial(_call, f), jobs, workers, in_order=True), total=len(jobs), desc=desc, unit=unit, leave=False):
+        if r is None: raise InputError('workers', f'{workers}; {KILLED}', 'memory enough for so many', 'Call the same again with fewer --workers.')
+        yield r[0]
 
 def _resume(dest, p):
     "Note the parameters of a new experiment, or compare them with those of the one that is there."
@@ -653,8 +656,8 @@ def simulate_experiment(
     missing = [(dest, p, w, t) for w in wells.well for t in frames[w] if not (dest/'raw'/w/f'{t:03d}.tif').exists()]
     if not missing and read_json(dest/'experiment.json')['state'] == 'done': return Experiment(dest)
     write_csv(wells, dest/'wells.csv')
-    _in_parallel(_write_states, [(dest, p, w, w.well in bad['empty']) for w in wells.itertuples(index=False)], workers, 'wells', 'well')
-    _in_parallel(_write_frame, missing, workers, 'frames', 'frame')
+    list(_in_parallel(_write_states, [(dest, p, w, w.well in bad['empty']) for w in wells.itertuples(index=False)], workers, 'wells', 'well'))
+    list(_in_parallel(_write_frame, missing, workers, 'frames', 'frame'))
     df = pd.concat(_in_parallel(_well_colonies, [(dest, p, w, frames[w]) for w in wells.well], workers, 'tracking', 'well'))
     df = df.assign(colony_id=[f'{w}-{t:03d}-{n:04d}' for w, t, n in zip(df.well, df.frame, df.number)], time_h=df.frame*p['interval_h'])
     write_csv(df[['colony_id', 'well', 'frame', 'time_h', 'track_id', 'parent_ids', 'event', 'label', 'y0', 'x0', 'y1', 'x1', 'area_px', 'touches_border', *CLASSES]], dest/'truth'/'colonies.csv')
@@ -752,7 +755,7 @@ def simulate_dataset(
         states, found, chosen = _find_colonies(p, quota, workers)
         wells.append(found)
         jobs = [(p, {k: v for k, v in states[w].items() if not k.startswith('cells') or k.endswith(f'{t:03d}')}, w, t, df) for (w, t), df in chosen.groupby(['well', 'frame'])]
-        for crops in tqdm(Parallel(n_jobs=workers, return_as='generator')(delayed(_draw_crops)(*j) for j in jobs), total=len(jobs), desc='drawing', unit='frame', leave=False): yield from crops
+        for crops in _in_parallel(_draw_crops, jobs, workers, 'drawing', 'frame'): yield from crops
     return _with_truth(dest, rows(), annotators, seed, overwrite, wells, importer='simulate', overlap=overlap, pixel_size=p['pixel_size'])
 
 # %% ../nbs/01_simulate.ipynb #401a8679

@@ -3,7 +3,6 @@ import errno
 import filecmp
 import json
 import os
-import pickle
 import shutil
 import signal
 import subprocess
@@ -25,7 +24,7 @@ from skimage.morphology import disk, opening, remove_small_objects
 from ipb_nb import detect
 from ipb_nb.core import InputError, read_image, read_json
 from ipb_nb.dataset import ColonyDataset
-from ipb_nb.detect import check_frames, colony_mask, detect_dataset, detect_frame, file_frames, find_colonies, in_processes, list_frames, read_frame
+from ipb_nb.detect import check_frames, colony_mask, detect_dataset, detect_frame, file_frames, find_colonies, list_frames, read_frame
 from ipb_nb.simulate import Experiment, colony_objects, simulate_experiment, true_labels
 
 IPB_DETECT = Path(sys.executable).with_name('ipb-detect')
@@ -324,23 +323,6 @@ def test_a_worker_that_is_killed_loses_nothing(exp, whole, tmp_path):
     victims[0].kill()
     assert run.wait() == 0
     assert ColonyDataset(tmp_path/'ds').colonies.drop(columns='label').equals(whole.colonies.drop(columns='label'))
-
-
-def killed_at_two(job):
-    if job == 2: os.kill(os.getpid(), signal.SIGKILL)
-    return job**2
-
-
-def test_a_job_that_kills_its_process_is_alone_in_failing():
-    assert dict(in_processes(killed_at_two, list(range(6)), 2)) == {0: 0, 1: 1, 2: None, 3: 9, 4: 16, 5: 25}
-
-
-def test_what_a_process_sends_back_fits_into_a_pipe_at_once(exp, tmp_path):
-    "A longer message of a process that is killed would be waited for for ever."
-    frames, *_ = list_frames(exp.path/'raw')
-    jobs = [detect._job(r) for r in frames.to_dict('records')]
-    sizes = [len(pickle.dumps((k, detect._detect_and_store(tmp_path, j)))) for k, j in enumerate(jobs)]
-    assert max(sizes) < 512 < 4096 <= len(pickle.dumps(detect_frame(jobs[0])))      # PIPE_BUF of Linux
 
 
 def test_on_dask_with_two_workers_one_killed(exp, tmp_path):
