@@ -13,7 +13,7 @@ __all__ = ['RELATED', 'PAGE_STYLE', 'SECTIONS', 'DETAILS', 'paper_row', 'related
 # %% ../nbs/22_report.ipynb #f9ebea33
 import base64, io, re
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import jinja2
@@ -215,9 +215,11 @@ _rows = """<table><thead><tr><th>{{ df.index.name or '' }}</th>{% for c in df %}
 <tbody>{% for row in df.itertuples() %}<tr{% if (row[0]|string).startswith('paper: ') %} class="soft"{% endif %}><th>{{ row[0] }}</th>{% for c in df %}<td{% if c in text %} class="text"{% endif %}>{{ show(row[loop.index]) }}</td>{% endfor %}</tr>
 {% endfor %}</tbody></table>"""
 
+_compiled = lru_cache(maxsize=64)(jinja2.Environment(autoescape=True).from_string)
+
 def render(template, **values):
     "A template with values that cannot become markup."
-    return Markup(jinja2.Environment(autoescape=True).from_string(template).render(**values))
+    return Markup(_compiled(template).render(**values))
 
 def table_html(
     df: pd.DataFrame,

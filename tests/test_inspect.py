@@ -1,0 +1,243 @@
+"The widgets in a real browser, in JupyterLab and as pages by Voilà; and what is said where something stands in the way."
+import json
+import os
+import re
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from threading import Thread
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver import ActionChains
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import WebDriverWait
+
+from ipb_nb.core import InputError, read_json, write_json
+from ipb_nb.dataset import ColonyDataset, save_split
+from ipb_nb.inspect import PAGE, ColonyAnnotator, Inspection, Labelling, MisclassifiedExplorer, app_command
+from ipb_nb.run import oracle_run
+from ipb_nb.simulate import simulate_dataset
+
+BIN = Path(sys.executable).parent
+
+
+@pytest.fixture(scope='module')
+def made(tmp_path_factory):
+    root = tmp_path_factory.mktemp('inspect')
+    ds = simulate_dataset(root/'cells', 260, seed=3)
+    save_split(ds, labeled='rest', test=.5, folds=1)
+    oracle_run(root/'run', ds, 'IPB', dict(method='mpl', fold=0), skill=.2)
+    oracle_run(root/'better', ds, 'IPB', dict(method='mpl', fold=0), skill=2.)
+    return root
+
+
+@pytest.fixture
+def fresh(made):
+    for d in ('annotations', 'worklists'): shutil.rmtree(made/'cells'/d, ignore_errors=True)
+    return made
+
+
+@pytest.fixture(scope='module')
+def driver():
+    options = webdriver.ChromeOptions()
+    for o in ('--headless=new', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', '--window-size=1280,1000'): options.add_argument(o)
+    d = webdriver.Chrome(options, webdriver.ChromeService('/usr/bin/chromedriver'))
+    yield d
+    d.quit()
+
+
+class Widget:
+    "What a person can do with a widget on a page."
+    def __init__(self, driver): self.driver = driver
+    def wait(self, is_so, seconds=60): return WebDriverWait(self.driver, seconds, ignored_exceptions=[Exception]).until(lambda _: is_so())
+    def all(self, css): return self.driver.find_elements(By.CSS_SELECTOR, css)
+    def click(self, css): self.wait(lambda: self.all(css)[0].click() or True)
+    def press(self, key): self.driver.switch_to.active_element.send_keys(key)
+    def text(self, pane): return self.driver.execute_script('return document.querySelector(`[data-pane=${arguments[0]}]`)?.innerText ?? ""', pane)
+    def shot(self, name):
+        for width in (1280, 1920):
+            self.driver.set_window_size(width, 1200)
+            time.sleep(.5)
+            assert self.driver.execute_script('const e = document.querySelector(".ipb"); return e.scrollWidth <= e.clientWidth + 1')
+            if d := os.environ.get('IPB_SHOTS'): self.driver.save_screenshot(str(Path(d)/f'{name}-{width}.png'))
+        self.driver.set_window_size(1280, 1000)
+
+
+@pytest.fixture
+def voila(driver, tmp_path):
+    servers = []
+    def start(name, kw, theme='light'):
+        args, url = app_command(name, kw, tmp_path, theme=theme)
+        servers.append(subprocess.Popen(args, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+        return _opened(driver, url, servers[-1])
+    yield start
+    for s in servers: s.terminate(); s.wait()
+
+
+def _opened(driver, url, server):
+    port = int(re.search(r':(\d+)/', url)[1])
+    end = time.time()+90
+    while socket.socket().connect_ex(('127.0.0.1', port)):
+        assert server.poll() is None and time.time() < end
+        time.sleep(.2)
+    driver.get(url)
+    return Widget(driver), url
+
+
+def look_through(w):
+    "Matrix, pages, verdicts by mouse and by key, undo; what was judged."
+    w.wait(lambda: 'All errors' in w.text('gallery'))
+    n = int(re.search(r'(\d+) patches', w.text('gallery'))[1])
+    assert n > PAGE and len(w.all('[data-pane=gallery] figure')) == PAGE
+    w.click('[aria-label="page on"]'); w.wait(lambda: f'2 of {-(-n//PAGE)}' in w.text('gallery'))
+    assert len(w.all('[data-pane=gallery] figure')) == min(n-PAGE, PAGE)
+    w.press('['); w.wait(lambda: f'1 of {-(-n//PAGE)}' in w.text('gallery'))
+    w.click('[data-value="Spread/Dense"]'); w.wait(lambda: 'Spread, seen as Dense' in w.text('gallery'))
+    first, second = (e.get_attribute('data-value') for e in w.all('[data-pane=gallery] figure button')[:2])
+    w.click(f'[data-value="{second}"]'); w.wait(lambda: w.text('detail').startswith(second))
+    w.press(Keys.ARROW_LEFT); w.wait(lambda: w.text('detail').startswith(first))
+    w.click('[data-pane=detail] [data-value=Dense]'); w.wait(lambda: f'{first}: Dense, by ana' in w.text('foot'))
+    w.wait(lambda: w.text('detail').startswith(second)); w.press('u'); w.wait(lambda: f'{second}: unsure' in w.text('foot'))
+    w.press('4'); w.wait(lambda: 'Spread, by ana' in w.text('foot'))
+    w.press('z'); w.wait(lambda: 'Taken back' in w.text('foot'))
+    assert 'After review' in w.text('matrix')
+    return {first: 'Dense', second: 'unsure'}
+
+
+def standing(root, by='ana'): return Inspection(root/'run', by).verdicts
+
+
+def judged_again(w, found):
+    w.click('[data-value="Spread/Dense"]')
+    w.wait(lambda: {e.get_attribute('data-value') for e in w.all('[data-pane=gallery] button.done')} == set(found))
+
+
+@pytest.mark.parametrize('theme', ['light', 'dark'])
+def test_the_explorer_as_a_page(fresh, voila, driver, theme):
+    w, url = voila('MisclassifiedExplorer', dict(run=str(fresh/'run'), by='ana', against=str(fresh/'better')), theme)
+    found = look_through(w)
+    assert standing(fresh) == found
+    driver.refresh(); judged_again(w, found)
+    dark = sum(map(int, driver.execute_script('return getComputedStyle(document.querySelector(".ipb")).backgroundColor').strip('rgba()').split(',')[:3])) < 300
+    assert dark == (theme == 'dark')
+    w.shot(f'explorer-{theme}')
+    driver.delete_all_cookies(); driver.get(url.split('?')[0])
+    assert 'login' in driver.current_url and not w.all('.ipb')                     # without the token nothing is shown
+
+
+def test_the_explorer_in_jupyterlab(fresh, driver, tmp_path):
+    code = f"from ipb_nb.inspect import MisclassifiedExplorer\nMisclassifiedExplorer({str(fresh/'run')!r}, by='ana')"
+    cell = lambda k, s: dict(cell_type='code', id=f'c{k}', metadata={}, execution_count=None, outputs=[], source=s)
+    (tmp_path/'look.ipynb').write_text(json.dumps(dict(cells=[cell(0, code), cell(1, '')], metadata=dict(kernelspec=dict(name='python3', display_name='Python 3', language='python')), nbformat=4, nbformat_minor=5)))
+    with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
+    token = secrets.token_hex()
+    env = os.environ | dict(JUPYTER_CONFIG_DIR=str(tmp_path/'config'), JUPYTER_DATA_DIR=str(tmp_path/'data'))
+    server = subprocess.Popen([BIN/'jupyter', 'lab', '--allow-root', '--no-browser', '--ServerApp.ip=127.0.0.1', f'--port={port}', f'--IdentityProvider.token={token}', f'--ServerApp.root_dir={tmp_path}', '--LabApp.news_url=None', '--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate'],
+                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env)
+    try:
+        w, _ = _opened(driver, f'http://127.0.0.1:{port}/lab/tree/look.ipynb?token={token}', server)
+        def run_cell():
+            w.wait(lambda: w.all('.jp-Notebook .jp-Cell .cm-content')); w.wait(lambda: 'Idle' in driver.execute_script('return document.querySelector(".jp-Notebook-ExecutionIndicator, .jp-Toolbar-kernelStatus")?.outerHTML ?? "Idle"'))
+            w.click('.jp-Notebook .jp-Cell .cm-content')
+            ActionChains(driver).key_down(Keys.CONTROL).send_keys(Keys.ENTER).key_up(Keys.CONTROL).perform()
+        run_cell()
+        found = look_through(w)
+        assert standing(fresh) == found
+        w.press('x'); w.wait(lambda: 'export 1 marked' in w.text('foot'))
+        assert len(w.all('.jp-Notebook .jp-Cell')) == 2                              # keys do not reach the notebook, where x cuts a cell
+        w.shot('explorer-lab')
+        driver.refresh(); run_cell(); judged_again(w, found)
+    finally: server.terminate(); server.wait()
+
+
+def test_the_annotator_as_a_page(fresh, voila, driver):
+    w, _ = voila('ColonyAnnotator', dict(ds=str(fresh/'cells'), by='ben', among='all', n=60))
+    w.wait(lambda: '0 of 63' in w.text('main'))
+    w.click('[data-pane=main] figure button')
+    w.press('1'); w.wait(lambda: '1 of 63' in w.text('main'))
+    w.click('[data-pane=main] figure:nth-child(5) button'); w.click('[data-pane=main] figure:nth-child(7) button')
+    w.wait(lambda: len(w.all('.marked')) == 2); w.click('[data-pane=guide] [data-value=Diff]'); w.wait(lambda: '3 of 63' in w.text('main'))
+    w.click('[data-do=accept][data-value=Spread]'); w.wait(lambda: '24 of 63' in w.text('main') and 'page 2' in w.text('main'))
+    w.press('z'); w.wait(lambda: '23 of 63' in w.text('main'))
+    w.shot('annotator')
+    ActionChains(driver).double_click(w.all('[data-pane=main] figure button')[2]).perform(); w.wait(lambda: 'item 3' in w.text('main'))
+    w.press('u'); w.wait(lambda: '23 of 63' in w.text('main')); w.shot('annotator-large')
+    driver.refresh(); w.wait(lambda: '23 of 63' in w.text('main'))
+    votes = ColonyDataset(fresh/'cells').votes().ben
+    assert votes.value_counts().to_dict() == dict(Spread=19, Diff=2, Debris=1, excluded=1)
+
+
+def test_the_command_shows_a_page_and_stops(fresh, driver):
+    run = subprocess.Popen([BIN/'ipb-inspect', 'run', '--by', 'ana', '--no_browser'], cwd=fresh, stdout=subprocess.PIPE, text=True)
+    try:
+        url = run.stdout.readline().strip()
+        assert url.startswith('http://127.0.0.1:')
+        w, _ = _opened(driver, url, run)
+        w.wait(lambda: 'All errors' in w.text('gallery'))
+    finally: run.terminate(); run.wait(30)
+    assert socket.socket().connect_ex(('127.0.0.1', int(re.search(r':(\d+)/', url)[1])))        # the server has gone, too
+
+
+def test_bad_input(fresh, tmp_path):
+    info = read_json(fresh/'run'/'run.json')
+    shutil.copytree(fresh/'run', tmp_path/'half')
+    write_json(info | dict(state='running', data=str(fresh/'cells')), tmp_path/'half'/'run.json')
+    said = subprocess.run([BIN/'ipb-inspect', tmp_path/'half'], capture_output=True, text=True)
+    assert said.returncode == 1 and 'a run that is running' in said.stderr and 'Traceback' not in said.stderr
+    said = subprocess.run([BIN/'ipb-annotate', fresh/'cells', '--by', 'ana'], capture_output=True, text=True)
+    assert said.returncode == 1 and '--among all' in said.stderr
+    (tmp_path/'cells').mkdir()
+    ds = ColonyDataset(fresh/'cells')
+    shutil.copytree(fresh/'cells', tmp_path/'cells', dirs_exist_ok=True)
+    write_json(info | dict(data='../cells'), tmp_path/'half'/'run.json')
+    table = (tmp_path/'cells'/'colonies.csv').read_text().splitlines(True)
+    gone = Inspection(fresh/'run').table.index[0]
+    (tmp_path/'cells'/'colonies.csv').write_text(''.join(o for o in table if not o.startswith(gone)))
+    w = MisclassifiedExplorer(tmp_path/'half', 'ana')
+    assert f'1 of {len(w.state.table)+1} colonies that the run was tested on are gone' in w.pane_foot and 'colonies.csv is not as it was' in w.pane_foot
+    (tmp_path/'cells'/'colonies.csv').write_text(''.join(table))
+    ds = ColonyDataset(tmp_path/'cells')
+    ds.annotate(gone, 'Dense', by='ben')
+    with open(ds.path/'annotations'/'ben.csv', 'a') as f: f.write(f'{gone},set,Denze,,\n')
+    w = MisclassifiedExplorer(tmp_path/'half', 'ana')
+    assert 'ben.csv, line 3: found class Denze' in w.pane_foot
+    w.act('class', 'Dense'); assert 'Dense, by ana' in w.pane_foot and 'found class Denze' in w.pane_foot      # one's own work goes on
+    with pytest.raises(InputError, match='class Denze'): ColonyAnnotator(ds, 'ana', among='all')
+
+
+def test_a_folder_that_cannot_be_written_is_said(fresh, monkeypatch):
+    w = MisclassifiedExplorer(fresh/'run', 'ana')
+    i = w.state.picked
+    def refuse(*args, **kw): raise PermissionError(13, 'Permission denied', str(fresh/'cells'/'annotations'/'ana.csv'))
+    monkeypatch.setattr('ipb_nb.dataset.append_csv', refuse)
+    w.act('class', 'Dense')
+    assert 'Permission denied' in w.pane_foot and 'Nothing was written' in w.pane_foot and w.state.picked == i and not w.state.verdicts
+
+
+def test_two_annotators_at_once_and_one_in_two_windows(fresh):
+    ids = [*Inspection(fresh/'run').table.index]
+    def work(by):
+        s = Inspection(fresh/'run', by)
+        for i in ids: s.judge('network', colony_id=i)
+    threads = [Thread(target=work, args=(by,)) for by in ('ana', 'ben', 'ana')]
+    for t in threads: t.start()
+    for t in threads: t.join()
+    ds = ColonyDataset(fresh/'cells')
+    assert (ds.votes().loc[ids, ['ana', 'ben']].nunique(axis=1) == 1).all() and len(ds.votes()) == len(ids)
+    a, b = Inspection(fresh/'run', 'cem'), Inspection(fresh/'run', 'cem')
+    a.judge('network', colony_id=ids[0]); b.judge('unsure', colony_id=ids[1])
+    a.undo(); a.reload()
+    assert Inspection(fresh/'run', 'cem').verdicts == a.verdicts and len(a.verdicts) == 1
+
+
+def test_lists_of_several_annotators(fresh):
+    said = subprocess.run([BIN/'ipb-annotate', fresh/'cells', '--assign_to', 'ana,ben', '--n', '40', '--among', 'all'], capture_output=True, text=True)
+    assert said.returncode == 0 and 'ana: 40 colonies, 2 of them twice' in said.stdout, said.stderr
+    a, b = (Labelling(fresh/'cells', o) for o in ('ana', 'ben'))
+    assert len({i for i, _ in a.items} & {i for i, _ in b.items}) == 8
