@@ -43,8 +43,8 @@ def each(f, n):
 
 def in_browser(d, name, kw, ready, clicks):
     "Milliseconds from a click to the picture that follows, in Chromium on a page of Voilà."
-    args, url = app_command(name, kw, d)
-    server = subprocess.Popen(args, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    args, env, url = app_command(name, kw, d)
+    server = subprocess.Popen(args, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     options = webdriver.ChromeOptions()
     for o in ('--headless=new', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', '--window-size=1280,1000'): options.add_argument(o)
     driver = webdriver.Chrome(options, webdriver.ChromeService('/usr/bin/chromedriver'))

@@ -7,12 +7,14 @@ import pandas as pd
 
 from figures import show
 from ipb_nb.core import read_json
-from ipb_nb.course import compare_conditions, correct_shares, fractions, last_third, read_conditions, replicate_fractions, well_fractions
+from ipb_nb.course import compare_conditions, correct_shares, fractions, read_conditions, replicate_fractions, well_fractions
 from ipb_nb.dataset import save_split
 from ipb_nb.detect import detect_dataset
 from ipb_nb.experiment import ExperimentConfig, train
 from ipb_nb.predict import against_truth, predict
 from ipb_nb.simulate import CLASSES, simulate_experiment
+
+WELLS = 60
 
 
 def true_frames(exp):
@@ -24,7 +26,7 @@ def true_frames(exp):
 
 def main(d):
     first = simulate_experiment(d/'first', 'small', seed=20, workers=2)
-    second = simulate_experiment(d/'second', 'small', seed=21, wells=30, plates=3, frames=4, interval_h=16., workers=2)
+    second = simulate_experiment(d/'second', 'small', seed=21, wells=WELLS, plates=3, frames=4, interval_h=16., workers=2)
     if not (d/'cells').exists(): save_split(detect_dataset(first.path/'raw', d/'cells', truth=first.path/'truth', workers=2), labeled=.3, test=.1, folds=1, by='random')
     run = train(ExperimentConfig(scales='64,32'), d/'cells', d/'run', resume=(d/'run').exists())
     predict(run, second.path/'raw', d/'answers', conditions=second.path/'wells.csv', workers=2, resume=(d/'answers').exists())
@@ -36,11 +38,11 @@ def main(d):
     frames, true = pd.read_csv(d/'answers'/'frames.csv'), true_frames(second)
     both = fractions(frames, CLASSES).merge(fractions(true, CLASSES), on=['group', 'frame'], suffixes=('', '_true')).dropna()
     for c in CLASSES: show(f'long_predict.course.{c}', float((both[c]-both[f'{c}_true']).abs().mean()), 'share', f'true shares of the area, mean over {len(both)} frames; correlation {both[c].corr(both[f"{c}_true"]):.2f}')
-    conditions, since = read_conditions(second.path/'wells.csv', frames.group.unique()), last_third(frames)
+    conditions = read_conditions(second.path/'wells.csv', frames.group.unique())
     for name, df in (('found', frames), ('true', true)):
-        t = compare_conditions(replicate_fractions(well_fractions(df, CLASSES, since), conditions), CLASSES).set_index('class')
-        show(f'long_predict.effect.{name}', t.p_holm['Diff'], 'p', f"Diff, treated less untreated {t.difference['Diff']:+.3f} (95 % {t.low['Diff']:+.3f} to {t.high['Diff']:+.3f}), 15 replicates a side; other classes p ≥ {t.p_holm.drop('Diff').min():.3f}", .05, 'lower')
-    x, y = (well_fractions(o, CLASSES, since) for o in (frames, true))
+        t = compare_conditions(replicate_fractions(well_fractions(df, CLASSES), conditions), CLASSES).set_index('class')
+        show(f'long_predict.effect.{name}', t.p_holm['Diff'], 'p', f"Diff, treated less untreated {t.difference['Diff']:+.3f} (95 % {t.low['Diff']:+.3f} to {t.high['Diff']:+.3f}), {WELLS//2} replicates a side; other classes p ≥ {t.p_holm.drop('Diff').min():.3f}", .05, 'lower')
+    x, y = (well_fractions(o, CLASSES) for o in (frames, true))
     x = x.loc[y.index.intersection(x.index)].mean().to_numpy(); y = y.mean().to_numpy()
     corrected = correct_shares(x, scores['confusion'])
     show('long_predict.share_error', float(np.abs(x-y).mean()), 'share', 'true mean shares of the area, as observed')

@@ -7,11 +7,11 @@ __all__ = ['COLUMNS', 'TEXT_COLUMNS', 'BOX', 'MARGIN', 'FORMAT_VERSION', 'UNLABE
            'LOG_COLUMNS', 'PATTERN_FIELDS', 'OTHER_SUFFIXES', 'PUBLISHED', 'CSV_COLUMNS', 'MASK_ENDINGS', 'ROI_ENDINGS',
            'IMPORTERS', 'PARTS', 'BY', 'MIN_VALID', 'MIN_GROUPS', 'TRIES', 'NEAR_BITS', 'NEAR_CORRELATION', 'cut_crop',
            'colony_row', 'plain_label', 'write_dataset', 'write_tables', 'ColonyDataset', 'Colony', 'missing_margin',
-           'nice_length', 'show_crop', 'list_failure', 'check_pattern', 'from_pattern', 'import_rows', 'sha256',
-           'files_below', 'match_files', 'path_id', 'otsu_mask', 'read_mask', 'import_folders', 'covered_share',
-           'read_voc', 'import_voc', 'import_csv', 'read_labels', 'label_image_rows', 'import_masks', 'roi_mask',
-           'read_rois', 'import_rois', 'find_kind', 'ipb_import', 'lineages', 'make_split', 'Split', 'save_split',
-           'similar_pairs', 'ipb_split', 'ipb_dataset']
+           'annotator_log', 'nice_length', 'show_crop', 'list_failure', 'check_pattern', 'from_pattern', 'import_rows',
+           'sha256', 'files_below', 'match_files', 'path_id', 'otsu_mask', 'read_mask', 'import_folders',
+           'covered_share', 'read_voc', 'import_voc', 'import_csv', 'read_labels', 'label_image_rows', 'import_masks',
+           'roi_mask', 'read_rois', 'import_rois', 'find_kind', 'ipb_import', 'lineages', 'make_split', 'Split',
+           'save_split', 'similar_pairs', 'ipb_split', 'ipb_dataset']
 
 # %% ../nbs/03_dataset.ipynb #e57f9f67
 import hashlib, os, re, shutil, warnings, xml.etree.ElementTree as ET
@@ -355,6 +355,18 @@ def annotations(self:ColonyDataset,
     return pd.concat(out, ignore_index=True)[columns] if out else pd.DataFrame(columns=columns)
 
 # %% ../nbs/03_dataset.ipynb #b494372b
+def annotator_log(
+    ds: ColonyDataset,
+    by: str, # the annotator
+) -> Path: # of the log, which may not be there yet
+    "The file of an annotator's verdicts. A name that cannot be one, or that a person would take for another's, is an `InputError`."
+    def stop(found, expected): raise InputError('by', found, expected, 'Nothing was written.')
+    if not re.fullmatch(r'\w[\w .@-]{0,60}', by) or by != by.strip(): stop(f'{by!r}', "the annotator's name: letters, digits, spaces")
+    logs = _logs(ds)
+    for other in logs:
+        if other != by and other.strip().casefold() == by.casefold(): stop(by, f'{other}, the name of the file that is there')
+    return logs.get(by, ds.path/'annotations'/f'{by}.csv')
+
 @patch
 def annotate(self:ColonyDataset,
     colony_id: str,
@@ -366,17 +378,13 @@ def annotate(self:ColonyDataset,
     "Write one verdict. What does not fit is an `InputError`, and nothing is written."
     by, classes = str(by or ''), [c for c in ([classes] if isinstance(classes, str) else classes or ()) if c]
     def stop(field, found, expected): raise InputError(field, found, expected, 'Nothing was written.')
-    if not re.fullmatch(r'\w[\w .@-]{0,60}', by) or by != by.strip(): stop('by', f'{by!r}', "the annotator's name: letters, digits, spaces")
+    f = annotator_log(self, by)
     if colony_id not in self.colonies.index: stop('colony_id', colony_id, f'a colony of {self.path}')
     if action not in ACTIONS: stop('action', action, ', '.join(ACTIONS))
     if odd := set(classes)-{*self.classes, MULTI_LABEL}: stop('classes', min(odd), ', '.join([*self.classes, MULTI_LABEL]))
     if exclude not in ('', *EXCLUDE): stop('exclude', exclude, ', '.join(EXCLUDE))
     if action == 'undo' and (classes or exclude) or action != 'undo' and bool(classes) == bool(exclude): stop('classes, exclude', f'{classes}, {exclude!r}', 'one of the two' if action != 'undo' else 'neither, for an undo')
-    logs = _logs(self)
-    f = logs.get(by, self.path/'annotations'/f'{by}.csv')
-    for other in logs:
-        if other != by and other.strip().casefold() == by.casefold(): stop('by', by, f'{other}, the name of the file that is there')
-    if action != 'set' and (by not in logs or colony_id not in _standing(_check_log(self, f), f)[0]): stop('action', f'{action} of {colony_id}', f'a verdict of {by} on it before')
+    if action != 'set' and (not f.exists() or colony_id not in _standing(_check_log(self, f), f)[0]): stop('action', f'{action} of {colony_id}', f'a verdict of {by} on it before')
     append_csv(f, dict(colony_id=colony_id, action=action, classes=';'.join(classes), exclude=exclude, time=datetime.now(timezone.utc).isoformat(timespec='milliseconds')))
 
 # %% ../nbs/03_dataset.ipynb #10b0d276

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SORTS', 'PAGE', 'FILTERS', 'ORDERS', 'REPEATS', 'GRID', 'surroundings', 'contrast', 'shown', 'prediction_table',
-           'Inspection', 'crop_picture', 'Panes', 'Bad', 'MisclassifiedExplorer', 'student_says', 'in_turn',
+           'Inspection', 'crop_picture', 'Panes', 'Bad', 'MisclassifiedExplorer', 'student_says', 'in_turn', 'mixed',
            'work_list', 'assign', 'Labelling', 'ColonyAnnotator', 'Problem', 'app_command', 'ipb_inspect',
            'ipb_annotate']
 
@@ -27,7 +27,7 @@ from scipy.ndimage import binary_fill_holes
 from tqdm import trange
 
 from .core import MULTI_LABEL, InputError, atomic_path, class_colors, command, read_table, stable_hash, write_csv
-from .dataset import ColonyDataset, Split, path_id
+from .dataset import ColonyDataset, annotator_log, path_id
 from .detect import file_frames, grey, outline, read_frame, resized, to_8bit
 from .metric import scores
 from .report import render
@@ -86,10 +86,15 @@ def shown(
 def _uri(image, quality=88): return 'data:image/jpeg;base64,'+base64.b64encode(cv2.imencode('.jpg', image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]).decode()
 
 def _length(width_px, pixel_size):
-    "A round length that takes a quarter of the picture or less: pixels, and what to call it."
+    "A round length that takes a third of the picture or less: pixels, and what to call it."
     unit, px = ('µm', pixel_size) if pixel_size else ('px', 1.)
     n = max((v for v in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if v/px <= width_px/3), default=1)
     return n/px, f'{n} {unit}'
+
+def _bar(width_px, pixel_size):
+    "The same for a thumbnail: in percent of its width."
+    n, text = _length(width_px, pixel_size)
+    return round(100*n/width_px, 1), text
 
 def _bgr(color): return tuple(int(color[k:k+2], 16) for k in (5, 3, 1))
 
@@ -114,8 +119,7 @@ def prediction_table(
     best = np.sort(probs, axis=1)
     p = p.assign(confidence=best[:, -1], margin=best[:, -1]-best[:, -2])
     own = ds.colonies.reindex(p.index)
-    track = own.track_id.fillna('')
-    p = p.assign(well=own.group, frame=own.frame.astype('Int64'), time_h=own.time_h, track=track.where(track.ne(''), p.index), area_px=own.area_px)
+    p = p.assign(well=own.group, frame=own.frame.astype('Int64'), time_h=own.time_h, track=_tracks(own), area_px=own.area_px)
     p['size'] = _thirds(own.area_px, ('small', 'medium', 'large'))
     p[['condition', 'focus']] = ''
     if (f := ds.path/'wells.csv').exists():
@@ -126,8 +130,10 @@ def prediction_table(
         p['focus'] = _thirds(pd.Series(qc.focus.to_numpy(), p.index), ('blurred', 'middling', 'sharp'))
     return p
 
+def _tracks(df): return (df.group+'/'+df.track_id).where(df.track_id.fillna('').ne(''), df.index)
+
 @lru_cache(maxsize=4)
-def _read_quality(f, stamp): return pd.read_csv(f, dtype=dict(source=str, group=str, flag=str), keep_default_na=True).drop_duplicates('source').set_index('source')
+def _read_quality(f, stamp): return pd.read_csv(f, dtype=dict(source=str, group=str, flag=str), keep_default_na=False, na_values=['']).drop_duplicates('source').set_index('source')
 def _quality(ds): return _read_quality(ds.path/'qc.csv', (ds.path/'qc.csv').stat().st_mtime_ns)
 
 # %% ../nbs/40_inspect.ipynb #fe474e18
@@ -176,7 +182,7 @@ class Inspection:
 @patch
 def compare(self:Inspection, against: str=''):
     "Set beside another network of this run, or another run's student; nothing: beside none."
-    if not against: self.against, self.other = '', None
+    if not against: self.against, self.other, self.filters = '', None, {k: v for k, v in self.filters.items() if k != 'change'}
     elif against in self.run.networks: self.against, self.other = against, self.run.predictions[self.run.predictions.network.eq(against)].set_index('colony_id')
     else:
         run = read_run(against)
@@ -252,7 +258,7 @@ def pick(self:Inspection, colony_id: str=None, step: int=0):
     "Look at one colony, or at the next one (`step` 1) or the one before (−1); the page follows."
     ids = list(self.rows().index)
     if not ids: self.picked = None; return
-    if colony_id is None: colony_id = ids[int(np.clip(ids.index(self.picked)+step, 0, len(ids)-1))] if self.picked in ids else ids[self.page*PAGE]
+    if colony_id is None: colony_id = ids[int(np.clip(ids.index(self.picked)+step, 0, len(ids)-1))] if self.picked in ids else ids[min(self.page*PAGE, len(ids)-1)]
     if colony_id not in self.table.index: raise InputError('colony', colony_id, 'a colony of part T of the run', 'Pick one that is shown.')
     self.picked = colony_id
     if colony_id in ids: self.page = ids.index(colony_id)//PAGE
@@ -271,6 +277,11 @@ def error_counts(self:Inspection,
     return out.assign(rate=out.errors/out.n, low=low, high=high)
 
 # %% ../nbs/40_inspect.ipynb #386b5a94
+def _verdict(classes, exclude):
+    "What is shown of a verdict. Exclusions cannot be taken for a class."
+    several = [classes] if isinstance(classes, str) else list(classes)
+    return f'excluded: {exclude}' if exclude else MULTI_LABEL if len(several) > 1 else several[0]
+
 @patch
 def reload(self:Inspection):
     "Read the verdicts that stand from the dataset; those of other windows and people, too."
@@ -278,9 +289,8 @@ def reload(self:Inspection):
     try:
         a = self.ds.annotations()
         if len(a): self.votes = a.pivot(index='colony_id', columns='annotator', values='vote').fillna('')
-        own = a[a.annotator.eq(self.by) & a.colony_id.isin(self.table.index)].sort_values('time', kind='stable')
-        self.verdicts = {i: e or v for i, v, e in zip(own.colony_id, own.vote, own.exclude)}
-        self.trail = list(own.colony_id)
+        own = a[a.annotator.eq(self.by)]
+        self.verdicts = {i: _verdict(v, e) for i, v, e in zip(own.colony_id, own.vote, own.exclude)}
     except InputError as e: self.note(f'Votes cannot be read: {e}')
 
 @patch
@@ -299,28 +309,27 @@ def judge(self:Inspection,
     if verdict in ('exclude', 'unsure'): kw = dict(exclude=value if verdict == 'exclude' else 'unsure')
     else: kw = dict(classes=r.actual if verdict == 'network' else value)
     self.ds.annotate(i, by=self.by, **kw)
-    classes = [kw['classes']] if isinstance(kw.get('classes'), str) else list(kw.get('classes', ()))
-    self.verdicts[i] = kw.get('exclude') or (MULTI_LABEL if len(classes) > 1 else classes[0])
-    self.trail.append(i)
+    self.verdicts[i] = _verdict(kw.get('classes', ''), kw.get('exclude', ''))
+    self.trail.append((i, self.by))
 
 @patch
 def undo(self:Inspection):
-    "Take back the last verdict that stands."
-    if not self.trail: raise InputError('undo', 'no verdict', 'one to take back', 'There is nothing to undo.')
-    i = self.trail[-1]
-    self.ds.annotate(i, by=self.by, action='undo')
-    self.picked = i
-    self.reload()
+    "Take back the last verdict of this session."
+    if not self.trail: raise InputError('undo', 'no verdict of this session', 'one to take back', 'Older ones can be given anew.')
+    self.picked, by = self.trail.pop()
+    try: self.ds.annotate(self.picked, by=by, action='undo')
+    finally: self.reload()
 
 @patch
-def scores_after_review(self:Inspection) -> dict: # as of `scores`, with n and left_out
-    "Scores against the labels with this annotator's verdicts in their place; multi-label, excluded and unsure are left out. T itself stays as it was drawn."
+def scores_after_review(self:Inspection) -> dict: # as of `scores`, with n, left_out, reviewed_right and reviewed_wrong
+    "Scores against the labels with this annotator's verdicts in their place; multi-label, excluded and unsure are left out. T itself stays as it was drawn. Who reviews only what the network gets wrong can only raise them."
     actual = self.table.actual.astype(object)
     own = [i for i in self.verdicts if i in actual.index]
     actual[own] = [self.verdicts[i] for i in own]
     keep = actual.isin(self.classes)
     t = self.table[keep]
-    return scores(actual[keep], t.predicted, t[[f'p_{c}' for c in self.classes]], self.classes) | dict(n=int(keep.sum()), left_out=int((~keep).sum()))
+    right = self.table.actual[own].eq(self.table.predicted[own])
+    return scores(actual[keep], t.predicted, t[[f'p_{c}' for c in self.classes]], self.classes) | dict(n=int(keep.sum()), left_out=int((~keep).sum()), reviewed_right=int(right.sum()), reviewed_wrong=int((~right).sum()))
 
 # %% ../nbs/40_inspect.ipynb #7343edc6
 @patch
@@ -338,8 +347,11 @@ def export(self:Inspection,
     folder, own = Path(folder), self.table.loc[self.marked] if self.marked else self.rows()
     if not len(own): raise InputError('selection', 'nothing', 'colonies that are shown or marked', 'Choose another cell, or take filters off.')
     if folder.exists() and any(folder.iterdir()): raise InputError(folder, 'a folder that is not empty', 'a new one', 'Choose another name.')
+    taken = {}
     for source, part in own.groupby(self.ds.colonies.source.reindex(own.index)):
-        with atomic_path(folder/'rois'/f'{path_id(Path(source))}.zip') as tmp, zipfile.ZipFile(tmp, 'w', zipfile.ZIP_DEFLATED) as z:
+        name = path_id(Path(source.replace('#', '-')))
+        taken[name] = taken.get(name, 0)+1
+        with atomic_path(folder/'rois'/f"{name}{f'-{taken[name]}' if taken[name] > 1 else ''}.zip") as tmp, zipfile.ZipFile(tmp, 'w', zipfile.ZIP_DEFLATED) as z:
             for i in part.index: z.writestr(f'{i}.roi', _roi(self.ds, i))
     write_csv(own.drop(columns=['network']).assign(verdict=[self.verdicts.get(i, '') for i in own.index], source=self.ds.colonies.source.reindex(own.index)), folder/'selection.csv')
     return folder
@@ -443,8 +455,10 @@ def _read_features(run, ds):
     "Of L: features and ids; of T: features and rows by id; L's labels."
     f = run.path/'features.safetensors'
     if not f.exists(): return None, [], None, {}, {}
+    split = read_table(ds.path/'splits'/f"{run.config['split']}.csv", ['colony_id', 'fold', 'label'])
+    labels = split[split.fold.eq(str(run.config['fold']))].set_index('colony_id').label
     with safe_open(f, 'pt') as o: parts, ids = {k: F.normalize(o.get_tensor(k).float(), dim=1) for k in ('L', 'T')}, {k: json.loads(v) for k, v in o.metadata().items()}
-    return parts['L'], ids['L'], parts['T'], {i: k for k, i in enumerate(ids['T'])}, Split(ds, run.config['split']).fold(run.config['fold']).label
+    return parts['L'], ids['L'], parts['T'], {i: k for k, i in enumerate(ids['T'])}, labels
 
 @patch
 def time_course(self:Inspection,
@@ -480,7 +494,7 @@ function render({ model, el }) {
     const b = e.target.closest('[data-do]');
     if (!b || b.matches('input, select')) return;
     root.focus({ preventScroll: true });
-    tell(b.dataset.do, b.dataset.value ?? '', { shift: e.shiftKey });
+    tell(b.dataset.do, b.dataset.value ?? '', { field: b.dataset.field });
   });
   root.addEventListener('dblclick', e => {
     const b = e.target.closest('[data-twice]');
@@ -488,13 +502,15 @@ function render({ model, el }) {
   });
   root.addEventListener('change', e => {
     const b = e.target.closest('[data-do]');
-    if (b) tell(b.dataset.do, b.value, { field: b.dataset.field });
+    if (!b) return;
+    if (b.matches('select')) root.focus({ preventScroll: true });            // keys are for the patches again
+    tell(b.dataset.do, b.value, { field: b.dataset.field });
   });
   root.addEventListener('keydown', e => {
     if (e.ctrlKey || e.metaKey || e.altKey || e.target.matches('input, select, textarea')) return;
     if (e.target.matches('button') && (e.key == 'Enter' || e.key == ' ')) return;
     const k = model.get('shortcuts')[e.key];
-    if (!k) return;
+    if (!k || e.repeat && !['step', 'row', 'page'].includes(k[0])) return;     // a key held down judges once
     e.preventDefault(); e.stopPropagation(); tell(...k);
   });
   el.appendChild(root);
@@ -527,7 +543,7 @@ _CSS = """
 .ipb .strip { display: flex; gap: 6px; overflow-x: auto; padding-bottom: 4px } .ipb .strip figure { flex: 0 0 74px } .ipb .strip img { width: 74px; height: 74px; object-fit: contain; background: #000; border-radius: 4px; display: block } .ipb .strip .now img { outline: 2px solid var(--mark); outline-offset: -2px }
 .ipb .progress { height: 5px; background: var(--card); border-radius: 3px; margin: 4px 0 8px } .ipb .progress b { display: block; height: 5px; border-radius: 3px; background: #009E73 }
 .ipb .class { margin-bottom: 8px } .ipb .class > button { width: 100%; text-align: left } .ipb .class .strip { margin-top: 4px } .ipb .class .strip img { width: 78px; height: 78px }
-.ipb-annotator .patches { grid-template-columns: repeat(8, minmax(0, 1fr)) } .ipb-annotator { grid-template: 'guide main' 1fr 'foot foot' auto / 270px 1fr } .ipb-annotator > div { grid-area: var(--area) }
+.ipb-annotator .patches { grid-template-columns: repeat(8, minmax(0, 1fr)) } .ipb-annotator { grid-template: 'guide main' 1fr 'foot foot' auto / 270px 1fr } .ipb-annotator > div { grid-area: var(--area) } .ipb-annotator > [data-pane=guide] { position: sticky; top: 0; align-self: start; max-height: 100vh; overflow-y: auto }
 .ipb-host { container-type: inline-size }
 .ipb-explorer { grid-template: 'head head head' auto 'matrix gallery detail' auto 'foot foot foot' auto / minmax(270px, 320px) minmax(220px, 1fr) 430px } .ipb-explorer > div { grid-area: var(--area) }
 @container (max-width: 1080px) { .ipb-explorer { grid-template: 'head head' auto 'matrix detail' auto 'gallery detail' 1fr 'foot foot' auto / minmax(260px, 1fr) 430px } }
@@ -569,15 +585,15 @@ class Bad(str): "A message about something that went wrong."
 # %% ../nbs/40_inspect.ipynb #e5430ebe
 _SELECT = """<label class="line" style="gap:4px"><span class="soft">{{ name }}</span><select data-do="{{ do }}" data-field="{{ field }}">{% for v, t in options %}<option value="{{ v }}"{% if v == now %} selected{% endif %}>{{ t }}</option>{% endfor %}</select></label>"""
 _MATRIX = """<h3>Confusion <small>rows: label, columns: what the network says</small></h3><table class="matrix"><tr><th></th>{% for c in m.columns %}<th>{{ c }}</th>{% endfor %}</tr>
-{% for a in m.index %}<tr><th class="side">{{ a }}</th>{% for p in m.columns %}{% set n = m.loc[a, p] %}<td><button data-do="cell" data-value="{{ a }}/{{ p }}" class="{{ 'now' if (a, p) == now }}" aria-label="{{ n }} {{ a }} seen as {{ p }}"
+{% for a in m.index %}<tr><th class="side">{{ a }}</th>{% for p in m.columns %}{% set n = m.loc[a, p] %}<td><button data-do="cell" data-value="{{ at[a] }},{{ at[p] }}" class="{{ 'now' if (a, p) == now }}" aria-label="{{ n }} {{ a }} seen as {{ p }}"
  style="background: color-mix(in srgb, {{ '#0072B2' if a == p else '#D55E00' }} {{ (70*(n/total[a])**0.7)|round|int if total[a] and n else 0 }}%, var(--bg))">{{ n }}</button></td>{% endfor %}</tr>{% endfor %}</table>
 <p class="line"><button data-do="cell" data-value="" class="{{ 'now' if not now }}">all {{ errors }} errors</button></p>"""
 _COUNTS = """<div class="line spread"><h3>Errors</h3>{{ select }}</div>{% if len(t) %}<table style="width:100%"><tr><th style="text-align:left">{{ by }}</th><th>errors</th><th>of</th><th>rate</th><th>95 %</th><th></th></tr>
-{% for r in t.itertuples() %}<tr><td style="text-align:left"><button data-do="filter" data-value="{{ by }}={{ '' if now == r[0]|string else r[0] }}" class="{{ 'now' if now == r[0]|string }}">{{ r[0] }}</button></td><td>{{ r.errors }}</td><td>{{ r.n }}</td><td>{{ '%.0f'|format(100*r.rate) }} %</td><td class="soft">{{ '%.0f'|format(100*r.low) }}–{{ '%.0f'|format(100*r.high) }}</td>
-<td style="width:60px"><b style="display:block;height:8px;border-radius:2px;background:#D55E00;width:{{ (100*r.rate)|round|int }}%"></b></td></tr>{% endfor %}</table>{% if more %}<p class="soft">and {{ more }} more with fewer errors</p>{% endif %}{% else %}<p class="soft">Nothing is known of it.</p>{% endif %}"""
-_GALLERY = """<div class="line spread"><h3>{{ title }} <small>{{ n }} patch{{ '' if n == 1 else 'es' }}, {{ side }} px{{ um }} a side{{ legend }}</small></h3><span class="line"><button data-do="page" data-value="-1" aria-label="page back">‹</button>
+{% for r in t.itertuples() %}<tr><td style="text-align:left"><button data-do="filter" data-field="{{ by }}" data-value="{{ '' if now == r[0]|string else r[0] }}" class="{{ 'now' if now == r[0]|string }}">{{ r[0] }}</button></td><td>{{ r.errors }}</td><td>{{ r.n }}</td><td>{{ '%.0f'|format(100*r.rate) }} %</td><td class="soft">{{ '%.0f'|format(100*r.low) }}–{{ '%.0f'|format(100*r.high) }}</td>
+<td style="width:60px"><b style="display:block;height:8px;border-radius:2px;background:#D55E00;width:{{ (100*r.rate)|round|int }}%"></b></td></tr>{% endfor %}</table>{% if more %}<p class="soft">and {{ more }} more with fewer errors</p>{% endif %}{% if alike %}<p class="soft">Frames of one colony are alike: the intervals are too narrow.</p>{% endif %}{% else %}<p class="soft">Nothing is known of it.</p>{% endif %}"""
+_GALLERY = """<div class="line spread"><h3>{{ title }} <small>{{ n }} patch{{ '' if n == 1 else 'es' }}, {{ 'up to ' if not bar }}{{ side }} px{{ um }} a side{{ legend }}</small></h3><span class="line"><button data-do="page" data-value="-1" aria-label="page back">‹</button>
 {{ page+1 }} of {{ pages }}<button data-do="page" data-value="1" aria-label="page on">›</button></span></div>
-{% if n %}<div class="patches">{% for c in cells %}<figure class="{{ 'track' if c.again }}"><button data-do="pick" data-value="{{ c.id }}" title="{{ c.id }}" class="{{ 'now' if c.now }} {{ 'done' if c.done }} {{ 'marked' if c.marked }}"><img src="{{ c.uri }}" alt="{{ c.id }}"></button>
+{% if n %}<div class="patches">{% for c in cells %}<figure class="{{ 'track' if c.again }}"><button data-do="pick" data-value="{{ c.id }}" title="{{ c.id }}" class="{{ 'now' if c.now }} {{ 'done' if c.done }} {{ 'marked' if c.marked }}"><img src="{{ c.uri }}" alt="{{ c.id }}">{% if bar %}<span class="bar" style="width:{{ bar[0] }}%">{% if loop.first %}<i>{{ bar[1] }}</i>{% endif %}</span>{% endif %}</button>
 <figcaption><span class="dot" style="background:{{ c.color }}"></span>{{ c.text }}</figcaption></figure>{% endfor %}</div>{% else %}<p class="soft">No patches here. Choose another cell, or take filters off.</p>{% endif %}"""
 _SHOT = """<span class="shot" style="width:{{ w }}px"><img src="{{ uri }}" style="width:{{ w }}px" alt="{{ alt }}"><span class="bar" style="width:{{ bar }}px"><i>{{ text }}</i></span></span>"""
 
@@ -589,7 +605,7 @@ def _shot(image, width, pixel_size, alt):
 def _select(name, do, options, now, field=''): return render(_SELECT, name=name, do=do, field=field or do, options=[o if isinstance(o, tuple) else (o, o) for o in options], now=now)
 
 # %% ../nbs/40_inspect.ipynb #0269f312
-_KEYS = {'ArrowRight': ['step', '1'], 'ArrowLeft': ['step', '-1'], ']': ['page', '1'], '[': ['page', '-1'], 'n': ['verdict', 'network'], 'u': ['verdict', 'unsure'], 'f': ['exclude', 'out_of_focus'], 'c': ['exclude', 'cut_off'],
+_KEYS = {'ArrowRight': ['step', '1'], 'ArrowLeft': ['step', '-1'], 'PageDown': ['page', '1'], 'PageUp': ['page', '-1'], 'n': ['verdict', 'network'], 'u': ['verdict', 'unsure'], 'f': ['exclude', 'out_of_focus'], 'c': ['exclude', 'cut_off'],
          'k': ['exclude', 'not_a_colony'], 'z': ['undo', ''], 'x': ['mark', ''], 'p': ['grid', '']}
 
 class MisclassifiedExplorer(Panes):
@@ -605,9 +621,9 @@ class MisclassifiedExplorer(Panes):
         digits = {str(k+1): ['class', c] for k, c in enumerate(self.state.classes[:9])} | {'m': ['class', MULTI_LABEL]}
         super().__init__('explorer', ['head', 'matrix', 'gallery', 'detail', 'foot'], _KEYS | digits)
 
-    def do_cell(self, value, **_): self.state.choose(*value.split('/')) if value else self.state.choose(); self.state.pick()
-    def do_filter(self, value, field='', **_): self.state.filter(*(value.split('=', 1) if '=' in value else (field, value))); self.state.pick()
-    def do_network(self, value, **_): self.state.look_through(value); self.state.pick()
+    def do_cell(self, value, **_): self.state.choose(*(self.state.classes[int(k)] for k in value.split(',') if k)); self.state.pick()
+    def do_filter(self, value, field='', **_): self.state.filter(field, value); self.state.pick()
+    def do_network(self, value, **_): self.state.look_through(value); self.state.page = 0; self.state.pick()
     def do_against(self, value, **_): self.state.compare(value.strip())
     def do_sort(self, value, **_): self.state.order(value); self.state.pick()
     def do_count(self, value, **_): self.counted = value
@@ -631,9 +647,11 @@ class MisclassifiedExplorer(Panes):
         return f'Written: {f.name} ({len(self.state.marked) or len(self.state.rows())} colonies), in {f.parent}.'
 
     def _judged(self, verdict, value=''):
-        i = self.state.picked
+        i, ids = self.state.picked, list(self.state.rows().index)
         self.state.judge(verdict, value)
-        self.state.pick(step=1)
+        later = ids[ids.index(i)+1:] if i in ids else []
+        left = set(self.state.rows().index)
+        self.state.pick(next((o for o in later if o in left), None) if i not in left else None, step=1)
         return f'{i}: {self.state.verdicts[i]}, by {self.state.by}.'
 
 # %% ../nbs/40_inspect.ipynb #861e7e2b
@@ -657,12 +675,12 @@ def html_matrix(self:MisclassifiedExplorer):
     counts = s.error_counts(self.counted).sort_values(['errors', 'n'], ascending=False, kind='stable')
     by = _select('by', 'count', ['well', 'condition', 'frame', 'size', 'focus'], self.counted)
     after = ''
-    if s.verdicts and any(i in s.table.index for i in s.verdicts):
+    if any(i in s.table.index and v in s.classes for i, v in s.verdicts.items()):
         a = s.scores_after_review()
-        after = render('<p class="soft">Macro recall {{ r }} as T was drawn (macro precision {{ p }}). <b>After review</b> by {{ by }}: {{ ar }} ({{ ap }}), {{ n }} colonies, {{ out }} left out.</p>', r=f'{s.run.scores(s.network)["macro_tpr"]:.3f}',
-                       p=f'{s.run.scores(s.network)["macro_precision"]:.3f}', by=s.by, ar=f'{a["macro_tpr"]:.3f}', ap=f'{a["macro_precision"]:.3f}', n=a['n'], out=a['left_out'])
-    return (render(_MATRIX, m=m, now=s.cell, total=m.sum(axis=1), errors=int(m.to_numpy().sum()-np.trace(m)))+after+
-            render('<div style="margin-top:12px">{{ t }}</div>', t=render(_COUNTS, t=counts.head(10), len=len, more=max(len(counts)-10, 0), by=self.counted, now=s.filters.get(self.counted, ''), select=by)))
+        after = render('<p class="soft">Macro recall {{ r }} as T was drawn (macro precision {{ p }}). <b>After review</b> by {{ by }}, of {{ wrong }} that the network had wrong and {{ right }} that it had right: {{ ar }} ({{ ap }}), {{ n }} colonies, {{ out }} left out. Review of errors alone can only raise it.</p>', r=f'{s.run.scores(s.network)["macro_tpr"]:.3f}',
+                       p=f'{s.run.scores(s.network)["macro_precision"]:.3f}', by=s.by, ar=f'{a["macro_tpr"]:.3f}', ap=f'{a["macro_precision"]:.3f}', n=a['n'], out=a['left_out'], wrong=a['reviewed_wrong'], right=a['reviewed_right'])
+    return (render(_MATRIX, m=m, now=s.cell, total=m.sum(axis=1), errors=int(m.to_numpy().sum()-np.trace(m)), at={c: k for k, c in enumerate(s.classes)})+after+
+            render('<div style="margin-top:12px">{{ t }}</div>', t=render(_COUNTS, t=counts.head(10), len=len, alike=s.table.track.duplicated().any(), more=max(len(counts)-10, 0), by=self.counted, now=s.filters.get(self.counted, ''), select=by)))
 
 @patch
 def html_gallery(self:MisclassifiedExplorer):
@@ -673,9 +691,9 @@ def html_gallery(self:MisclassifiedExplorer):
         cells.append(dict(id=r.colony_id, uri=self._thumb(r), again=r.track == last, now=r.colony_id == s.picked, done=r.colony_id in s.verdicts, marked=r.colony_id in s.marked, color=colors[r.predicted],
                           text=f'{r.predicted} {r.confidence:.2f}{change}' if s.cell else f'{r.actual}→{r.predicted}{change}'))
         last = r.track
-    side = int((s.table.y1-s.table.y0).max())
+    side, same = int((s.table.y1-s.table.y0).max()), (s.table.y1-s.table.y0).nunique() == 1
     title = 'All errors' if s.cell is None else f'{s.cell[0]}, seen as {s.cell[1]}' if s.cell[0] != s.cell[1] else f'{s.cell[0]}, seen rightly'
-    return render(_GALLERY, title=title, n=len(rows), side=side, um=f' ({side*s.ds.pixel_size:.0f} µm)' if s.ds.pixel_size else '', legend='; ▲ mended, ▼ broken' if s.other is not None else '', page=s.page, pages=max(-(-len(rows)//PAGE), 1), cells=cells)
+    return render(_GALLERY, title=title, n=len(rows), side=side, um=f' ({side*s.ds.pixel_size:.0f} µm)' if s.ds.pixel_size else '', legend='; ▲ mended, ▼ broken' if s.other is not None else '', page=s.page, pages=max(-(-len(rows)//PAGE), 1), cells=cells, bar=_bar(side, s.ds.pixel_size) if same else None)
 
 @patch
 def _thumb(self:MisclassifiedExplorer, r):
@@ -688,7 +706,7 @@ _DETAIL = """<h3>{{ r.colony_id }} <small>{{ r.well }}{% if r.condition %}, {{ r
 <p>label <b>{{ r.actual }}</b>, {{ network }} says <b>{{ r.predicted }}</b> (margin {{ '%.2f'|format(r.margin) }}, loss {{ '%.2f'|format(r.loss) }}){% if verdict %}; you said <b>{{ verdict }}</b>{% endif %}</p>
 <div class="line" style="align-items:flex-start">{% for p in patches %}{{ p }}{% endfor %}</div>
 <div style="display:grid;grid-template-columns:1fr 1fr;gap:4px 14px;margin:6px 0">{% for name, bars in probs %}<div><span class="soft">{{ name }}</span><div class="probs">{% for c, v, color in bars %}<span>{{ c }}</span><span><b style="background:{{ color }};width:{{ (100*v)|round(1) }}%"></b></span><span>{{ '%.2f'|format(v) }}</span>{% endfor %}</div></div>{% endfor %}</div>
-<div class="line">{% for v, t, k in buttons %}<button data-do="{{ v[0] }}" data-value="{{ v[1] }}">{{ t }} <kbd>{{ k }}</kbd></button>{% endfor %}</div>
+<div class="line">{% for v, t, k in buttons %}<button data-do="{{ v[0] }}" data-value="{{ v[1] }}">{{ t }}{% if k %} <kbd>{{ k }}</kbd>{% endif %}</button>{% endfor %}</div>
 <p class="line spread" style="margin-top:8px"><span class="soft">in its surroundings{{ '' if whole else ' (the crop: the raw frame is not there)' }}</span><button data-do="grid">{{ 'hide' if grid else 'what the student says of' }} all patches <kbd>p</kbd></button></p>{{ context }}{% if shares %}<p class="soft">{{ shares }}</p>{% endif %}
 {% if course|length > 1 %}<p class="soft">the same colony before and after (→ what {{ network }} says, else the label)</p><div class="strip">{% for c in course %}<figure class="{{ 'now' if c.now }}"><img src="{{ c.uri }}" alt="frame {{ c.frame }}"><figcaption title="{{ c.text }}">{{ c.frame }} {{ c.text }}</figcaption></figure>{% endfor %}</div>{% endif %}
 {% if near %}<p class="soft">labelled colonies that look most alike to the student</p><div class="strip">{% for c in near %}<figure><img src="{{ c.uri }}" alt="{{ c.text }}"><figcaption title="{{ c.text }}"><span class="dot" style="background:{{ c.color }}"></span>{{ c.text }}</figcaption></figure>{% endfor %}</div>{% endif %}
@@ -707,11 +725,11 @@ def html_detail(self:MisclassifiedExplorer):
     near, votes = s.neighbours(i), s.votes.loc[i][lambda v: v.ne('')].to_dict() if i in s.votes.index else {}
     bars = lambda o: [(c, float(o[f'p_{c}']), colors[c]) for c in s.classes]
     probs = [(s.network, bars(r))]+([(f'against {Path(s.against).name}', bars(s.other.loc[i]))] if s.other is not None and i in s.other.index else [])
-    classes = [(('class', c), f'label: {c}' if c != r.actual else f'{c} is right: network wrong', str(k+1)) for k, c in enumerate(s.classes)]
+    classes = [(('class', c), f'label: {c}' if c != r.actual else f'{c} is right: network wrong', str(k+1) if k < 9 else '') for k, c in enumerate(s.classes)]
     rest = [(('class', MULTI_LABEL), 'multi-label', 'm'), (('exclude', 'out_of_focus'), 'out of focus', 'f'), (('exclude', 'cut_off'), 'cut off', 'c'), (('exclude', 'not_a_colony'), 'no colony', 'k'), (('verdict', 'unsure'), 'unsure', 'u'), (('undo', ''), 'undo', 'z'), (('mark', ''), 'mark', 'x')]
     return render(_DETAIL, r=r, frame='–' if pd.isna(r.frame) else r.frame, hours='' if r.time_h != r.time_h else f'{r.time_h:g}', network=s.network, verdict=s.verdicts.get(i, ''), probs=probs, buttons=classes+rest, whole=whole, grid=s.grid,
                   patches=[_shot(im, n*zoom, s.ds.pixel_size, f'patch of {n} px') for n, im in s.patch_pictures(i)], context=_shot(context, context.shape[1], s.ds.pixel_size and s.ds.pixel_size/f, 'the colony in its surroundings'), shares=self._shares(i) if s.grid else '',
-                  course=[dict(uri=self._small(o.colony_id), frame=int(o.frame), now=o.colony_id == i, text=f'→{o.predicted}' if o.predicted else o.label or '–') for o in s.time_course(i).itertuples()],
+                  course=[dict(uri=self._small(o.colony_id), frame='–' if pd.isna(o.frame) else int(o.frame), now=o.colony_id == i, text=f'→{o.predicted}' if o.predicted else o.label or '–') for o in s.time_course(i).itertuples()],
                   near=[dict(uri=self._small(o.colony_id), color=colors.get(o.label, '#999'), text=f'{o.label} {o.likeness:.2f}') for o in near.itertuples()],
                   votes='Votes: '+(', '.join(f'{k}: {v}' for k, v in votes.items()) or 'none')+f'. Imported label: {s.ds.colonies.label[i] or "none"}.', quality=_quality_words(s.ds, i))
 
@@ -739,7 +757,7 @@ def _quality_words(ds, i):
 def html_foot(self:MisclassifiedExplorer):
     s = self.state
     return render("""{% if message %}<p class="note {{ 'bad' if bad }}" role="status">{{ message }}</p>{% endif %}{% for n in notes %}<p class="note">{{ n }}</p>{% endfor %}
-<div class="line"><button data-do="export">export {{ what }}</button><span class="soft"><kbd>←</kbd> <kbd>→</kbd> patch, <kbd>[</kbd> <kbd>]</kbd> page. A verdict is stored at once, as an annotation of {{ by or 'you' }}; T stays as it was drawn.</span></div>""",
+<div class="line"><button data-do="export">export {{ what }}</button><span class="soft"><kbd>←</kbd> <kbd>→</kbd> patch, <kbd>PgUp</kbd> <kbd>PgDn</kbd> page. A verdict is stored at once, as an annotation of {{ by or 'you' }}; T stays as it was drawn.</span></div>""",
         message=self.message, bad=isinstance(self.message, Bad), notes=s.notes, by=s.by, what=f'{len(s.marked)} marked' if s.marked else 'what is shown')
 
 # %% ../nbs/40_inspect.ipynb #c9ec40a9
@@ -772,6 +790,14 @@ def in_turn(
     "One of each group, again and again, until all are there."
     return groups.index[np.lexsort((groups, groups.groupby(groups).cumcount()))]
 
+def mixed(
+    ids: list,
+    seed: int,
+) -> list:
+    "The same on every page of 24, in random order: where a colony stands says nothing of what it is taken for."
+    rng = np.random.default_rng(seed)
+    return [str(i) for k in range(0, len(ids), GRID) for i in rng.permutation(ids[k:k+GRID])]
+
 def work_list(
     ds: ColonyDataset,
     n: int=None, # colonies; None: all
@@ -783,6 +809,7 @@ def work_list(
 ) -> list: # of colony ids
     "Colonies to label, in the order in which they are asked for."
     if order not in ORDERS: raise InputError('order', order, ', '.join(ORDERS), 'Choose one of them.')
+    if n is not None and n < 1: raise InputError('n', n, 'at least 1', 'Choose another --n.')
     if order != 'random' and student is None: raise InputError('student', 'none', f'a run folder, or colonies.csv of ipb-predict, for the order {order}', 'Give --student.')
     if among not in ('unlabelled', 'all'): raise InputError('among', among, 'unlabelled or all', 'Choose one of them.')
     own = ds.colonies[ds.labels().state.eq('unlabelled')] if among == 'unlabelled' else ds.colonies
@@ -793,17 +820,16 @@ def work_list(
         best = np.sort(p, axis=1)
         own = own.assign(margin=best[:, -1]-best[:, -2], says=p.argmax(1))
         if order == 'uncertain': own = own.sort_values('margin', kind='stable')
-    own = own[own.groupby(own.track_id.where(own.track_id.ne(''), own.index)).cumcount() < per_track]
+    own = own[_tracks(own).groupby(_tracks(own)).cumcount() < per_track]
     return list((own.index if order != 'stratified' else in_turn(own.says))[:n])
 
 # %% ../nbs/40_inspect.ipynb #c976f8fa
 def _with_repeats(ids, share, seed):
-    "Rows colony_id and kind: some come a second time, at least a page after the first where there is room."
-    rows = [(i, 'first') for i in ids]
-    rng = np.random.default_rng(seed)
-    for k in sorted(rng.choice(len(ids), round(share*len(ids)), replace=False), reverse=True):
-        at = k+1+GRID+int(rng.integers(0, 2*GRID))
-        rows.insert(min(at, len(rows)), (ids[k], 'repeat'))
+    "Rows colony_id and kind, mixed: some come a second time, at least a page after the first; in a list of one page none do."
+    ids, rng = mixed(ids, seed), np.random.default_rng(seed)
+    rows, early = [(i, 'first') for i in ids], max(len(ids)-GRID, 0)
+    for k in sorted(rng.choice(early, min(round(share*len(ids)), early), replace=False), reverse=True):
+        rows.insert(min(k+1+GRID+int(rng.integers(0, 2*GRID)), len(rows)), (ids[k], 'repeat'))
     return pd.DataFrame(rows, columns=['colony_id', 'kind'])
 
 def assign(
@@ -817,17 +843,18 @@ def assign(
 ) -> dict: # name: table
     "Write worklists/<name>.csv for each: the overlap for all, the rest for one each."
     annotators = [annotators] if isinstance(annotators, str) else list(annotators)
-    if not annotators or len(set(annotators)) < len(annotators): raise InputError('annotators', ', '.join(annotators) or 'nobody', 'different names', 'Give each person once.')
+    if not annotators or len({o.casefold() for o in annotators}) < len(annotators): raise InputError('annotators', ', '.join(annotators) or 'nobody', 'different names', 'Give each person once.')
     if not 0 <= overlap <= 1: raise InputError('overlap', overlap, '0 to 1', 'For example 0.2.')
     if not 0 <= repeats <= .5: raise InputError('repeats', repeats, '0 to 0.5', 'For example 0.05.')
     for name in annotators:
+        annotator_log(ds, name)
         if (f := ds.path/'worklists'/f'{name}.csv').exists(): raise InputError(f, 'a work list', 'none yet', 'Remove it to make a new one; verdicts stay where they are.')
     ids, k = work_list(ds, seed=seed, **kw), len(annotators)
     n = min(n or len(ids), int(len(ids)/(overlap+k*(1-overlap))))
     common, out = round(overlap*n), {}
     ids = ids[:common+k*(n-common)]
-    shared = set(np.random.default_rng(seed).permutation(ids)[:common])
-    rest = [i for i in ids if i not in shared]
+    dealt = np.random.default_rng(seed).permutation(ids).tolist()
+    shared, rest = set(dealt[:common]), dealt[common:]
     for j, name in enumerate(annotators):
         own = shared | set(rest[j::k])
         out[name] = _with_repeats([i for i in ids if i in own], repeats, stable_hash(name, seed) % 2**32)
@@ -844,8 +871,10 @@ class Labelling:
         **kw, # for `work_list`, where there is no list of this annotator yet
     ):
         self.ds = ds if isinstance(ds, ColonyDataset) else ColonyDataset(ds)
-        self.by, self.settle, self.trail, self.selected, self.page, self.at, self.single = by.strip(), settle, [], set(), 0, 0, False
+        self.by, self.settle, self.notes, self.trail, self.selected, self.page, self.at, self.single = by.strip(), settle, [], [], set(), 0, 0, False
         if not self.by: raise InputError('by', 'nothing', "the annotator's name", 'Give it: --by ana.')
+        self.log = f'{self.by} settles' if settle else self.by
+        annotator_log(self.ds, self.log)
         self.limits = contrast(self.ds)
         self.items = self._tied() if settle else self._listed(kw)
         self.reload()
@@ -853,10 +882,8 @@ class Labelling:
 
     def _listed(self, kw):
         f = self.ds.path/'worklists'/f'{self.by}.csv'
-        if not f.exists():
-            n = kw.pop('n', None)
-            rows = _with_repeats(work_list(self.ds, n, **kw), REPEATS, stable_hash(self.by) % 2**32)
-            write_csv(rows, f)
+        if not f.exists(): write_csv(_with_repeats(work_list(self.ds, **kw), REPEATS, stable_hash(self.by) % 2**32), f)
+        elif any(v not in (None, 'random', 'unlabelled') for v in kw.values()): self.notes.append(f'The list worklists/{f.name} goes on as it was made; remove it to make another one.')
         df = read_table(f, ['colony_id', 'kind'])
         for bad, what in ((~df.colony_id.isin(self.ds.colonies.index), 'colony_id'), (~df.kind.isin(['first', 'repeat']), 'kind')):
             if bad.any(): raise InputError(f'{f}, line {bad.idxmax()}', f'{what} {df[what][bad.idxmax()]}', f'a colony of {self.ds.path.name}' if what == 'colony_id' else 'first or repeat', 'Correct the line, or remove the list to make a new one.')
@@ -868,12 +895,11 @@ class Labelling:
 
     def reload(self):
         "Read the verdicts that stand."
-        own = {k: self.ds.annotations(repeats=k == 'repeat') for k in ('first', 'repeat')}
-        own = {k: a[a.annotator.eq(self.by)] for k, a in own.items()}
-        self.said = {(i, k): e or v for k, a in own.items() for i, v, e in zip(a.colony_id, a.vote, a.exclude)}
-        ids = {i for i, kind in self.items if kind != 'repeat'}
-        self.trail = [i for i in own['first'].sort_values('time', kind='stable').colony_id if i in ids]
-        if self.settle: self.said |= {(i, 'settle'): v for (i, k), v in self.said.items() if k == 'first' and (i, 'settle') in getattr(self, 'settled', ())}
+        self.said = {}
+        for kind in ('settle',) if self.settle else ('first', 'repeat'):
+            a = self.ds.annotations(repeats=kind == 'repeat')
+            a = a[a.annotator.eq(self.log)]
+            self.said |= {(i, kind): _verdict(v, e) for i, v, e in zip(a.colony_id, a.vote, a.exclude)}
 
 # %% ../nbs/40_inspect.ipynb #31c45b48
 @patch(as_prop=True)
@@ -887,15 +913,22 @@ def on_page(self:Labelling) -> range: # numbers of items
     return range(self.page*GRID, min((self.page+1)*GRID, len(self.items)))
 
 @patch
+def due(self:Labelling, k: int) -> bool:
+    "Has this item no verdict yet, and can it get one? A colony that comes back cannot before it was judged the first time."
+    i, kind = self.items[k]
+    return (i, kind) not in self.said and (kind != 'repeat' or (i, 'first') in self.said)
+
+@patch
 def to_next(self:Labelling):
     "Go to the first item without a verdict, from here on."
-    left = [k for k in [*range(self.at, len(self.items)), *range(self.at)] if self.items[k] not in self.said]
+    left = [k for k in [*range(self.at, len(self.items)), *range(self.at)] if self.due(k)]
     if left: self.go(left[0])
 
 @patch
 def go(self:Labelling, k: int):
-    "Look at an item."
+    "Look at an item. A selection ends with its page: what is not seen is not labelled."
     self.at = int(np.clip(k, 0, max(len(self.items)-1, 0)))
+    if self.at//GRID != self.page: self.selected = set()
     self.page = self.at//GRID
 
 @patch
@@ -907,7 +940,14 @@ def turn(self:Labelling, pages: int=1):
 @patch
 def select(self:Labelling, k: int):
     "Put an item into the selection, or out of it."
+    self.go(k)
     self.selected ^= {k}
+
+@patch
+def enlarge(self:Labelling, k: int=None):
+    "See one item large, or all of the page again."
+    if k is not None: self.go(k)
+    self.single, self.selected = not self.single, set()
 
 # %% ../nbs/40_inspect.ipynb #1ea25633
 @patch
@@ -918,56 +958,57 @@ def judge(self:Labelling,
 ):
     "Write verdicts; the first that cannot be written stops the others."
     if not self.items: raise InputError('work list', 'nothing', 'colonies to label', 'All is done, or nothing is in dispute.')
-    own = sorted(self.selected) if items is None and self.selected else [self.at] if items is None else list(items)
-    one = items is None and not self.selected
+    one, own = items is None and not self.selected, sorted(self.selected) or [self.at] if items is None else list(items)
     for k in own:
         i, kind = self.items[k]
-        self.ds.annotate(i, classes, self.by, exclude, 'repeat' if kind == 'repeat' else 'set')
-        several = [] if isinstance(classes, str) else list(classes)
-        self.said[i, kind] = exclude or (MULTI_LABEL if len(several) > 1 else several[0] if several else classes)
-        if kind == 'settle': self.settled = {*getattr(self, 'settled', ()), (i, kind)}
-        if kind != 'repeat': self.trail.append(i)
+        if kind == 'repeat' and (i, 'first') not in self.said: raise InputError(f'item {k+1}', 'items before it without a verdict', 'those first', 'Go back to them.')
+        self.ds.annotate(i, classes, self.log, exclude, 'repeat' if kind == 'repeat' else 'set')
+        self.said[i, kind] = _verdict(classes, exclude)
+        self.trail.append(k)
         self.selected.discard(k)
     if one: self.to_next()
 
 @patch
 def accept(self:Labelling, classes: str):
     "Give what is left on the page one class."
-    self.judge(classes, items=[k for k in self.on_page() if self.items[k] not in self.said])
+    self.reload()                                                             # (another window may have judged some)
+    self.judge(classes, items=[k for k in self.on_page() if self.due(k)])
 
 @patch
 def undo(self:Labelling):
-    "Take back the last verdict. A second look stays until it is given again."
-    if not self.trail: raise InputError('undo', 'no verdict', 'one to take back', 'There is nothing to undo.')
-    i = self.trail[-1]
-    self.ds.annotate(i, by=self.by, action='undo')
-    if hasattr(self, 'settled'): self.settled -= {(i, 'settle')}
-    self.reload()
-    if (o := next((k for k, (c, kind) in enumerate(self.items) if c == i and kind != 'repeat'), None)) is not None: self.go(o)
-    return i
+    "Take back the last verdict of this session, and go there."
+    if not self.trail: raise InputError('undo', 'no verdict of this session', 'one to take back', 'Older ones can be given anew.')
+    k = self.trail.pop()
+    i, kind = self.items[k]
+    self.go(k)
+    if kind == 'repeat': raise InputError(f'item {k+1}', 'a verdict that counts from the first moment', 'a new one in its place', 'Judge it again, if it was a slip.')
+    try: self.ds.annotate(i, by=self.log, action='undo')
+    finally: self.reload()
+    return k
 
 @patch
 def guide(self:Labelling,
     n: int=3, # examples a class
 ) -> dict: # class: ids of labelled colonies
-    "Examples of each class, none of them on the list."
-    labels, listed = self.ds.labels(), {i for i, _ in self.items}
-    sure = labels[labels.state.isin(['imported', 'agreed', 'majority', 'single'])]
-    order = sorted(sure.index, key=lambda i: (i in listed, stable_hash(i)))
-    return {c: [i for i in order if sure.label[i] == c and i not in listed][:n] for c in self.ds.classes}
+    "Examples of each class, none of a track that is on the list."
+    labels, tracks = self.ds.labels(), _tracks(self.ds.colonies)
+    listed = tracks.isin(tracks[[i for i, _ in self.items]])
+    sure = labels[labels.state.isin(['imported', 'agreed', 'majority', 'single']) & ~listed]
+    order = sorted(sure.index, key=stable_hash)
+    return {c: [i for i in order if sure.label[i] == c][:n] for c in self.ds.classes}
 
 # %% ../nbs/40_inspect.ipynb #496bec4b
 _CELLS = """<div class="line spread"><h3>{{ done }} of {{ total }} <small>page {{ page+1 }} of {{ pages }}; click to select, double-click to see it large</small></h3><span class="line"><button data-do="page" data-value="-1" aria-label="page back">‹</button><button data-do="page" data-value="1" aria-label="page on">›</button></span></div>
 <div class="progress"><b style="width:{{ (100*done/total)|round(1) if total else 100 }}%"></b></div>
-{% if cells %}<div class="patches">{% for c in cells %}<figure><button data-do="select" data-twice="large" data-value="{{ c.k }}" class="{{ 'now' if c.now }} {{ 'done' if c.said }} {{ 'marked' if c.selected }}"><img src="{{ c.uri }}" alt="item {{ c.k+1 }}"></button>
-<figcaption>{% if c.said %}<span class="dot" style="background:{{ c.color }}"></span>{{ c.said }}{% else %}{{ '⤢ larger than shown' if c.large else ' ' }}{% endif %}</figcaption></figure>{% endfor %}</div>
+{% if cells %}<div class="patches">{% for c in cells %}<figure><button data-do="select" data-twice="large" data-value="{{ c.k }}" class="{{ 'now' if c.now }} {{ 'done' if c.said }} {{ 'marked' if c.selected }}"><img src="{{ c.uri }}" alt="item {{ c.k+1 }}"><span class="bar" style="width:{{ bar[0] }}%">{% if loop.first %}<i>{{ bar[1] }}</i>{% endif %}</span></button>
+<figcaption>{% if c.said %}<span class="dot" style="background:{{ c.color }}"></span>{{ c.said }}{% else %}{{ '⤢ larger' if c.large else ' ' }}{% endif %}</figcaption></figure>{% endfor %}</div>
 <p class="line"><span class="soft">the rest of the page is</span>{% for c in classes %}<button data-do="accept" data-value="{{ c }}"><span class="dot" style="background:{{ colors[c] }}"></span>{{ c }}</button>{% endfor %}</p>{% else %}<p class="soft">Nothing to label: all is done, or nothing is in dispute.</p>{% endif %}"""
 _LARGE = """<div class="line spread"><h3>{{ done }} of {{ total }} <small>item {{ k+1 }}{{ '' if whole else '; the raw frame is not there, so only the crop is shown' }}</small></h3><button data-do="large">back to the page <kbd>v</kbd></button></div>
 <div class="progress"><b style="width:{{ (100*done/total)|round(1) if total else 100 }}%"></b></div><div style="text-align:center;margin-top:6px">{{ shot }}</div><p class="line" style="justify-content:center">{% if said %}<b>{{ said }}</b>{% else %}<span class="soft">no verdict yet</span>{% endif %}{% if votes %}<span class="soft">votes: {{ votes }}</span>{% endif %}</p>"""
-_GUIDE = """<h3>Classes</h3>{% for c in classes %}<div class="class"><button data-do="class" data-value="{{ c.name }}"><span class="line spread"><span><span class="dot" style="background:{{ c.color }}"></span><b>{{ c.name }}</b></span><span><span class="soft">{{ c.n }}</span> <kbd>{{ c.key }}</kbd></span></span></button>
+_GUIDE = """<h3>Classes</h3>{% for c in classes %}<div class="class"><button data-do="class" data-value="{{ c.name }}"><span class="line spread"><span><span class="dot" style="background:{{ c.color }}"></span><b>{{ c.name }}</b></span><span><span class="soft">{{ c.n }}</span> {% if c.key %}<kbd>{{ c.key }}</kbd>{% endif %}</span></span></button>
 <div class="strip">{% for u in c.examples %}<img src="{{ u }}" alt="example of {{ c.name }}">{% else %}<span class="soft">no example yet</span>{% endfor %}</div>{% if c.text %}<p class="soft">{{ c.text }}</p>{% endif %}</div>{% endfor %}
 <div class="line">{% for v, t, k in rest %}<button data-do="{{ v[0] }}" data-value="{{ v[1] }}">{{ t }} <kbd>{{ k }}</kbd></button>{% endfor %}</div>"""
-_LABEL_KEYS = {'ArrowRight': ['step', '1'], 'ArrowLeft': ['step', '-1'], 'ArrowDown': ['row', '1'], 'ArrowUp': ['row', '-1'], ']': ['page', '1'], '[': ['page', '-1'], 'm': ['class', MULTI_LABEL], 'f': ['exclude', 'out_of_focus'],
+_LABEL_KEYS = {'ArrowRight': ['step', '1'], 'ArrowLeft': ['step', '-1'], 'ArrowDown': ['row', '1'], 'ArrowUp': ['row', '-1'], 'PageDown': ['page', '1'], 'PageUp': ['page', '-1'], 'm': ['class', MULTI_LABEL], 'f': ['exclude', 'out_of_focus'],
                'c': ['exclude', 'cut_off'], 'k': ['exclude', 'not_a_colony'], 'u': ['exclude', 'unsure'], 'z': ['undo', ''], 'v': ['large', ''], 's': ['select', '']}
 
 class ColonyAnnotator(Panes):
@@ -988,14 +1029,12 @@ class ColonyAnnotator(Panes):
     def do_class(self, value, **_): self.state.judge(value)
     def do_exclude(self, value, **_): self.state.judge(exclude=value)
     def do_accept(self, value, **_): self.state.accept(value); self.state.to_next()
-    def do_undo(self, value, **_): return f'Taken back: {self.state.undo()}.'
+    def do_undo(self, value, **_): return f'Taken back: item {self.state.undo()+1}.'
     def do_page(self, value, **_): self.state.turn(int(value))
     def do_step(self, value, **_): self.state.go(self.state.at+int(value))
     def do_row(self, value, **_): self.state.go(self.state.at+8*int(value))
-    def do_select(self, value, **_): self.state.go(k := int(value or self.state.at)); self.state.select(k)
-    def do_large(self, value='', **_):
-        if value: self.state.go(int(value)); self.state.selected.discard(int(value))
-        self.state.single = not self.state.single
+    def do_select(self, value, **_): self.state.select(int(value or self.state.at))
+    def do_large(self, value='', **_): self.state.enlarge(int(value) if value else None)
     def do_reload(self, value, **_): self.state.reload()
 
     def thumb(self, i):
@@ -1023,14 +1062,14 @@ def html_main(self:ColonyAnnotator):
         votes = ', '.join(f'{v} {n}' for v, n in s.ds.votes().loc[i][lambda v: v.ne('')].value_counts().items()) if kind == 'settle' else ''
         return render(_LARGE, done=done, total=total, k=s.at, whole=whole, shot=_shot(image, image.shape[1], s.ds.pixel_size and s.ds.pixel_size/f, 'the colony in its surroundings'), said=s.said.get((i, kind), ''), votes=votes)
     c = s.ds.colonies
-    cells = [dict(k=k, uri=self.thumb(i := s.items[k][0]), now=k == s.at, said=(v := s.said.get(s.items[k], '')), color=colors.get(v, '#999'), selected=k in s.selected, large=max(c.y1[i]-c.y0[i], c.x1[i]-c.x0[i]) > self.side) for k in s.on_page()]
-    return render(_CELLS, done=done, total=total, page=s.page, pages=max(-(-len(s.items)//GRID), 1), cells=cells, classes=s.ds.classes, colors=colors)
+    cells = [dict(k=k, uri=self.thumb(i := s.items[k][0]), now=k == s.at, said=(v := s.said.get(s.items[k], '').removeprefix('excluded: ')), color=colors.get(v, '#999'), selected=k in s.selected, large=max(c.y1[i]-c.y0[i], c.x1[i]-c.x0[i]) > self.side) for k in s.on_page()]
+    return render(_CELLS, done=done, total=total, page=s.page, pages=max(-(-len(s.items)//GRID), 1), cells=cells, classes=s.ds.classes, colors=colors, bar=_bar(self.side, s.ds.pixel_size))
 
 @patch
 def html_foot(self:ColonyAnnotator):
     n, text = _length(self.side, self.state.ds.pixel_size)
-    return render("""{% if message %}<p class="note {{ 'bad' if bad }}" role="status">{{ message }}</p>{% endif %}<p class="soft">{{ by }}, one contrast and one scale for all pictures: a thumbnail is {{ w }} wide. <kbd>←</kbd> <kbd>→</kbd> <kbd>↑</kbd> <kbd>↓</kbd> go, <kbd>s</kbd> select, <kbd>v</kbd> large, <kbd>[</kbd> <kbd>]</kbd> page; digits label what is selected, or where you are. Verdicts are stored at once.</p>""",
-        message=self.message, bad=isinstance(self.message, Bad), by=self.state.by, w=f'{self.side*self.state.ds.pixel_size:.0f} µm' if self.state.ds.pixel_size else f'{self.side} px')
+    return render("""{% if message %}<p class="note {{ 'bad' if bad }}" role="status">{{ message }}</p>{% endif %}{% for n in notes %}<p class="note">{{ n }}</p>{% endfor %}<p class="soft">{{ by }}, one contrast and one scale for all pictures: a thumbnail is {{ w }} wide. <kbd>←</kbd> <kbd>→</kbd> <kbd>↑</kbd> <kbd>↓</kbd> go, <kbd>s</kbd> select, <kbd>v</kbd> large, <kbd>PgUp</kbd> <kbd>PgDn</kbd> page; digits label what is selected, or where you are. Verdicts are stored at once.</p>""",
+        message=self.message, bad=isinstance(self.message, Bad), by=self.state.log, notes=self.state.notes, w=f'{self.side*self.state.ds.pixel_size:.0f} µm' if self.state.ds.pixel_size else f'{self.side} px')
 
 # %% ../nbs/40_inspect.ipynb #4753ad0d
 _APP = """import os
@@ -1058,23 +1097,27 @@ def app_command(
     folder, # for the notebook of the page
     port: int=0, # 0: a free one
     theme: str='light', # or dark
-) -> tuple: # the command that serves the page, and its address
+) -> tuple: # the command that serves the page, its environment (with the token, which other users of the computer see in commands), and the address
     "A page with one widget."
     if not shutil.which('voila', path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get('PATH', '')])): raise InputError('voila', 'no such command', 'Voilà, which makes a page of a widget', "Install it: pip install 'ipb_nb[app]'; or use the widget in a notebook.")
     if theme not in ('light', 'dark'): raise InputError('theme', theme, 'light or dark', 'Choose one of them.')
     cell = dict(cell_type='code', id='app', metadata={}, execution_count=None, outputs=[], source=_APP.format(cwd=os.getcwd(), name=name, kw=kw))
+    if port:
+        with socket.socket() as s:
+            if not s.connect_ex(('127.0.0.1', port)): raise InputError('port', f'{port}, where another server answers', 'a free one', 'Choose another --port, or leave it out.')
     spec = dict(kernelspec=dict(name='python3', display_name='Python 3', language='python'))
     f = Path(folder)/f"{name.lower()}.ipynb"
     f.write_text(json.dumps(dict(cells=[cell], metadata=spec, nbformat=4, nbformat_minor=5)), encoding='utf-8')
     port, token = port or _free_port(), secrets.token_urlsafe(24)
-    return [sys.executable, '-m', 'voila', str(f), '--no-browser', '--Voila.ip=127.0.0.1', f'--port={port}', '--Voila.port_retries=0', f'--Voila.token={token}', f'--theme={theme}'], f'http://127.0.0.1:{port}/?token={token}'
+    args = [sys.executable, '-m', 'voila', str(f), '--no-browser', '--Voila.ip=127.0.0.1', f'--port={port}', '--Voila.port_retries=0', '--Voila.auto_token=True', f'--theme={theme}']
+    return args, os.environ | dict(JUPYTER_TOKEN=token), f'http://127.0.0.1:{port}/?token={token}'
 
 # %% ../nbs/40_inspect.ipynb #22eda5a9
 def _open(name, kw, port, theme, browser):
     signal.signal(signal.SIGTERM, signal.default_int_handler)              # the server goes with this process
     with tempfile.TemporaryDirectory() as d:
-        args, url = app_command(name, kw, d, port, theme)
-        with open(Path(d)/'log', 'wb') as log, subprocess.Popen(args, stdout=log, stderr=log) as server:
+        args, env, url = app_command(name, kw, d, port, theme)
+        with open(Path(d)/'log', 'wb') as log, subprocess.Popen(args, stdout=log, stderr=log, env=env) as server:
             try:
                 for _ in range(600):
                     time.sleep(.1)

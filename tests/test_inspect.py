@@ -20,7 +20,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from ipb_nb.core import InputError, read_json, write_json
 from ipb_nb.dataset import ColonyDataset, save_split
-from ipb_nb.inspect import PAGE, ColonyAnnotator, Inspection, Labelling, MisclassifiedExplorer, app_command
+from ipb_nb.inspect import PAGE, ColonyAnnotator, Inspection, Labelling, MisclassifiedExplorer, app_command, assign
 from ipb_nb.run import oracle_run
 from ipb_nb.simulate import simulate_dataset
 
@@ -73,8 +73,8 @@ class Widget:
 def voila(driver, tmp_path):
     servers = []
     def start(name, kw, theme='light'):
-        args, url = app_command(name, kw, tmp_path, theme=theme)
-        servers.append(subprocess.Popen(args, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+        args, env, url = app_command(name, kw, tmp_path, theme=theme)
+        servers.append(subprocess.Popen(args, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
         return _opened(driver, url, servers[-1])
     yield start
     for s in servers: s.terminate(); s.wait()
@@ -97,24 +97,24 @@ def look_through(w):
     assert n > PAGE and len(w.all('[data-pane=gallery] figure')) == PAGE
     w.click('[aria-label="page on"]'); w.wait(lambda: f'2 of {-(-n//PAGE)}' in w.text('gallery'))
     assert len(w.all('[data-pane=gallery] figure')) == min(n-PAGE, PAGE)
-    w.press('['); w.wait(lambda: f'1 of {-(-n//PAGE)}' in w.text('gallery'))
-    w.click('[data-value="Spread/Dense"]'); w.wait(lambda: 'Spread, seen as Dense' in w.text('gallery'))
+    w.press(Keys.PAGE_UP); w.wait(lambda: f'1 of {-(-n//PAGE)}' in w.text('gallery'))
+    w.click('[data-value="3,1"]'); w.wait(lambda: 'Spread, seen as Dense' in w.text('gallery'))
     first, second = (e.get_attribute('data-value') for e in w.all('[data-pane=gallery] figure button')[:2])
     w.click(f'[data-value="{second}"]'); w.wait(lambda: w.text('detail').startswith(second))
     w.press(Keys.ARROW_LEFT); w.wait(lambda: w.text('detail').startswith(first))
     w.click('[data-pane=detail] [data-value=Dense]'); w.wait(lambda: f'{first}: Dense, by ana' in w.text('foot'))
-    w.wait(lambda: w.text('detail').startswith(second)); w.press('u'); w.wait(lambda: f'{second}: unsure' in w.text('foot'))
+    w.wait(lambda: w.text('detail').startswith(second)); w.press('u'); w.wait(lambda: f'{second}: excluded: unsure' in w.text('foot'))
     w.press('4'); w.wait(lambda: 'Spread, by ana' in w.text('foot'))
     w.press('z'); w.wait(lambda: 'Taken back' in w.text('foot'))
     assert 'After review' in w.text('matrix')
-    return {first: 'Dense', second: 'unsure'}
+    return {first: 'Dense', second: 'excluded: unsure'}
 
 
 def standing(root, by='ana'): return Inspection(root/'run', by).verdicts
 
 
 def judged_again(w, found):
-    w.click('[data-value="Spread/Dense"]')
+    w.click('[data-value="3,1"]')
     w.wait(lambda: {e.get_attribute('data-value') for e in w.all('[data-pane=gallery] button.done')} == set(found))
 
 
@@ -232,8 +232,13 @@ def test_two_annotators_at_once_and_one_in_two_windows(fresh):
     assert (ds.votes().loc[ids, ['ana', 'ben']].nunique(axis=1) == 1).all() and len(ds.votes()) == len(ids)
     a, b = Inspection(fresh/'run', 'cem'), Inspection(fresh/'run', 'cem')
     a.judge('network', colony_id=ids[0]); b.judge('unsure', colony_id=ids[1])
-    a.undo(); a.reload()
-    assert Inspection(fresh/'run', 'cem').verdicts == a.verdicts and len(a.verdicts) == 1
+    a.undo()
+    assert Inspection(fresh/'run', 'cem').verdicts == a.verdicts and list(a.verdicts) == [ids[1]]
+    one, two = (Labelling(fresh/'cells', 'dana', among='all', n=30) for _ in range(2))
+    one.judge('Diff', items=[0, 1, 2]); two.accept('Spread')                       # the page's rest, as it is now
+    assert ColonyDataset(fresh/'cells').votes().dana.replace('', None).value_counts().to_dict() == dict(Spread=21, Diff=3)
+    for _ in range(3): one.undo()
+    assert one.progress[0] == 21
 
 
 def test_lists_of_several_annotators(fresh):
@@ -241,3 +246,62 @@ def test_lists_of_several_annotators(fresh):
     assert said.returncode == 0 and 'ana: 40 colonies, 2 of them twice' in said.stdout, said.stderr
     a, b = (Labelling(fresh/'cells', o) for o in ('ana', 'ben'))
     assert len({i for i, _ in a.items} & {i for i, _ in b.items}) == 8
+
+
+def test_what_is_not_seen_is_not_labelled(fresh):
+    w = ColonyAnnotator(fresh/'cells', 'ana', among='all', n=60)
+    w.act('select', '3'); w.act('large'); w.act('step', '1'); w.act('class', 'Dense')
+    assert list(w.state.said) == [w.state.items[4]]
+    w.act('large'); w.act('select', '2'); w.act('page', '1'); w.act('class', 'Diff')
+    assert w.state.items[2] not in w.state.said and w.state.said[w.state.items[24]] == 'Diff'
+    k = next(k for k, (_, kind) in enumerate(w.state.items) if kind == 'repeat')
+    w.state.go(k); w.act('class', 'Dense')
+    assert 'those first' in w.pane_foot and 'repeat' not in w.pane_foot and not any(o in w.message for o in w.state.ds.colonies.index)
+
+
+def test_filters_that_leave_nothing_and_what_was_shown_before(fresh):
+    w = MisclassifiedExplorer(fresh/'run', 'ana', against=str(fresh/'better'))
+    w.act('filter', 'broken', field='change'); w.act('against', ''); assert 'failed' not in w.message and not w.state.filters
+    w.act('filter', 'not yet', field='verdict'); w.act('page', '1')
+    shown = [o for o in w.state.rows().index]
+    while len(w.state.rows()) > PAGE-2: w.act('verdict', 'unsure'); assert 'failed' not in w.message
+    first = w.state.picked
+    later = list(w.state.rows().index)[list(w.state.rows().index).index(first)+1:]
+    w.act('verdict', 'unsure')
+    assert w.state.picked == (later or list(w.state.rows().index))[0] and first in shown
+    w.act('filter', 'judged', field='verdict'); w.act('cell', '0,0'); w.act('filter', '', field='verdict'); w.act('network', 'teacher')
+    assert 'failed' not in w.message
+
+
+def test_odd_names_and_missing_things(tmp_path):
+    ds = simulate_dataset(tmp_path/'cells', 120, seed=4)
+    names = {'Debris': 'live/dead', 'Dense': 'a=b', 'Diff': 'NA', 'Spread': '<b>"x"</b>'}
+    write_json(read_json(ds.path/'dataset.json') | dict(classes=[names[c] for c in ds.classes], pixel_size=None), ds.path/'dataset.json')
+    df = ds.colonies.assign(label=ds.colonies.label.map(lambda c: names.get(c, c)), frame='', time_h='', track_id='', parent_ids='', event='')
+    df.to_csv(ds.table, index=False)
+    (ds.path/'wells.csv').write_text('well,condition\n'+''.join(f'{g},dose=5\n' for g in df.group.unique()))
+    ds = ColonyDataset(ds.path)
+    save_split(ds, labeled='rest', test=.4, folds=1)
+    run = oracle_run(tmp_path/'run', ds, 'IPB', dict(method='mpl', fold=0), skill=.3)
+    w = MisclassifiedExplorer(run, 'ana')
+    for k in range(4):
+        for j in range(4): w.act('cell', f'{k},{j}'); assert not w.message
+    w.act('cell', ''); w.act('filter', 'dose=5', field='condition'); assert w.state.filters == {'condition': 'dose=5'} and not w.message
+    w.act('count', 'frame'); assert 'Nothing is known of it' in w.pane_matrix
+    w.act('class', '<b>"x"</b>'); assert '<b>"x"</b>' not in w.pane_head+w.pane_gallery+w.pane_matrix+w.pane_detail
+    assert ' px' in w.pane_gallery and 'µm' not in w.pane_gallery
+    with pytest.raises(InputError, match='by: found'): Labelling(ds, '../x', among='all')
+    with pytest.raises(InputError, match='different names'): assign(ds, ['Ana', 'ana'])
+    assert not (ds.path/'worklists').exists() and not (ds.path/'x.csv').exists()
+
+
+def test_stacks_leave_all_their_outlines(fresh, tmp_path):
+    import roifile
+    shutil.copytree(fresh, tmp_path/'all')
+    ds = ColonyDataset(tmp_path/'all'/'cells')
+    sources = {s: f'movie.tif#{k}' for k, s in enumerate(ds.colonies.source.unique())}
+    ds.colonies.assign(source=ds.colonies.source.map(sources)).to_csv(ds.table, index=False)
+    s = Inspection(tmp_path/'all'/'run')
+    f = s.export(tmp_path/'out')
+    rois = [r.name for z in (f/'rois').glob('*.zip') for r in roifile.roiread(z)]
+    assert sorted(rois) == sorted(s.rows().index)
