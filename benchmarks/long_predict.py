@@ -34,10 +34,10 @@ def main(d):
     show('long_predict.recall', scores['macro_tpr'], 'share', 'macro recall of the student on T of the first experiment')
     table, errors = against_truth(d/'answers', second.path/'truth')
     for c, r in table.iterrows(): show(f'long_predict.iou.{c}', r.iou, 'share', f'the true class of every pixel; true share of the area {r.true_area:.3f}, found {r.found_area:.3f}')
-    show('long_predict.composition_error', errors.mean(), 'share', f'half the sum of differences of the shares, mean over {len(errors)} colonies')
+    show('long_predict.composition_error', errors.mean(), 'share', f'half the sum of differences of the shares, mean over {len(errors)} colonies', better='lower')
     frames, true = pd.read_csv(d/'answers'/'frames.csv'), true_frames(second)
     both = fractions(frames, CLASSES).merge(fractions(true, CLASSES), on=['group', 'frame'], suffixes=('', '_true')).dropna()
-    for c in CLASSES: show(f'long_predict.course.{c}', float((both[c]-both[f'{c}_true']).abs().mean()), 'share', f'true shares of the area, mean over {len(both)} frames; correlation {both[c].corr(both[f"{c}_true"]):.2f}')
+    for c in CLASSES: show(f'long_predict.course.{c}', float((both[c]-both[f'{c}_true']).abs().mean()), 'share', f'true shares of the area, mean over {len(both)} frames; correlation {both[c].corr(both[f"{c}_true"]):.2f}', better='lower')
     conditions = read_conditions(second.path/'wells.csv', frames.group.unique())
     for name, df in (('found', frames), ('true', true)):
         t = compare_conditions(replicate_fractions(well_fractions(df, CLASSES), conditions), CLASSES).set_index('class')
@@ -45,8 +45,8 @@ def main(d):
     x, y = (well_fractions(o, CLASSES) for o in (frames, true))
     x = x.loc[y.index.intersection(x.index)].mean().to_numpy(); y = y.mean().to_numpy()
     corrected = correct_shares(x, scores['confusion'])
-    show('long_predict.share_error', float(np.abs(x-y).mean()), 'share', 'true mean shares of the area, as observed')
-    show('long_predict.share_error.corrected', float(np.abs(corrected-y).mean()), 'share', 'the same after correction by the confusion matrix')
+    show('long_predict.share_error', float(np.abs(x-y).mean()), 'share', 'true mean shares of the area, as observed', better='lower')
+    show('long_predict.share_error.corrected', float(np.abs(corrected-y).mean()), 'share', 'the same after correction by the confusion matrix', better='lower')
 
 
 if __name__ == '__main__': main(Path(sys.argv[1]))

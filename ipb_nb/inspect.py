@@ -322,7 +322,7 @@ def undo(self:Inspection):
 
 @patch
 def scores_after_review(self:Inspection) -> dict: # as of `scores`, with n, left_out, reviewed_right and reviewed_wrong
-    "Scores against the labels with this annotator's verdicts in their place; multi-label, excluded and unsure are left out. T itself stays as it was drawn. Who reviews only what the network gets wrong can only raise them."
+    "Scores against the labels with this annotator's verdicts in their place; multi-label, excluded and unsure are left out. T itself stays as it was drawn. To review only what the network gets wrong favours it."
     actual = self.table.actual.astype(object)
     own = [i for i in self.verdicts if i in actual.index]
     actual[own] = [self.verdicts[i] for i in own]
@@ -383,7 +383,7 @@ def crop_picture(
     r = ds.colonies.loc[colony_id]
     y, x = (side-(r.y1-r.y0))//2-min(r.y0, ds.margin), (side-(r.x1-r.x0))//2-min(r.x0, ds.margin)       # where the crop begins
     image = cv2.warpAffine(cv2.cvtColor(shown(pixels, limits), cv2.COLOR_GRAY2BGR), np.float32([[1, 0, x], [0, 1, y]]), (side, side), flags=cv2.INTER_NEAREST, borderValue=(40, 40, 40))
-    if line: cv2.drawContours(image, cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE, offset=(int(x), int(y)))[0], -1, _bgr('#F0E442'), max(side//160, 1))
+    if line: cv2.drawContours(image, cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE, offset=(int(x), int(y)))[0], -1, _bgr('#F0E442'), max(side//120, 1))
     return cv2.resize(image, (out, out), interpolation=cv2.INTER_AREA)
 
 @patch
@@ -677,7 +677,7 @@ def html_matrix(self:MisclassifiedExplorer):
     after = ''
     if any(i in s.table.index and v in s.classes for i, v in s.verdicts.items()):
         a = s.scores_after_review()
-        after = render('<p class="soft">Macro recall {{ r }} as T was drawn (macro precision {{ p }}). <b>After review</b> by {{ by }}, of {{ wrong }} that the network had wrong and {{ right }} that it had right: {{ ar }} ({{ ap }}), {{ n }} colonies, {{ out }} left out. Review of errors alone can only raise it.</p>', r=f'{s.run.scores(s.network)["macro_tpr"]:.3f}',
+        after = render('<p class="soft">Macro recall {{ r }} as T was drawn (macro precision {{ p }}). <b>After review</b> by {{ by }}, of {{ wrong }} that the network had wrong and {{ right }} that it had right: {{ ar }} ({{ ap }}), {{ n }} colonies, {{ out }} left out. To review errors alone favours the network.</p>', r=f'{s.run.scores(s.network)["macro_tpr"]:.3f}',
                        p=f'{s.run.scores(s.network)["macro_precision"]:.3f}', by=s.by, ar=f'{a["macro_tpr"]:.3f}', ap=f'{a["macro_precision"]:.3f}', n=a['n'], out=a['left_out'], wrong=a['reviewed_wrong'], right=a['reviewed_right'])
     return (render(_MATRIX, m=m, now=s.cell, total=m.sum(axis=1), errors=int(m.to_numpy().sum()-np.trace(m)), at={c: k for k, c in enumerate(s.classes)})+after+
             render('<div style="margin-top:12px">{{ t }}</div>', t=render(_COUNTS, t=counts.head(10), len=len, alike=s.table.track.duplicated().any(), more=max(len(counts)-10, 0), by=self.counted, now=s.filters.get(self.counted, ''), select=by)))
