@@ -20,7 +20,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from ipb_nb.core import InputError, read_json, write_json
 from ipb_nb.dataset import ColonyDataset, save_split
-from ipb_nb.inspect import PAGE, ColonyAnnotator, Inspection, Labelling, MisclassifiedExplorer, app_command, assign
+from ipb_nb.inspect import PAGE, ColonyAnnotator, Inspection, Labelling, MisclassifiedExplorer, app_command, assign, shown, surroundings
 from ipb_nb.run import oracle_run
 from ipb_nb.simulate import simulate_dataset
 
@@ -305,3 +305,18 @@ def test_stacks_leave_all_their_outlines(fresh, tmp_path):
     f = s.export(tmp_path/'out')
     rois = [r.name for z in (f/'rois').glob('*.zip') for r in roifile.roiread(z)]
     assert sorted(rois) == sorted(s.rows().index)
+
+
+def test_the_box_on_the_colony_is_what_the_network_saw(fresh):
+    s, seen = Inspection(fresh/'run'), 0
+    s.run.info['config']['scales'] = '64,32'
+    for i in s.table.index[:40]:
+        r = s.table.loc[i]
+        image, (y, x), _ = surroundings(s.ds, i)
+        y, x = r.y0+y-s.ds.margin, r.x0+x-s.ds.margin                               # of the box, in the picture
+        (n, large), (m, small) = s.patch_pictures(i)
+        assert (n, m) == (64, 32) and (large[16:48, 16:48] == small).all()          # the small scale is the middle of the large one
+        if min(y, x) < 0 or y+64 > image.shape[0] or x+64 > image.shape[1]: continue    # mirrored at the frame's edge
+        assert (shown(image[y:y+64, x:x+64], s.limits) == large).all()
+        seen += 1
+    assert seen > 20
