@@ -8,7 +8,8 @@ __all__ = ['GLASS', 'WINDOW', 'TEXTURED', 'CONFLUENT', 'DETECTION', 'FIELDS', 'T
            'detect_colonies', 'relabelled', 'outline', 'rois_zip', 'labels_tiff', 'read_outlines', 'texture',
            'scale_bars', 'frame_quality', 'find_colonies', 'file_frames', 'read_frame', 'list_frames', 'check_frames',
            'grey', 'to_8bit', 'resized', 'common_limits', 'flat_field', 'true_label', 'detect_frame', 'registered',
-           'track_well', 'contact_sheet', 'dask_client', 'on_dask', 'NoColonies', 'detect_dataset', 'ipb_detect']
+           'track_well', 'contact_sheet', 'dask_client', 'on_dask', 'NoColonies', 'detect_dataset', 'dataset_frame',
+           'shows', 'ipb_detect']
 
 # %% ../nbs/02_detect.ipynb #c5d470e0
 import functools, hashlib, io, os, re, shutil, warnings, zipfile, xml.etree.ElementTree as ET
@@ -35,7 +36,7 @@ from tqdm import tqdm
 
 from .core import (IMAGE_SUFFIXES, KILLED, MULTI_LABEL, PALETTE, InputError, atomic_path, class_colors, command, counter_rng, in_pixels, in_processes, png_bytes, read_json, read_pixels,
                          read_table, write_csv, write_json)
-from .dataset import (BOX, COLUMNS, FORMAT_VERSION, ID, LOG_COLUMNS, MARGIN, OTHER_SUFFIXES, TEXT_COLUMNS, ColonyDataset, check_pattern, colony_row, cut_crop, files_below, from_pattern, list_failure, path_id,
+from .dataset import (BOX, COLUMNS, FORMAT_VERSION, ID, LOG_COLUMNS, MARGIN, OTHER_SUFFIXES, TEXT_COLUMNS, Colony, ColonyDataset, check_pattern, colony_row, cut_crop, files_below, from_pattern, list_failure, path_id,
                             read_labels, read_rois, roi_mask, sha256, write_tables)
 from .simulate import CLASSES, composition_label, simulate_annotators, track_colonies
 
@@ -1016,6 +1017,34 @@ def detect_dataset(
         simulate_annotators(ds, n=annotators, seed=seed)
     shutil.rmtree(dest/'.detect')
     return ds
+
+# %% ../nbs/02_detect.ipynb #06f44c0b
+def dataset_frame(
+    ds: ColonyDataset,
+    source: str, # as in colonies.csv
+) -> np.ndarray: # uint8 (H, W); None where its file is gone or cannot be read
+    "The frame that colonies were cut from, as detection saw it."
+    info, how, (name, _, number) = ds.info, ds.info.get('detection') or {}, source.partition('#')
+    if not info['raw_root']: return None
+    root, parts, limits = ds.path/info['raw_root'], Path(name).parts, info['intensity']
+    gain = (info.get('flat_field') or {}).get(parts[0] if len(parts) > 2 else '')
+    try:
+        f = file_frames((root if root.is_dir() else root.parent)/name, how.get('channel'), how.get('z'))[int(number or 0)]
+        image = to_8bit(grey(read_frame(f)), limits if isinstance(limits, list) else None, None if gain is None else np.array(gain, np.float32))
+        factor = (how.get('pixel_size') or f['pixel_size'])/how['resample'] if how.get('resample') else 1.
+        return resized(image, factor if abs(factor-1) > .01 else 1.)
+    except (InputError, OSError, IndexError): return None
+
+def shows(
+    frame: np.ndarray, # from `dataset_frame`, or None
+    colony: Colony,
+    box, # y0, x0, … of the colony, as in colonies.csv
+) -> bool:
+    "Is the colony's crop a piece of this frame?"
+    if frame is None: return False
+    (h, w), (y, x, *_) = colony.pixels.shape, np.maximum(np.asarray(box, int)-colony.margin, 0)
+    own = frame[y:y+h, x:x+w]
+    return own.shape == (h, w) and cv2.absdiff(np.ascontiguousarray(own), np.ascontiguousarray(colony.pixels)).max() <= 1      # flat fields are stored rounded
 
 # %% ../nbs/02_detect.ipynb #c009c53f
 def _print_list(frames, failures, bad):

@@ -27,29 +27,14 @@ from scipy.ndimage import binary_fill_holes
 from tqdm import trange
 
 from .core import MULTI_LABEL, InputError, atomic_path, class_colors, command, read_table, stable_hash, write_csv
-from .dataset import ColonyDataset, annotator_log, path_id
-from .detect import file_frames, grey, outline, read_frame, resized, to_8bit
+from .dataset import BOX, ColonyDataset, annotator_log, path_id
+from .detect import dataset_frame, outline, shows
 from .metric import scores
 from .report import render
 from .run import Run, read_run, run_dataset
 
 # %% ../nbs/40_inspect.ipynb #9d5041d3
-@lru_cache(maxsize=32)
-def _raw_frame(root, source, intensity, factor, gain, channel, z):
-    name, _, number = source.partition('#')
-    frames = file_frames(Path(root)/name, channel, z)
-    image = to_8bit(grey(read_frame(frames[int(number or 0)])), json.loads(intensity), None if gain is None else np.array(json.loads(gain), np.float32))
-    return resized(image, factor)
-
-def _whole_frame(ds, r):
-    "The frame of a colony as detection saw it; None where it cannot be had."
-    info, how = ds.info, ds.info.get('detection') or {}
-    if not info['raw_root']: return None
-    limits = info['intensity'] if isinstance(info['intensity'], list) else None
-    gain = json.dumps(next(iter(info['flat_field'].values()))) if len(info.get('flat_field') or {}) == 1 else None
-    if how.get('resample') or len(info.get('flat_field') or {}) > 1: return None       # (detection knows the factor of each file; the crop is the same image)
-    try: return _raw_frame(str(ds.path/info['raw_root']), r.source, json.dumps(limits), 1., gain, how.get('channel'), how.get('z'))
-    except (InputError, OSError, IndexError, ValueError): return None
+_frame = lru_cache(maxsize=32)(dataset_frame)
 
 def surroundings(
     ds: ColonyDataset,
@@ -57,11 +42,9 @@ def surroundings(
     um: float=200., # µm on each side; pixels where the pixel size is unknown
 ) -> tuple: # uint8 image; y, x of the colony's tight box in it; whether it comes from the raw frame
     "A colony in its surroundings."
-    r, pixels = ds.colonies.loc[colony_id], ds.pixels(colony_id)[0]
-    at = min(r.y0, ds.margin), min(r.x0, ds.margin)
-    own = pixels[at[0]:at[0]+r.y1-r.y0, at[1]:at[1]+r.x1-r.x0]
-    whole, m = _whole_frame(ds, r), round(um/(ds.pixel_size or 1))
-    if whole is None or not np.array_equal(whole[r.y0:r.y1, r.x0:r.x1], own): return pixels, at, False
+    r, c, m = ds.colonies.loc[colony_id], ds.colony(colony_id), round(um/(ds.pixel_size or 1))
+    whole = _frame(ds, r.source)
+    if not shows(whole, c, r[BOX]): return c.pixels, (min(r.y0, ds.margin), min(r.x0, ds.margin)), False
     y, x = max(r.y0-m, 0), max(r.x0-m, 0)
     return whole[y:r.y1+m, x:r.x1+m], (r.y0-y, r.x0-x), True
 

@@ -32,7 +32,7 @@ from .core import KILLED, InputError, PALETTE, atomic_path, class_colors, comman
 from .course import (CONTROLS, LEAST, RESERVED, audit_errors, control_of, compare_conditions, corrected_conditions, draw_audit, errors_differ, in_window, plot_conditions, plot_course, read_audit, read_conditions, replicate_fractions,
                            well_fractions, write_audit)
 from .dataset import BOX, Colony, ColonyDataset, list_failure, path_id, sha256
-from .detect import DETECTION, NoColonies, check_frames, dask_client, detect_dataset, list_frames, on_dask, resized
+from .detect import DETECTION, NoColonies, check_frames, dask_client, dataset_frame, detect_dataset, list_frames, on_dask, resized, shows
 from .metric import NEIGHBOURS, neighbour_distance
 from .model import create_model
 from .patch import MIN_FRACTION, check_scale, patch_window, views
@@ -220,8 +220,10 @@ def overlay_jpg(
 
 # %% ../nbs/30_predict.ipynb #6910a78a
 def _canvas(ds, colonies, size):
-    "The frame, as far as the crops show it."
+    "The frame, from its raw file; where that is not there, as far as the crops show it."
     rows = ds.colonies.loc[[c.id for c in colonies]]
+    raw = dataset_frame(ds, rows.source.iloc[0])
+    if all(shows(raw, c, r) for c, r in zip(colonies, rows[BOX].to_numpy())): return raw
     h, w = size or (int(rows.y1.max()), int(rows.x1.max()))
     out = np.full((h, w), np.median([np.median(c.pixels) for c in colonies]), np.uint8)
     for c, r in zip(colonies, rows.itertuples()):
