@@ -9,7 +9,7 @@ __all__ = ['KILLED', 'IMAGE_SUFFIXES', 'MULTI_LABEL', 'PALETTE', 'InputError', '
            'seed_all', 'class_colors']
 
 # %% ../nbs/00_core.ipynb #ae70522b
-import codecs, csv, errno, functools, hashlib, io, json, os, pickle, random, re, shutil, sys, tempfile, warnings
+import codecs, csv, errno, functools, hashlib, io, json, os, random, re, shutil, sys, tempfile, warnings
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -194,11 +194,11 @@ def append_csv(
 KILLED = 'the process was killed, three times (out of memory?)'
 
 def _to_file(folder, work, k, job):
-    with open(folder/str(k), 'wb') as f: pickle.dump(work(job), f)
+    joblib.dump(work(job), folder/str(k))
     return k
 
 def _from_file(path):
-    try: return pickle.loads(path.read_bytes())
+    try: return joblib.load(path)
     finally: path.unlink()
 
 def in_processes(

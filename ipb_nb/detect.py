@@ -12,7 +12,7 @@ __all__ = ['GLASS', 'WINDOW', 'TEXTURED', 'CONFLUENT', 'DETECTION', 'FIELDS', 'T
            'shows', 'ipb_detect']
 
 # %% ../nbs/02_detect.ipynb #c5d470e0
-import functools, hashlib, io, os, re, shutil, warnings, zipfile, xml.etree.ElementTree as ET
+import functools, hashlib, io, os, re, shutil, zipfile, xml.etree.ElementTree as ET
 from collections import Counter
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
