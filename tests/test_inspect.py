@@ -13,6 +13,7 @@ from threading import Thread
 
 import pytest
 from selenium import webdriver
+from selenium.common.exceptions import TimeoutException
 from selenium.webdriver import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -48,6 +49,7 @@ def driver():
     options = webdriver.ChromeOptions()
     for o in ('--headless=new', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', '--window-size=1280,1000'): options.add_argument(o)
     d = webdriver.Chrome(options, webdriver.ChromeService('/usr/bin/chromedriver'))
+    d.set_script_timeout(240)
     yield d
     d.quit()
 
@@ -55,7 +57,9 @@ def driver():
 class Widget:
     "What a person can do with a widget on a page."
     def __init__(self, driver): self.driver = driver
-    def wait(self, is_so, seconds=60): return WebDriverWait(self.driver, seconds, ignored_exceptions=[Exception]).until(lambda _: is_so())
+    def wait(self, is_so, seconds=120):
+        try: return WebDriverWait(self.driver, seconds, ignored_exceptions=[Exception]).until(lambda _: is_so())
+        except TimeoutException: raise AssertionError(f'not seen within {seconds} s on a page that shows: '+self.driver.execute_script('return document.body.innerText')[-3000:]) from None
     def all(self, css): return self.driver.find_elements(By.CSS_SELECTOR, css)
     def click(self, css): self.wait(lambda: self.all(css)[0].click() or True)
     def press(self, key): self.driver.switch_to.active_element.send_keys(key)
@@ -82,7 +86,7 @@ def voila(driver, tmp_path):
 
 def _opened(driver, url, server):
     port = int(re.search(r':(\d+)/', url)[1])
-    end = time.time()+90
+    end = time.time()+180
     while socket.socket().connect_ex(('127.0.0.1', port)):
         assert server.poll() is None and time.time() < end
         time.sleep(.2)
@@ -131,6 +135,16 @@ def test_the_explorer_as_a_page(fresh, voila, driver, theme):
     assert 'login' in driver.current_url and not w.all('.ipb')                     # without the token nothing is shown
 
 
+RUN_CELL = """const [done] = arguments;
+(async () => {
+    await jupyterapp.restored;
+    const panel = jupyterapp.shell.currentWidget;
+    await panel.sessionContext.ready; await panel.sessionContext.session.kernel.info;
+    panel.content.activeCellIndex = 0;
+    await jupyterapp.commands.execute('notebook:run-cell');
+})().then(() => done(null), e => done(`${e}`))"""
+
+
 def test_the_explorer_in_jupyterlab(fresh, driver, tmp_path):
     code = f"from ipb_nb.inspect import MisclassifiedExplorer\nMisclassifiedExplorer({str(fresh/'run')!r}, by='ana')"
     cell = lambda k, s: dict(cell_type='code', id=f'c{k}', metadata={}, execution_count=None, outputs=[], source=s)
@@ -138,14 +152,13 @@ def test_the_explorer_in_jupyterlab(fresh, driver, tmp_path):
     with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
     token = secrets.token_hex()
     env = os.environ | dict(JUPYTER_CONFIG_DIR=str(tmp_path/'config'), JUPYTER_DATA_DIR=str(tmp_path/'data'))
-    server = subprocess.Popen([BIN/'jupyter', 'lab', '--allow-root', '--no-browser', '--ServerApp.ip=127.0.0.1', f'--port={port}', f'--IdentityProvider.token={token}', f'--ServerApp.root_dir={tmp_path}', '--LabApp.news_url=None', '--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate'],
+    server = subprocess.Popen([BIN/'jupyter', 'lab', '--allow-root', '--no-browser', '--expose-app-in-browser', '--ServerApp.ip=127.0.0.1', f'--port={port}', f'--IdentityProvider.token={token}', f'--ServerApp.root_dir={tmp_path}', '--LabApp.news_url=None', '--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate'],
                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env)
     try:
         w, _ = _opened(driver, f'http://127.0.0.1:{port}/lab/tree/look.ipynb?token={token}', server)
-        def run_cell():
-            w.wait(lambda: w.all('.jp-Notebook .jp-Cell .cm-content')); w.wait(lambda: 'Idle' in driver.execute_script('return document.querySelector(".jp-Notebook-ExecutionIndicator, .jp-Toolbar-kernelStatus")?.outerHTML ?? "Idle"'))
-            w.click('.jp-Notebook .jp-Cell .cm-content')
-            ActionChains(driver).key_down(Keys.CONTROL).send_keys(Keys.ENTER).key_up(Keys.CONTROL).perform()
+        def run_cell():                                                              # once the kernel answers; a key that comes earlier starts another one
+            w.wait(lambda: driver.execute_script('return window.jupyterapp.shell.currentWidget.context.isReady'))
+            assert driver.execute_async_script(RUN_CELL) is None
         run_cell()
         found = look_through(w)
         assert standing(fresh) == found
