@@ -10,6 +10,7 @@ __all__ = ['KILLED', 'IMAGE_SUFFIXES', 'MULTI_LABEL', 'PALETTE', 'InputError', '
 
 # %% ../nbs/00_core.ipynb #ae70522b
 import codecs, csv, errno, functools, hashlib, io, json, os, random, re, shutil, sys, tempfile, warnings
+from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -47,7 +48,10 @@ def command(
     def _f(*args, **kwargs):
         if not is_cli(cmd): return f(*args, **kwargs)
         name = f.__name__.replace('_', '-')
-        try: f(*args, **kwargs)
+        given = Counter(o.partition('=')[0] for o in sys.argv[1:] if o.startswith('--'))
+        try:
+            if twice := [o for o, n in given.items() if n > 1]: raise InputError(twice[0], 'it twice', 'every option once', 'Put what it shall say into one.')
+            f(*args, **kwargs)
         except (InputError, OSError) as e: sys.exit(f'{name}: {e}')
         except KeyboardInterrupt: sys.exit(f'{name}: stopped')
     cmd = call_parse(_f)

@@ -1409,6 +1409,8 @@ def ipb_split(
     if not frozen: given = dict(folds=min(10, int(1/(test or .1)+1e-9)) if test is None or 0 < test < 1 else 1) | given
     split = save_split(ds, name, frozen, labeled=labeled if labeled == 'rest' else _number(labeled), valid=valid, seed=seed, fixed_u=fixed_u, **given)
     print(f"{split.path}: {split.folds} folds by {split.info['by']}; fold 0:\n{split.counts().to_string()}")
+    empty = [f for f in range(split.folds) if {'L', 'V'} & {*split.fold(f).part} == {'L'}]
+    if valid and empty: print(f'V is empty in fold {", ".join(map(str, empty))}: it takes {MIN_VALID} colonies of every class, and L keeps at least one; training is watched on L there')
     reached = pd.DataFrame(split.info['reached'])
     print('shares of the labelled colonies reached: '+', '.join(f'{p} {a:.1%}'+(f' to {b:.1%}' if b > a else '') for p, a, b in zip(PARTS, reached.min(), reached.max())))
     for reason, n in split.left_out[split.left_out.fold.eq(0)].reason.value_counts().items(): print(f'left out in fold 0: {n} colonies, {reason}')

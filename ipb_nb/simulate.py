@@ -791,6 +791,7 @@ def ipb_simulate(
     wells: int=None, # how many, instead of the preset's
     frames: int=None, # a well
     size: int=None, # px, the side of a frame
+    interval_h: float=None, # hours between frames
     pixel_size: float=.8, # µm
     overlap: float=OVERLAP, # 0 … 1, how alike neighbouring classes look
     effect: float=1., # of the treatment; 0: none
@@ -802,7 +803,7 @@ def ipb_simulate(
     "Simulate a time-lapse experiment with its truth, or only crops of colonies to train on."
     if colonies: ds = simulate_dataset(dest, colonies, seed, overlap=overlap, annotators=annotators, workers=workers)
     else:
-        exp = simulate_experiment(dest, preset, seed, overlap, effect, pixel_size, workers, wells=wells, frames=frames, size=size)
+        exp = simulate_experiment(dest, preset, seed, overlap, effect, pixel_size, workers, wells=wells, frames=frames, size=size, interval_h=interval_h)
         print(exp)
         print(exp.shares.to_string())
         ds = crops_by_truth(exp, crops, annotators) if crops else None

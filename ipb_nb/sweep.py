@@ -383,9 +383,9 @@ class SweepStatus:
         self.table = sweep_status(self.runs, self.out)
         self.widget.value = status_page(self.table)
     def start(self):
-        "Renew until all is done, or `stop`."
+        "Renew until every run is done or has failed, or `stop`."
         def look():
-            while not self.over.wait(self.seconds) and not self.table.state.eq('done').all(): self.refresh()
+            while not self.over.wait(self.seconds) and not self.table.state.isin(['done', 'failed']).all(): self.refresh()
         self.over.clear()
         threading.Thread(target=look, daemon=True).start()
     def stop(self): self.over.set()

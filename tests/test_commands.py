@@ -39,7 +39,8 @@ def test_from_folders_to_report(class_folders, tiny, tmp_path):
     assert 'nothing' not in sh('ipb-import', class_folders, data, '--add') and len(pd.read_csv(data/'colonies.csv')) == 86
     out = sh('ipb-dataset', data)
     assert 'imported' in out and (data/'summary.png').stat().st_size > 1e4
-    assert 'folds' in sh('ipb-split', data, '--labeled', .25, '--test', .25, '--folds', 4)
+    said = sh('ipb-split', data, '--labeled', .25, '--test', .25, '--folds', 4)
+    assert '4 folds' in said and 'V is empty in fold 0, 1, 2, 3: it takes 5 colonies of every class' in said
     out = sh('ipb-train', data, '--out', run, '--fold', 3, *options(tiny))
     assert 'student' in out and 'macro recall' in out
     written = {f.name for f in run.iterdir()}
@@ -52,6 +53,11 @@ def test_from_folders_to_report(class_folders, tiny, tmp_path):
     assert 'report.html' in sh('ipb-report', run)
     page = (run/'report.html').read_text()
     assert 'src="data:image/' in page and '://' not in page
+
+
+def test_an_option_given_twice_is_not_half_lost(dataset, tmp_path):
+    said = sh('ipb-sweep', 'configs/quick.yaml', '--data', dataset, '--out', tmp_path/'runs', '--set', 'steps=0', '--set=epochs=1', ok=False)
+    assert '--set: found it twice; expected every option once' in said and not (tmp_path/'runs').exists()
 
 
 def test_notebook_and_library_give_the_same(dataset, run, tiny, tmp_path):
