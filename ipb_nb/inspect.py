@@ -469,7 +469,9 @@ function render({ model, el }) {
     };
     model.on('change:pane_' + name, draw); draw();
   }
-  const tell = (what, value, more = {}) => model.send({ do: what, value, ...more });
+  const busy = is => root.setAttribute('aria-busy', is);
+  const tell = (what, value, more = {}) => { busy(true); model.send({ do: what, value, ...more }) };
+  model.on('change:answered', () => busy(false));
   root.addEventListener('click', e => {
     const b = e.target.closest('[data-do]');
     if (!b || b.matches('input, select')) return;
@@ -502,7 +504,9 @@ export default { render };
 _CSS = """
 .ipb { --bg: var(--jp-layout-color1, #fff); --fg: var(--jp-ui-font-color1, #1f2328); --soft: var(--jp-ui-font-color2, #59636e); --line: var(--jp-border-color2, #d5dbe1); --card: var(--jp-layout-color2, #f3f5f7);
   --mark: #0072B2; --note: color-mix(in srgb, #E69F00 22%, var(--bg)); display: grid; gap: 10px 14px; padding: 8px; outline: none; background: var(--bg); color: var(--fg); font: 13px/1.45 system-ui, sans-serif; box-sizing: border-box; border-radius: 8px; border: 1px solid var(--line) }
-.ipb:focus { border-color: var(--mark) } .ipb > div { min-width: 0 } .ipb * { box-sizing: border-box }
+@keyframes ipb-busy { to { border-color: #E69F00; box-shadow: 0 0 0 3px #E69F00 } }
+.ipb:focus { border-color: var(--mark) } .ipb[aria-busy=true], .ipb[aria-busy=true] * { cursor: progress } .ipb[aria-busy=true] { animation: ipb-busy .6s .4s infinite alternate }
+.ipb > div { min-width: 0 } .ipb * { box-sizing: border-box }
 .ipb h3 { margin: 0 0 4px; font-size: 13px; font-weight: 600 } .ipb h3 small, .ipb .soft { color: var(--soft); font-weight: 400; font-size: 12px } .ipb p { margin: 4px 0 }
 .ipb button, .ipb select, .ipb input { font: inherit; color: inherit; background: var(--card); border: 1px solid var(--line); border-radius: 6px; padding: 3px 8px; max-width: 100% }
 .ipb button { cursor: pointer } .ipb button:hover { border-color: var(--mark) } .ipb button:focus-visible, .ipb select:focus-visible, .ipb input:focus-visible { outline: 2px solid var(--mark); outline-offset: 1px }
@@ -535,6 +539,7 @@ class Panes(anywidget.AnyWidget):
     "HTML in named panes; what is clicked, chosen or pressed arrives at `act`."
     _esm, _css = _JS, _CSS
     kind, names, shortcuts = traitlets.Unicode().tag(sync=True), traitlets.List().tag(sync=True), traitlets.Dict().tag(sync=True)
+    answered = traitlets.Int().tag(sync=True)                    # what was asked for so far; until it grows, the widget is busy
 
     def __init__(self, kind, names, keys):
         self.message = ''
@@ -551,7 +556,7 @@ class Panes(anywidget.AnyWidget):
         except InputError as e: self.message = Bad(e)
         except OSError as e: self.message = Bad(f'{e.filename or "file"}: {e.strerror or e}. Nothing was written; check the folder and try again.')
         except Exception as e: self.message = Bad(f'{do} failed ({type(e).__name__}: {e}). What was stored before is safe.'); raise
-        finally: self.draw()
+        finally: self.draw(); self.answered += 1
 
     def draw(self):
         "Bring the panes up to date; only those that changed travel."

@@ -97,10 +97,12 @@ def _opened(driver, url, server):
 def look_through(w):
     "Matrix, pages, verdicts by mouse and by key, undo; what was judged."
     w.wait(lambda: 'All errors' in w.text('gallery'))
+    w.driver.execute_script("const e = document.querySelector('.ipb'); window.busy = []; new MutationObserver(() => window.busy.push(e.ariaBusy)).observe(e, { attributeFilter: ['aria-busy'] })")
     n = int(re.search(r'(\d+) patches', w.text('gallery'))[1])
     assert n > PAGE and len(w.all('[data-pane=gallery] figure')) == PAGE
     w.click('[aria-label="page on"]'); w.wait(lambda: f'2 of {-(-n//PAGE)}' in w.text('gallery'))
     assert len(w.all('[data-pane=gallery] figure')) == min(n-PAGE, PAGE)
+    w.wait(lambda: w.driver.execute_script('return window.busy') == ['true', 'false'])      # it says so while it works
     w.press(Keys.PAGE_UP); w.wait(lambda: f'1 of {-(-n//PAGE)}' in w.text('gallery'))
     w.click('[data-value="3,1"]'); w.wait(lambda: 'Spread, seen as Dense' in w.text('gallery'))
     first, second = (e.get_attribute('data-value') for e in w.all('[data-pane=gallery] figure button')[:2])
