@@ -941,12 +941,17 @@ def _finish(dest, raw, frames, p, failures, scales, sheets, workers):
     return ColonyDataset(dest)
 
 # %% ../nbs/02_detect.ipynb #947ebcc7
+def _factor(pixel_size, to):
+    "How much sides change to come from one pixel size to another; less than a hundredth is left alone."
+    f = pixel_size/to
+    return np.where(np.abs(f-1) > .01, f, 1.)
+
 def _resampled(frames, to, along):
     "How much the sides of each frame change; the table is brought to that pixel size."
     if to is None: return dict.fromkeys(frames.source, 1.)
     if along: raise InputError('resample', to, 'nothing, with truth or outlines', 'Those belong to the frames as they are.')
     if frames.pixel_size.isna().any(): raise InputError(frames.source[frames.pixel_size.isna().idxmax()], 'no pixel size', f'one, to bring it to {to:g} µm', 'Give it with --pixel_size.')
-    factors = (frames.pixel_size/to).where(lambda f: (f-1).abs() > .01, 1.)
+    factors = _factor(frames.pixel_size, to)
     frames['pixel_size'] = to
     return dict(zip(frames.source, factors))
 
@@ -1031,8 +1036,7 @@ def dataset_frame(
     try:
         f = file_frames((root if root.is_dir() else root.parent)/name, how.get('channel'), how.get('z'))[int(number or 0)]
         image = to_8bit(grey(read_frame(f)), limits if isinstance(limits, list) else None, None if gain is None else np.array(gain, np.float32))
-        factor = (how.get('pixel_size') or f['pixel_size'])/how['resample'] if how.get('resample') else 1.
-        return resized(image, factor if abs(factor-1) > .01 else 1.)
+        return resized(image, float(_factor(how.get('pixel_size') or f['pixel_size'], how['resample']))) if how.get('resample') else image
     except (InputError, OSError, IndexError): return None
 
 def shows(

@@ -1055,7 +1055,6 @@ def html_main(self:ColonyAnnotator):
 
 @patch
 def html_foot(self:ColonyAnnotator):
-    n, text = _length(self.side, self.state.ds.pixel_size)
     return render("""{% if message %}<p class="note {{ 'bad' if bad }}" role="status">{{ message }}</p>{% endif %}{% for n in notes %}<p class="note">{{ n }}</p>{% endfor %}<p class="soft">{{ by }}, one contrast and one scale for all pictures: a thumbnail is {{ w }} wide. <kbd>←</kbd> <kbd>→</kbd> <kbd>↑</kbd> <kbd>↓</kbd> go, <kbd>s</kbd> select, <kbd>v</kbd> large, <kbd>PgUp</kbd> <kbd>PgDn</kbd> page; digits label what is selected, or where you are. Verdicts are stored at once.</p>""",
         message=self.message, bad=isinstance(self.message, Bad), by=self.state.log, notes=self.state.notes, w=f'{self.side*self.state.ds.pixel_size:.0f} µm' if self.state.ds.pixel_size else f'{self.side} px')
 

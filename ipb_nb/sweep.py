@@ -385,7 +385,9 @@ class SweepStatus:
     def start(self):
         "Renew until every run is done or has failed, or `stop`."
         def look():
-            while not self.over.wait(self.seconds) and not self.table.state.isin(['done', 'failed']).all(): self.refresh()
+            while not self.over.wait(self.seconds):
+                self.refresh()
+                if self.table.state.isin(['done', 'failed']).all(): self.over.set()
         self.over.clear()
         threading.Thread(target=look, daemon=True).start()
     def stop(self): self.over.set()

@@ -142,8 +142,9 @@ def test_unknown_field(dataset, tmp_path):
 def test_simulate(tmp_path):
     assert '30 colonies' in sh('ipb-simulate', tmp_path/'sim', '--colonies', 30)
     assert (tmp_path/'sim'/'truth').is_dir()
-    out = sh('ipb-simulate', tmp_path/'exp', '--preset', 'tiny', '--wells', 2, '--crops', tmp_path/'cells', '--annotators', 2)
+    out = sh('ipb-simulate', tmp_path/'exp', '--preset', 'tiny', '--wells', 2, '--interval_h', 3, '--crops', tmp_path/'cells', '--annotators', 2)
     assert 'exp: 2 wells' in out and f"colonies in {tmp_path/'cells'}" in out
+    assert set(pd.read_csv(tmp_path/'exp'/'truth'/'colonies.csv').time_h) == {0, 3, 6}
     assert len(list((tmp_path/'exp').glob('raw/*/*.tif'))) == 6 and len(list((tmp_path/'cells'/'annotations').glob('*.csv'))) == 2
 
 

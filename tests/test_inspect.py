@@ -158,7 +158,7 @@ def test_the_explorer_in_jupyterlab(fresh, driver, tmp_path):
                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env)
     try:
         w, _ = _opened(driver, f'http://127.0.0.1:{port}/lab/tree/look.ipynb?token={token}', server)
-        def run_cell():                                                              # once the kernel answers; a key that comes earlier starts another one
+        def run_cell():                                                              # once the kernel answers
             w.wait(lambda: driver.execute_script('return window.jupyterapp.shell.currentWidget.context.isReady'))
             assert driver.execute_async_script(RUN_CELL) is None
         run_cell()
