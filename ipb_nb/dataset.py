@@ -1116,7 +1116,7 @@ def _enough(rings, by, shares):
     for c, n in {c: len(ring) for c, ring in rings.items()}.items():
         least = np.ceil(100/max(n, 1))/100
         possible = f'With {n}, shares of at least {least:g} and at most {int(1/least+1e-9)} folds are possible; or label more.' if n > 1 else f'Label more {what}, or take the class out of dataset.json.'
-        if n < need: raise InputError(f'class {c}' if c else 'groups', f'{n} {what} with labels', f'at least {need} for shares of '+', '.join(f'{s:g}' for s in shares if s), possible)
+        if n < need: raise InputError(f'class {c}' if c else 'groups', f'{n} {what} with labels'+' (those that merged or split count once)'*(by == 'track'), f'at least {need} for shares of '+', '.join(f'{s:g}' for s in shares if s), possible)
 
 # %% ../nbs/03_dataset.ipynb #696565a3
 def _test_arcs(ring, test, folds):
@@ -1231,7 +1231,9 @@ class Split:
         name: str='default',
     ):
         self.ds, self.name, self.path = ds, name, ds.path/'splits'/f'{name}.csv'
-        if not self.path.exists(): raise InputError(self.path, 'no such split', 'one of '+(', '.join(sorted(o.stem for o in self.path.parent.glob('*.csv'))) or 'none yet'), 'Draw it with ipb-split.')
+        if not self.path.exists():
+            names = ', '.join(sorted(o.stem for o in self.path.parent.glob('*.csv')))
+            raise InputError(self.path, 'no such split', f'one of {names}' if names else 'one that was drawn', 'Draw it with ipb-split.')
         self.info = read_json(self.path.with_suffix('.json'))
         self.table = df = read_table(self.path, ['colony_id', 'fold', 'part', 'label'], [])
         df['fold'] = read_numbers(df, 'fold', self.path, integer=True)
