@@ -79,12 +79,13 @@ def read_grid(
     "The runs of a grid."
     grid, lines = read_yaml(path)
     _check_parts(path, grid, lines)
-    runs, known = {}, ExperimentConfig.fields()
+    runs, known, overrides = {}, ExperimentConfig.fields(), overrides or {}
+    if odd := [f for f in overrides if f not in known]: raise InputError('set', f'field {odd[0]}', f"one of {', '.join(known)}", 'Correct its name.')
     for part, row, values in [('defaults', None, grid.get('defaults')), ('axes', None, grid.get('axes')), *(('rows', r, v) for r, v in grid['rows'].items())]:
         for f in values or {}:
             if f not in known: raise InputError(f"{path}, line {lines[(part, f) if row is None else (part, row, f)]}", f'field {f}', f"one of {', '.join(known)}", 'Correct its name.')
     for row, own in grid['rows'].items():
-        own, overrides = own or {}, overrides or {}
+        own = own or {}
         axes = {f: v for f, v in ((grid.get('axes') or {}) | own).items() if f not in overrides and (f not in own or v and isinstance(v, list))}
         for values in itertools.product(*axes.values()):
             chosen = dict(zip(axes, values))
