@@ -277,7 +277,7 @@ def _plot_stage(top, low, h, stage):
         if column in h and h[column].notna().any(): plot_mean(top, g[column], style, color=_ink[net], label=label)
     plot_mean(low, g.macro_tpr, '--', color=_ink[who])
     for ax in (top, low): epoch_axis(ax, h.epoch.nunique())
-    if top.lines: top.legend(handlelength=1.4)
+    if top.lines: top.legend(handlelength=1.4, frameon=True, framealpha=.8, edgecolor='none')
     if stage != 'pretext': top.set_ylim(bottom=0)                      # (SimTriplet's loss is a negative cosine)
     low.set(ylim=(0, 1), xlabel='epoch')
     if stage == 'pretext': low.text(.5, .5, 'no classes yet', transform=low.transAxes, ha='center', color='#666666')
