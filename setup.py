@@ -1,17 +1,34 @@
 """Everything is read from settings.ini, which nbdev reads too."""
+
+import shutil
 from configparser import ConfigParser
 from pathlib import Path
 
 from setuptools import setup
+from setuptools.command.build_py import build_py
 
 root = Path(__file__).parent
 ini = ConfigParser()
-ini.read(root/'settings.ini', encoding='utf-8')
+ini.read(root / 'settings.ini', encoding='utf-8')
 cfg = ini['DEFAULT']
-readme = root/'README.md'
+readme = root / 'README.md'
 lib = cfg['lib_path']
-data = {'experiments': '*.ipynb', 'configs': '*.yaml'}    # copied into the library by `make export`
 status = {'1': '1 - Planning', '2': '2 - Pre-Alpha', '3': '3 - Alpha', '4': '4 - Beta', '5': '5 - Production/Stable'}
+
+
+class BuildWithNotebooks(build_py):
+    "The wheel carries the notebooks that papermill runs and the grids of the sweeps."
+
+    def run(self):
+        super().run()
+        if self.editable_mode:  # the repository has them
+            return
+        for folder, files in {'experiments': 'nbs/experiments/*.ipynb', 'configs': 'configs/*.yaml'}.items():
+            to = Path(self.build_lib) / lib / folder
+            to.mkdir(parents=True, exist_ok=True)
+            for f in root.glob(files):
+                shutil.copy(f, to)
+
 
 setup(
     name=cfg['lib_name'],
@@ -34,10 +51,14 @@ setup(
         'Topic :: Scientific/Engineering :: Image Recognition',
     ],
     python_requires=f">={cfg['min_python']}",
-    packages=[lib, *(f'{lib}.{d}' for d in data if (root/lib/d).is_dir())],
-    package_data={f'{lib}.{d}': [glob] for d, glob in data.items()},
+    packages=[lib],
+    package_data={lib: ['assets/*', 'assets/*/*']},
+    cmdclass={'build_py': BuildWithNotebooks},
     install_requires=cfg['requirements'].split(),
     extras_require={k.removesuffix('_requirements'): v.split() for k, v in cfg.items() if k.endswith('_requirements')},
-    entry_points={'console_scripts': cfg['console_scripts'].split()},
+    entry_points={
+        'console_scripts': cfg['console_scripts'].split(),
+        'ipb_nb.methods': cfg['methods'].split(),
+    },
     zip_safe=False,
 )

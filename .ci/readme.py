@@ -1,4 +1,5 @@
 """README.md from nbs/index.ipynb: no cells that start with `#| hide`, no directives, links as seen from the root."""
+
 import re
 from pathlib import Path
 
@@ -11,13 +12,14 @@ directive = re.compile(r'^#\s*\|.*\n?', re.M)
 
 cells = []
 for cell in nb.cells:
-    if hidden.match(cell.source) or (cell.cell_type == 'raw' and cell.source.startswith('---')): continue
+    if hidden.match(cell.source) or (cell.cell_type == 'raw' and cell.source.startswith('---')):
+        continue
     if cell.cell_type == 'code':
         cell.source = directive.sub('', cell.source).strip()
         cell.outputs = [o for o in cell.outputs if o.get('name') != 'stderr']
     cells.append(cell)
 nb.cells = cells
-nb.metadata['language_info'] = {'name': 'python'}    # nbdev_clean drops it; it names the code blocks
+nb.metadata['language_info'] = {'name': 'python'}  # nbdev_clean drops it; it names the code blocks
 
 # pictures among the outputs go beside those that the text shows
 text, extra = MarkdownExporter().from_notebook_node(nb, {'output_files_dir': 'nbs/images', 'unique_key': 'index'})
@@ -30,4 +32,4 @@ outside = r'(?!nbs/|[a-z]+:|[/#])'
 text = re.sub(rf'(\]\(){outside}', r'\1nbs/', text)
 text = re.sub(rf'((?:src|href)="){outside}', r'\1nbs/', text)
 text = re.sub(r'nbs/(?:\./)*\.\./', '', text)
-Path('README.md').write_text(re.sub(r'\n{3,}', '\n\n', text).strip()+'\n', encoding='utf-8')
+Path('README.md').write_text(re.sub(r'\n{3,}', '\n\n', text).strip() + '\n', encoding='utf-8')

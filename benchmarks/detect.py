@@ -1,4 +1,5 @@
 "Detection: speed and memory beside the paper's chain, and how well simulated colonies are found, as in the paper and refined."
+
 import functools
 import os
 import resource
@@ -11,15 +12,19 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pandas as pd
+from figures import show
 from scipy.ndimage import binary_fill_holes
 from skimage.filters import rank, threshold_otsu
 from skimage.morphology import disk, opening, remove_small_objects
 
-from figures import show
-from ipb_nb.detect import colony_mask, detect_dataset, fill_holes, find_colonies, list_frames
-from ipb_nb.simulate import CLASSES, OVERLAP, Experiment, colony_objects, draw_frame, simulate_experiment, well_states
+from ipb_nb.core import CLASSES
+from ipb_nb.detect import detect_dataset
+from ipb_nb.frames import list_frames
+from ipb_nb.outlines import fill_holes
+from ipb_nb.segment import colony_mask, find_colonies
+from ipb_nb.simulate import _OVERLAP, colony_objects, draw_frame, simulate_experiment, well_states
 
-SEED = 7                                                                 # the settings were chosen on seed 1
+SEED = 7  # the settings were chosen on seed 1
 
 
 def chain(image):
@@ -30,7 +35,9 @@ def chain(image):
 
 def in_own_process(*args):
     "Seconds and GB of one call in a process of its own."
-    said = subprocess.run([sys.executable, __file__, *map(str, args)], stdout=subprocess.PIPE, text=True, check=True).stdout
+    said = subprocess.run(
+        [sys.executable, __file__, *map(str, args)], stdout=subprocess.PIPE, text=True, check=True
+    ).stdout
     return [float(o) for o in said.split()]
 
 
@@ -38,11 +45,14 @@ if sys.argv[1:]:
     what, path = sys.argv[1:]
     cv2.setNumThreads(1)
     image = np.load(path)
-    f = dict(mask=colony_mask, refined=functools.partial(colony_mask, refine=True), chain=chain, all=find_colonies)[what]
-    if what != 'all': f(image[:256, :256])                               # tables and imports
+    f = dict(mask=colony_mask, refined=functools.partial(colony_mask, refine=True), chain=chain, all=find_colonies)[
+        what
+    ]
+    if what != 'all':
+        f(image[:256, :256])  # tables and imports
     start = time.perf_counter()
     f(image)
-    print(time.perf_counter()-start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1e6)
+    print(time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
     sys.exit()
 
 
@@ -51,9 +61,9 @@ def matched(found, true):
     both = (found > 0) & (true > 0)
     pairs, n = np.unique(np.stack([true[both], found[both]]), axis=1, return_counts=True)
     t_area, f_area = np.bincount(true.ravel()), np.bincount(found.ravel())
-    df = pd.DataFrame(dict(true=pairs[0], found=pairs[1], iou=n/(t_area[pairs[0]]+f_area[pairs[1]]-n)))
+    df = pd.DataFrame(dict(true=pairs[0], found=pairs[1], iou=n / (t_area[pairs[0]] + f_area[pairs[1]] - n)))
     df = df.sort_values('iou').groupby('true').last()
-    return df.assign(ratio=f_area[df.found]/t_area[df.index])
+    return df.assign(ratio=f_area[df.found] / t_area[df.index])
 
 
 def together(truth, gap=7):
@@ -70,56 +80,123 @@ def score(exp, **settings):
         found, df, _ = find_colonies(image, exp.info['parameters']['pixel_size'], **settings)
         objects = colony_objects(truth, exp.info['parameters']['pixel_size'])[0]
         best = matched(found, objects)
-        right, count = right+best.found[best.iou >= .5].nunique(), count+len(df)        # a small colony, below 2000 px, is one too
+        right, count = (
+            right + best.found[best.iou >= 0.5].nunique(),
+            count + len(df),
+        )  # a small colony, below 2000 px, is one too
         joined = together(truth)
-        large = np.flatnonzero(np.bincount(joined.ravel())[1:] >= 2000)+1
-        near += [(m := matched(found, joined)).iou.reindex(large).ge(.5).sum(), len(large), m.found[m.iou >= .5].nunique(), len(df)]
+        large = np.flatnonzero(np.bincount(joined.ravel())[1:] >= 2000) + 1
+        near += [
+            (m := matched(found, joined)).iou.reindex(large).ge(0.5).sum(),
+            len(large),
+            m.found[m.iou >= 0.5].nunique(),
+            len(df),
+        ]
         number = own.colony_id.str[-4:].astype(int)
         rows.append(own.assign(iou=best.iou.reindex(number).fillna(0).values, ratio=best.ratio.reindex(number).values))
     df = pd.concat(rows)
-    return df.assign(d=2*np.sqrt(df.area_px/np.pi)*.8), right/count, count, (near[0]/near[1], near[2]/near[3])
+    return (
+        df.assign(d=2 * np.sqrt(df.area_px / np.pi) * 0.8),
+        right / count,
+        count,
+        (near[0] / near[1], near[2] / near[3]),
+    )
 
 
 with tempfile.TemporaryDirectory() as d:
     d = Path(d)
-    p = dict(seed=SEED, plates=1, wells=1, frames=2, size=2908, pixel_size=.8, interval_h=47., overlap=OVERLAP, effect=1.)
+    p = dict(
+        seed=SEED, plates=1, wells=1, frames=2, size=2908, pixel_size=0.8, interval_h=47.0, overlap=_OVERLAP, effect=1.0
+    )
     image = draw_frame(p, well_states(p, 'P1', 'P1-A1', False), 'P1-A1', 1)[0]
-    np.save(d/'frame.npy', image)
-    runs = {k: np.array([in_own_process(k, d/'frame.npy') for _ in range(3)]) for k in ('chain', 'mask', 'refined')}
+    np.save(d / 'frame.npy', image)
+    runs = {k: np.array([in_own_process(k, d / 'frame.npy') for _ in range(3)]) for k in ('chain', 'mask', 'refined')}
     seconds = {k: float(np.median(v[:, 0])) for k, v in runs.items()}
     differ = int((colony_mask(image) != chain(image)).sum())
-    show('detect.mask', seconds['mask'], 's', 'the chain of cv2, scikit-image and SciPy; 2908 x 2908 px, one core, median of 3')
+    show(
+        'detect.mask',
+        seconds['mask'],
+        's',
+        'the chain of cv2, scikit-image and SciPy; 2908 x 2908 px, one core, median of 3',
+    )
     show('detect.mask.chain', seconds['chain'], 's', 'ours')
-    show('detect.mask.speedup', round(seconds['chain']/seconds['mask'], 2), 'x', f'the chain, in the same run; {differ} pixels differ', 5)
+    show(
+        'detect.mask.speedup',
+        round(seconds['chain'] / seconds['mask'], 2),
+        'x',
+        f'the chain, in the same run; {differ} pixels differ',
+        5,
+    )
     show('detect.mask.memory', round(float(runs['mask'][:, 1].max()), 2), 'GB', 'the limit for the whole process', 1)
     show('detect.refined', seconds['refined'], 's', 'the mask as in the paper')
-    reps = -(-20000//2908)
-    np.save(d/'large.npy', np.tile(image, (reps, reps))[:20000, :20000])
-    large = in_own_process('all', d/'large.npy')
-    show('detect.large', round(large[0], 1), 's', 'none stated; mask, colonies and quality of 20,000 x 20,000 px of 8 bits, one core')
+    reps = -(-20000 // 2908)
+    np.save(d / 'large.npy', np.tile(image, (reps, reps))[:20000, :20000])
+    large = in_own_process('all', d / 'large.npy')
+    show(
+        'detect.large',
+        round(large[0], 1),
+        's',
+        'none stated; mask, colonies and quality of 20,000 x 20,000 px of 8 bits, one core',
+    )
     show('detect.large.memory', round(large[1], 2), 'GB', 'the limit for the whole process', 6)
-    (d/'large.npy').unlink()
+    (d / 'large.npy').unlink()
 
-    exp = simulate_experiment(d/'exp', 'small', SEED, workers=os.cpu_count())
+    exp = simulate_experiment(d / 'exp', 'small', SEED, workers=os.cpu_count())
     took = {}
     for workers in (1, 2):
         start = time.perf_counter()
-        ds = detect_dataset(exp.path/'raw', d/f'ds{workers}', truth=exp.path/'truth', workers=workers)
-        took[workers] = time.perf_counter()-start
-    show('detect.images.1', round(len(list_frames(exp.path/'raw')[0])/took[1], 2), 'images/s', f'two workers; the preset small, {len(ds)} colonies written with masks, outlines and truth')
-    show('detect.images.2', round(len(list_frames(exp.path/'raw')[0])/took[2], 2), 'images/s', 'one worker; start of the processes included')
-    show('detect.speedup', round(took[1]/took[2], 2), 'x', 'one worker', 1.8)
+        ds = detect_dataset(exp.path / 'raw', d / f'ds{workers}', truth=exp.path / 'truth', workers=workers)
+        took[workers] = time.perf_counter() - start
+    show(
+        'detect.images.1',
+        round(len(list_frames(exp.path / 'raw')[0]) / took[1], 2),
+        'images/s',
+        f'two workers; the preset small, {len(ds)} colonies written with masks, outlines and truth',
+    )
+    show(
+        'detect.images.2',
+        round(len(list_frames(exp.path / 'raw')[0]) / took[2], 2),
+        'images/s',
+        'one worker; start of the processes included',
+    )
+    show('detect.speedup', round(took[1] / took[2], 2), 'x', 'one worker', 1.8)
 
     for name, settings in dict(paper={}, refined=dict(refine=True)).items():
         df, precision, n, near = score(exp, **settings)
-        hit = df.iou >= .5
-        against = f'simulated small, seed {SEED}: {len(df)} true colonies, {n} found; '+('as in the paper' if name == 'paper' else 'with --refine; the same colonies')
-        show(f'detect.{name}.recall', round(float(hit.mean()), 3), 'share', against, .97)
-        show(f'detect.{name}.precision', round(precision, 3), 'share', against, .97)
-        show(f'detect.{name}.iou', round(float(df.iou[hit].mean()), 3), 'IoU', f'{against}; mean over those found', .85)
-        show(f'detect.{name}.iou.all', round(float(df.iou.mean()), 3), 'IoU', f'{against}; those missed count with what is there')
-        for k, v in zip(('recall', 'precision'), near): show(f'detect.{name}.{k}.apart', round(float(v), 3), 'share', f'{against}; true colonies less than 11 µm apart count as one')
-        kinds = {c: df.label.eq(c) for c in [*CLASSES, 'multi-label']} | {'below 80 µm': df.d < 80, '80–200 µm': df.d.between(80, 200), 'above 200 µm': df.d > 200}
+        hit = df.iou >= 0.5
+        against = f'simulated small, seed {SEED}: {len(df)} true colonies, {n} found; ' + (
+            'as in the paper' if name == 'paper' else 'with --refine; the same colonies'
+        )
+        show(f'detect.{name}.recall', round(float(hit.mean()), 3), 'share', against, 0.97)
+        show(f'detect.{name}.precision', round(precision, 3), 'share', against, 0.97)
+        show(
+            f'detect.{name}.iou', round(float(df.iou[hit].mean()), 3), 'IoU', f'{against}; mean over those found', 0.85
+        )
+        show(
+            f'detect.{name}.iou.all',
+            round(float(df.iou.mean()), 3),
+            'IoU',
+            f'{against}; those missed count with what is there',
+        )
+        for k, v in zip(('recall', 'precision'), near):
+            show(
+                f'detect.{name}.{k}.apart',
+                round(float(v), 3),
+                'share',
+                f'{against}; true colonies less than 11 µm apart count as one',
+            )
+        kinds = {c: df.label.eq(c) for c in [*CLASSES, 'multi-label']} | {
+            'below 80 µm': df.d < 80,
+            '80–200 µm': df.d.between(80, 200),
+            'above 200 µm': df.d > 200,
+        }
         for kind, of in kinds.items():
             show(f'detect.{name}.recall.{kind}', round(float(hit[of].mean()), 3), 'share', f'{of.sum()} colonies')
-            if (of & hit).any(): show(f'detect.{name}.area.{kind}', round(float(df.ratio[of & hit].median()), 2), 'x', 'the true area; median of those found', better='lower')
+            if (of & hit).any():
+                show(
+                    f'detect.{name}.area.{kind}',
+                    round(float(df.ratio[of & hit].median()), 2),
+                    'x',
+                    'the true area; median of those found',
+                    better='lower',
+                )

@@ -1,4 +1,5 @@
 "The widgets on 20,000 predictions: first view, a page of patches, the next colony, a verdict. (Not inspect.py: that name would hide Python's own module from the other scripts here.)"
+
 import subprocess
 import tempfile
 import time
@@ -6,38 +7,47 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from figures import show
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 
-from figures import show
+from ipb_nb.annotate import ColonyAnnotator
 from ipb_nb.core import read_table, write_csv
-from ipb_nb.dataset import ColonyDataset, save_split
-from ipb_nb.inspect import PAGE, ColonyAnnotator, MisclassifiedExplorer, app_command
+from ipb_nb.dataset import ColonyDataset
+from ipb_nb.inspect import _PAGE, MisclassifiedExplorer
+from ipb_nb.panes import app_command
 from ipb_nb.run import oracle_run
 from ipb_nb.simulate import simulate_dataset
+from ipb_nb.split import save_split
 
 ABOUT = '20,000 test colonies in 40,000 rows that share 600 simulated crops'
 
 
 def invent(d):
     "A dataset of many rows and few pictures, and an invented run on it."
-    ds = simulate_dataset(d/'cells', 600, workers=2)
+    ds = simulate_dataset(d / 'cells', 600, workers=2)
     df = read_table(ds.table, ['colony_id'])
-    n = -(-40_100//len(df))
-    df = pd.concat([df.assign(colony_id=df.colony_id+f'-{k}', track_id=df.track_id+f'-{k}', group=df.group+f'-{k % 20}') for k in range(n)])
+    n = -(-40_100 // len(df))
+    df = pd.concat(
+        [
+            df.assign(colony_id=df.colony_id + f'-{k}', track_id=df.track_id + f'-{k}', group=df.group + f'-{k % 20}')
+            for k in range(n)
+        ]
+    )
     write_csv(df, ds.table)
     ds = ColonyDataset(ds.path)
     single = ds.colonies.label.isin(ds.classes).mean()
-    save_split(ds, labeled='rest', test=20_000/(single*len(ds)), folds=1)
-    return oracle_run(d/'run', ds, 'IPB', dict(method='mpl', fold=0), skill=1.2)
+    save_split(ds, labeled='rest', test=20_000 / (single * len(ds)), folds=1)
+    return oracle_run(d / 'run', ds, 'IPB', dict(method='mpl', fold=0), skill=1.2)
 
 
 def each(f, n):
     "Milliseconds of every call."
     out = []
     for k in range(n):
-        start = time.perf_counter(); f(k)
-        out.append(1000*(time.perf_counter()-start))
+        start = time.perf_counter()
+        f(k)
+        out.append(1000 * (time.perf_counter() - start))
     return out
 
 
@@ -46,7 +56,8 @@ def in_browser(d, name, kw, ready, clicks):
     args, env, url = app_command(name, kw, d)
     server = subprocess.Popen(args, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     options = webdriver.ChromeOptions()
-    for o in ('--headless=new', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', '--window-size=1280,1000'): options.add_argument(o)
+    for o in ('--headless=new', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', '--window-size=1280,1000'):
+        options.add_argument(o)
     driver = webdriver.Chrome(options, webdriver.ChromeService('/usr/bin/chromedriver'))
     driver.set_script_timeout(60)
     wait = '''const done = arguments[arguments.length-1], pane = document.querySelector(arguments[0]), start = performance.now();
@@ -54,38 +65,101 @@ def in_browser(d, name, kw, ready, clicks):
         seen.observe(pane, { childList: true, subtree: true }); document.querySelector(arguments[1]).click();'''
     try:
         for _ in range(300):
-            time.sleep(.3)
-            try: driver.get(url); break
-            except Exception: pass
-        while not driver.find_elements(By.CSS_SELECTOR, ready): time.sleep(.2)
-        return {what: [driver.execute_async_script(wait, pane, button) for _ in range(n)] for what, (pane, button, n) in clicks.items()}
-    finally: driver.quit(); server.terminate()
+            time.sleep(0.3)
+            try:
+                driver.get(url)
+                break
+            except Exception:
+                pass
+        while not driver.find_elements(By.CSS_SELECTOR, ready):
+            time.sleep(0.2)
+        return {
+            what: [driver.execute_async_script(wait, pane, button) for _ in range(n)]
+            for what, (pane, button, n) in clicks.items()
+        }
+    finally:
+        driver.quit()
+        server.terminate()
 
 
 if __name__ == '__main__':
     with tempfile.TemporaryDirectory() as d:
         run = invent(d := Path(d))
         start = time.perf_counter()
-        pd.read_csv(run/'predictions.csv'); pd.read_csv(d/'cells'/'colonies.csv')
-        read = time.perf_counter()-start
+        pd.read_csv(run / 'predictions.csv')
+        pd.read_csv(d / 'cells' / 'colonies.csv')
+        read = time.perf_counter() - start
         start = time.perf_counter()
         w = MisclassifiedExplorer(run, 'ana')
-        took = time.perf_counter()-start
+        took = time.perf_counter() - start
         n = len(w.state.table)
-        show('inspect.first_view', took, 's', f'the explorer on {n:,} predictions, {ABOUT}; pandas reads the two tables in {read:.2f} s', 2)
+        show(
+            'inspect.first_view',
+            took,
+            's',
+            f'the explorer on {n:,} predictions, {ABOUT}; pandas reads the two tables in {read:.2f} s',
+            2,
+        )
         page = each(lambda k: w.act('page', '1'), 20)
         ids = list(w.state.rows().index)
-        decode = np.median(each(lambda k: [w.state.ds.pixels(i) for i in ids[3000+48*k:3048+48*k]], 10))
-        show('inspect.page', np.median(page), 'ms', f'a page of {PAGE} patches that were not shown before, up to its HTML (slowest of 20: {max(page):.0f}); decoding their crops and masks alone takes {decode:.0f} ms', 300)
+        decode = np.median(each(lambda k: [w.state.ds.pixels(i) for i in ids[3000 + 48 * k : 3048 + 48 * k]], 10))
+        show(
+            'inspect.page',
+            np.median(page),
+            'ms',
+            f'a page of {_PAGE} patches that were not shown before, up to its HTML (slowest of 20: {max(page):.0f}); decoding their crops and masks alone takes {decode:.0f} ms',
+            300,
+        )
         stored = each(lambda k: w.state.judge('unsure', colony_id=ids[k]), 200)
-        show('inspect.verdict', np.median(stored), 'ms', f'a verdict on disk, with lock and flush (slowest of 200: {max(stored):.0f})', 50)
+        show(
+            'inspect.verdict',
+            np.median(stored),
+            'ms',
+            f'a verdict on disk, with lock and flush (slowest of 200: {max(stored):.0f})',
+            50,
+        )
         both = each(lambda k: w.act('verdict', 'unsure'), 20)
-        show('inspect.verdict_and_view', np.median(both), 'ms', f'a verdict, and the view of the next patch (slowest of 20: {max(both):.0f})')
-        a = ColonyAnnotator(d/'cells', 'ana', among='all', n=2000)
+        show(
+            'inspect.verdict_and_view',
+            np.median(both),
+            'ms',
+            f'a verdict, and the view of the next patch (slowest of 20: {max(both):.0f})',
+        )
+        a = ColonyAnnotator(d / 'cells', 'ana', among='all', n=2000)
         a.act('large')
         following = each(lambda k: a.act('class', 'Dense'), 50)
-        show('inspect.next_image', np.median(following), 'ms', f'verdict and next colony in the annotator (slowest of 50: {max(following):.0f})', 100)
-        found = in_browser(d, 'MisclassifiedExplorer', dict(run=str(run), by='ben'), '[data-pane=gallery] img', dict(page=('[data-pane=gallery]', '[aria-label="page on"]', 12)))
-        show('inspect.page_in_browser', np.median(found['page']), 'ms', f'from the click to {PAGE} decoded patches in Chromium, by Voilà (slowest of 12: {max(found["page"]):.0f})', 300)
-        found = in_browser(d, 'ColonyAnnotator', dict(ds=str(d/'cells'), by='ben', among='all', n=2000), '[data-pane=main] img', dict(next=('[data-pane=main]', '[data-pane=guide] [data-value=Dense]', 40)))
-        show('inspect.next_in_browser', np.median(found['next']), 'ms', f'from the click on a class to the next page state, decoded, in Chromium (slowest of 40: {max(found["next"]):.0f})', 100)
+        show(
+            'inspect.next_image',
+            np.median(following),
+            'ms',
+            f'verdict and next colony in the annotator (slowest of 50: {max(following):.0f})',
+            100,
+        )
+        found = in_browser(
+            d,
+            'MisclassifiedExplorer',
+            dict(run=str(run), by='ben'),
+            '[data-pane=gallery] img',
+            dict(page=('[data-pane=gallery]', '[aria-label="page on"]', 12)),
+        )
+        show(
+            'inspect.page_in_browser',
+            np.median(found['page']),
+            'ms',
+            f'from the click to {_PAGE} decoded patches in Chromium, by Voilà (slowest of 12: {max(found["page"]):.0f})',
+            300,
+        )
+        found = in_browser(
+            d,
+            'ColonyAnnotator',
+            dict(ds=str(d / 'cells'), by='ben', among='all', n=2000),
+            '[data-pane=main] img',
+            dict(next=('[data-pane=main]', '[data-pane=guide] [data-value=Dense]', 40)),
+        )
+        show(
+            'inspect.next_in_browser',
+            np.median(found['next']),
+            'ms',
+            f'from the click on a class to the next page state, decoded, in Chromium (slowest of 40: {max(found["next"]):.0f})',
+            100,
+        )

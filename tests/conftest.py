@@ -1,4 +1,5 @@
 "Small data that tests draw themselves, and the folder of real images where there is one."
+
 import os
 import signal
 from pathlib import Path
@@ -9,59 +10,80 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 os.environ.setdefault('TQDM_DISABLE', '1')
-signal.signal(signal.SIGINT, signal.default_int_handler)         # (what a shell starts in the background ignores Ctrl-C, and so would the runs that tests stop by it)
+signal.signal(
+    signal.SIGINT, signal.default_int_handler
+)  # (what a shell starts in the background ignores Ctrl-C, and so would the runs that tests stop by it)
 
 
 @pytest.fixture(scope='session')
 def bccd():
     "364 real blood-smear fields with Pascal VOC boxes: the folder named by IPB_BCCD."
     path = os.environ.get('IPB_BCCD')
-    if path and (Path(path)/'Annotations').is_dir(): return Path(path)
+    if path and (Path(path) / 'Annotations').is_dir():
+        return Path(path)
     why = f'IPB_BCCD is {path!r}: no folder with Annotations/ and JPEGImages/ of the BCCD dataset'
-    if os.environ.get('IPB_REQUIRE_DATA') == '1': pytest.fail(why)
+    if os.environ.get('IPB_REQUIRE_DATA') == '1':
+        pytest.fail(why)
     pytest.skip(why)
 
 
 @pytest.fixture(scope='session')
 def class_folders(tmp_path_factory):
     "Three classes of 24 noisy squares with stripes of another width each, eight mixed ones and six that nobody has sorted."
-    root, rng = tmp_path_factory.mktemp('drawn')/'cells', np.random.default_rng(0)
+    root, rng = tmp_path_factory.mktemp('drawn') / 'cells', np.random.default_rng(0)
     for label, n in {'fine': 24, 'middle': 24, 'coarse': 24, 'multi-label': 8, 'unlabelled': 6}.items():
-        (root/label).mkdir(parents=True)
+        (root / label).mkdir(parents=True)
         width = {'fine': 3, 'middle': 6, 'coarse': 12}.get(label, 4)
         for i in range(n):
-            stripes = (np.arange(70)//width % 2)*60
-            im = np.clip(100+np.add.outer(stripes*(i % 2), stripes*(1-i % 2))+rng.normal(0, 6, (70, 70)), 0, 255)
-            cv2.imwrite(str(root/label/f'{i:02d}.png'), im.astype(np.uint8))
+            stripes = (np.arange(70) // width % 2) * 60
+            im = np.clip(
+                100 + np.add.outer(stripes * (i % 2), stripes * (1 - i % 2)) + rng.normal(0, 6, (70, 70)), 0, 255
+            )
+            cv2.imwrite(str(root / label / f'{i:02d}.png'), im.astype(np.uint8))
     return root
 
 
 @pytest.fixture(scope='session')
 def voc(tmp_path_factory):
     "Three fields with boxes of two classes: one is overlapped by the other class, one has no area, one field's picture is lost."
-    root, rng = tmp_path_factory.mktemp('drawn')/'voc', np.random.default_rng(0)
-    for d in ('Annotations', 'JPEGImages'): (root/d).mkdir(parents=True)
-    fields = {'a': [('big', 20, 20, 90, 100), ('small', 120, 180, 150, 210)], 'b': [('big', 30, 100, 100, 170), ('small', 80, 150, 110, 180), ('big', 5, 5, 5, 40)],
-              'lost': [('big', 20, 20, 90, 100)]}
+    root, rng = tmp_path_factory.mktemp('drawn') / 'voc', np.random.default_rng(0)
+    for d in ('Annotations', 'JPEGImages'):
+        (root / d).mkdir(parents=True)
+    fields = {
+        'a': [('big', 20, 20, 90, 100), ('small', 120, 180, 150, 210)],
+        'b': [('big', 30, 100, 100, 170), ('small', 80, 150, 110, 180), ('big', 5, 5, 5, 40)],
+        'lost': [('big', 20, 20, 90, 100)],
+    }
     for name, cells in fields.items():
         im = rng.normal(200, 4, (200, 260))
-        for _, y0, x0, y1, x1 in cells: im[y0:y1, x0:x1] -= 80
-        if name != 'lost': cv2.imwrite(str(root/'JPEGImages'/f'{name}.png'), np.clip(im, 0, 255).astype(np.uint8))
-        boxes = ''.join(f'<object><name>{c}</name><bndbox><xmin>{x0}</xmin><ymin>{y0}</ymin><xmax>{x1}</xmax><ymax>{y1}</ymax></bndbox></object>' for c, y0, x0, y1, x1 in cells)
-        (root/'Annotations'/f'{name}.xml').write_text(f'<annotation><filename>{name}.png</filename>{boxes}</annotation>')
+        for _, y0, x0, y1, x1 in cells:
+            im[y0:y1, x0:x1] -= 80
+        if name != 'lost':
+            cv2.imwrite(str(root / 'JPEGImages' / f'{name}.png'), np.clip(im, 0, 255).astype(np.uint8))
+        boxes = ''.join(
+            f'<object><name>{c}</name><bndbox><xmin>{x0}</xmin><ymin>{y0}</ymin><xmax>{x1}</xmax><ymax>{y1}</ymax></bndbox></object>'
+            for c, y0, x0, y1, x1 in cells
+        )
+        (root / 'Annotations' / f'{name}.xml').write_text(
+            f'<annotation><filename>{name}.png</filename>{boxes}</annotation>'
+        )
     return root
 
 
 @pytest.fixture(scope='session')
 def dataset(class_folders, tmp_path_factory):
     "The folder of a dataset with a split of two folds."
-    from ipb_nb.dataset import import_folders, save_split
-    ds = import_folders(class_folders, tmp_path_factory.mktemp('data')/'colonies')
-    save_split(ds, labeled=.25, test=.25, folds=2)
+    from ipb_nb.importers import import_folders
+    from ipb_nb.split import save_split
+
+    ds = import_folders(class_folders, tmp_path_factory.mktemp('data') / 'colonies')
+    save_split(ds, labeled=0.25, test=0.25, folds=2)
     return ds.path
 
 
-TINY = dict(pretrain_epochs=2, epochs=2, steps=8, batch_size=8, scales='32', threshold=.34, finetune=0, ema=0., threads=1)
+TINY = dict(
+    pretrain_epochs=2, epochs=2, steps=8, batch_size=8, scales='32', threshold=0.34, finetune=0, ema=0.0, threads=1
+)
 
 
 @pytest.fixture(scope='session')
@@ -73,5 +95,7 @@ def tiny():
 @pytest.fixture(scope='session')
 def run(dataset, tiny, tmp_path_factory):
     "A finished IPB run, called without a notebook."
-    from ipb_nb.experiment import ExperimentConfig, train
-    return train(ExperimentConfig(**tiny), dataset, tmp_path_factory.mktemp('runs')/'ipb')
+    from ipb_nb.config import ExperimentConfig
+    from ipb_nb.experiment import train
+
+    return train(ExperimentConfig(**tiny), dataset, tmp_path_factory.mktemp('runs') / 'ipb')

@@ -1,14 +1,16 @@
 "Processes: nothing is lost, waited for without end, or done in another folder."
+
 import os
 import signal
 from functools import partial
 
-from ipb_nb.core import in_processes
+from ipb_nb.jobs import in_processes
 from ipb_nb.simulate import simulate_experiment
 
 
 def killed_at_two(job):
-    if job == 2: os.kill(os.getpid(), signal.SIGKILL)
+    if job == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
     return job**2
 
 
@@ -18,24 +20,30 @@ def test_a_job_that_kills_its_process_is_alone_in_failing():
 
 class Last:
     "The end of a long result; before it the process is killed, once."
-    def __init__(self, path): self.path = path
+
+    def __init__(self, path):
+        self.path = path
+
     def __reduce__(self):
         if not self.path.exists():
             self.path.touch()
             os.kill(os.getpid(), signal.SIGKILL)
         return bytes, (2**20,)
 
-def long_result(path, job): return [bytes(8*2**20), Last(path/str(job))]
+
+def long_result(path, job):
+    return [bytes(8 * 2**20), Last(path / str(job))]
 
 
 def test_a_process_killed_amid_a_long_result_is_not_waited_for(tmp_path):
-    for job, (first, second) in in_processes(partial(long_result, tmp_path), [0, 1, 2], 2): assert len(first) == 8*len(second) == 8*2**20
+    for job, (first, second) in in_processes(partial(long_result, tmp_path), [0, 1, 2], 2):
+        assert len(first) == 8 * len(second) == 8 * 2**20
     assert len([*tmp_path.iterdir()]) == 3
 
 
 def test_processes_work_where_their_caller_is(tmp_path, monkeypatch):
     for name in ('first', 'second'):
-        (tmp_path/name).mkdir()
-        monkeypatch.chdir(tmp_path/name)
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
         simulate_experiment('exp', 'tiny', seed=1, workers=2)
-        assert len([*(tmp_path/name/'exp'/'raw').rglob('*.tif')]) > 0
+        assert len([*(tmp_path / name / 'exp' / 'raw').rglob('*.tif')]) > 0

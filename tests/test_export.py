@@ -1,4 +1,5 @@
 "Exports, read by what they are made for."
+
 import shutil
 import subprocess
 import sys
@@ -6,15 +7,16 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 
+from ipb_nb.config import ExperimentConfig
 from ipb_nb.core import InputError, read_json, write_json
-from ipb_nb.dataset import save_split
-from ipb_nb.experiment import ExperimentConfig, train
+from ipb_nb.experiment import train
 from ipb_nb.export import export_student, package_errors, write_onnx
-from ipb_nb.predict import load_student, predict
+from ipb_nb.predict import predict
 from ipb_nb.simulate import simulate_dataset
+from ipb_nb.split import save_split
+from ipb_nb.student import load_student
 
 BIN = Path(sys.executable).parent
 
@@ -22,58 +24,77 @@ BIN = Path(sys.executable).parent
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
     d = tmp_path_factory.mktemp('run')
-    save_split(simulate_dataset(d/'cells', 60), labeled='rest', test=.3, folds=1)
-    return train(ExperimentConfig(method='supervised', scales='64,32', epochs=1, steps=10, batch_size=8), d/'cells', d/'run')
+    save_split(simulate_dataset(d / 'cells', 60), labeled='rest', test=0.3, folds=1)
+    return train(
+        ExperimentConfig(method='supervised', scales='64,32', epochs=1, steps=10, batch_size=8), d / 'cells', d / 'run'
+    )
 
 
 def test_from_a_terminal_in_all_formats(run, tmp_path):
     for f, more in (('safetensors', []), ('onnx', []), ('bioimageio', ['--author', 'A. Author, B. Author'])):
-        subprocess.run([BIN/'ipb-export', run, '--out', tmp_path/f, '--format', f, *more], check=True, capture_output=True)
-        card = (tmp_path/f/'README.md').read_text()
+        subprocess.run(
+            [BIN / 'ipb-export', run, '--out', tmp_path / f, '--format', f, *more], check=True, capture_output=True
+        )
+        card = (tmp_path / f / 'README.md').read_text()
         assert '## Validation' in card and str(tmp_path) not in card and str(run) not in card
-    assert package_errors(tmp_path/'bioimageio'/'package.zip') == []
-    said = subprocess.run([BIN/'bioimageio', 'test', tmp_path/'bioimageio'/'package.zip'], capture_output=True, text=True)      # by the zoo's own command
-    assert said.returncode == 0, said.stdout+said.stderr
-    assert {'rdf.yaml', 'student.onnx', 'README.md'} <= set(zipfile.ZipFile(tmp_path/'bioimageio'/'package.zip').namelist())
+    assert package_errors(tmp_path / 'bioimageio' / 'package.zip') == []
+    said = subprocess.run(
+        [BIN / 'bioimageio', 'test', tmp_path / 'bioimageio' / 'package.zip'], capture_output=True, text=True
+    )  # by the zoo's own command
+    assert said.returncode == 0, said.stdout + said.stderr
+    assert {'rdf.yaml', 'student.onnx', 'README.md'} <= set(
+        zipfile.ZipFile(tmp_path / 'bioimageio' / 'package.zip').namelist()
+    )
 
 
 def test_what_is_given_away_predicts_the_same(run, tmp_path):
-    export_student(run, tmp_path/'student')
-    ds = simulate_dataset(tmp_path/'cells', 15, seed=3)
-    predict(run, ds.path, tmp_path/'a'); predict(tmp_path/'student', ds.path, tmp_path/'b')
-    assert (tmp_path/'a'/'colonies.csv').read_bytes() == (tmp_path/'b'/'colonies.csv').read_bytes()
+    export_student(run, tmp_path / 'student')
+    ds = simulate_dataset(tmp_path / 'cells', 15, seed=3)
+    predict(run, ds.path, tmp_path / 'a')
+    predict(tmp_path / 'student', ds.path, tmp_path / 'b')
+    assert (tmp_path / 'a' / 'colonies.csv').read_bytes() == (tmp_path / 'b' / 'colonies.csv').read_bytes()
 
 
 @pytest.mark.parametrize('arch, scales', [('hrnet', '64'), ('hrnet', '64,32'), ('vgg19', '32')])
 def test_every_network_becomes_onnx(run, arch, scales, tmp_path):
     import torch
     from safetensors.torch import save_file
+
     from ipb_nb.model import create_model
+
     torch.manual_seed(0)
-    width = .25 if arch == 'vgg19' else 1.
+    width = 0.25 if arch == 'vgg19' else 1.0
     sides = [int(s) for s in scales.split(',')]
-    save_file({k: v.contiguous() for k, v in create_model(arch, sides, 4, width=width).state_dict().items()}, tmp_path/'student.safetensors')
-    write_json(read_json(run/'model.json') | dict(arch=arch, scales=sides, width=width), tmp_path/'model.json')
+    save_file(
+        {k: v.contiguous() for k, v in create_model(arch, sides, 4, width=width).state_dict().items()},
+        tmp_path / 'student.safetensors',
+    )
+    write_json(read_json(run / 'model.json') | dict(arch=arch, scales=sides, width=width), tmp_path / 'model.json')
     x = np.random.default_rng(0).integers(0, 256, (5, sides[0], sides[0]), np.uint8)
-    assert write_onnx(load_student(tmp_path, 'cpu'), tmp_path/'student.onnx', x) <= 1e-4
+    assert write_onnx(load_student(tmp_path, 'cpu'), tmp_path / 'student.onnx', x) <= 1e-4
 
 
 def test_a_package_that_says_something_else_fails(run, tmp_path):
     "The zoo's test is a test: with other numbers to compare with, it fails."
-    export_student(run, tmp_path/'zoo', 'bioimageio', 'colonies', authors=['A. Author'])
-    with zipfile.ZipFile(tmp_path/'zoo'/'package.zip') as z: z.extractall(tmp_path/'open')
-    np.save(tmp_path/'open'/'probabilities.npy', 1-np.load(tmp_path/'open'/'probabilities.npy'))
-    text = (tmp_path/'open'/'rdf.yaml').read_text()
-    (tmp_path/'open'/'rdf.yaml').write_text('\n'.join(l for l in text.splitlines() if 'sha256' not in l))
-    assert package_errors(tmp_path/'open'/'rdf.yaml')
+    export_student(run, tmp_path / 'zoo', 'bioimageio', 'colonies', authors=['A. Author'])
+    with zipfile.ZipFile(tmp_path / 'zoo' / 'package.zip') as z:
+        z.extractall(tmp_path / 'open')
+    np.save(tmp_path / 'open' / 'probabilities.npy', 1 - np.load(tmp_path / 'open' / 'probabilities.npy'))
+    text = (tmp_path / 'open' / 'rdf.yaml').read_text()
+    (tmp_path / 'open' / 'rdf.yaml').write_text('\n'.join(l for l in text.splitlines() if 'sha256' not in l))
+    assert package_errors(tmp_path / 'open' / 'rdf.yaml')
 
 
 def test_bad_input(run, tmp_path):
-    with pytest.raises(InputError, match='format: found pickle'): export_student(run, tmp_path/'x', 'pickle')
-    with pytest.raises(InputError, match='author: found nobody'): export_student(run, tmp_path/'x', 'bioimageio')
-    (tmp_path/'there').mkdir()
-    with pytest.raises(InputError, match='there: found an existing file or folder'): export_student(run, tmp_path/'there')
-    shutil.copytree(run, tmp_path/'half')
-    (tmp_path/'half'/'student.safetensors').write_bytes(b'x')
-    with pytest.raises(InputError): export_student(tmp_path/'half', tmp_path/'x')
+    with pytest.raises(InputError, match='format: found pickle'):
+        export_student(run, tmp_path / 'x', 'pickle')
+    with pytest.raises(InputError, match='author: found nobody'):
+        export_student(run, tmp_path / 'x', 'bioimageio')
+    (tmp_path / 'there').mkdir()
+    with pytest.raises(InputError, match='there: found an existing file or folder'):
+        export_student(run, tmp_path / 'there')
+    shutil.copytree(run, tmp_path / 'half')
+    (tmp_path / 'half' / 'student.safetensors').write_bytes(b'x')
+    with pytest.raises(InputError):
+        export_student(tmp_path / 'half', tmp_path / 'x')
     assert [f.name for f in tmp_path.iterdir() if f.name not in ('there', 'half')] == []

@@ -1,4 +1,5 @@
 "What crosses modules: no test label, no hidden label, no test image may reach training."
+
 import shutil
 
 import numpy as np
@@ -8,63 +9,71 @@ import torch
 from fastai.callback.core import Callback
 from safetensors.numpy import load_file
 
+from ipb_nb.config import ExperimentConfig
 from ipb_nb.core import InputError, read_json, write_json, write_png
-from ipb_nb.dataset import ColonyDataset, Split, _digest
-from ipb_nb.experiment import ExperimentConfig, ipb_learner, train
+from ipb_nb.dataset import ColonyDataset
+from ipb_nb.experiment import train
+from ipb_nb.ipb import ipb_learner
 from ipb_nb.model import create_model
 from ipb_nb.patch import colony_dataloaders
+from ipb_nb.split import Split, _digest
 
 
 @pytest.fixture
-def copy(dataset, tmp_path): return shutil.copytree(dataset, tmp_path/'copy')
+def copy(dataset, tmp_path):
+    return shutil.copytree(dataset, tmp_path / 'copy')
 
 
 def same_weights(a, b):
-    a, b = load_file(a/'student.safetensors'), load_file(b/'student.safetensors')
+    a, b = load_file(a / 'student.safetensors'), load_file(b / 'student.safetensors')
     return all((a[k] == b[k]).all() for k in a)
 
 
 def test_same_seed_same_metrics(dataset, run, tiny, tmp_path):
-    history = pd.read_csv(run/'history.csv')
-    assert history[history.stage == 'student'].confident_share.min() > .5                       # (or what these tests look at would not be trained)
-    again = train(ExperimentConfig(**tiny), dataset, tmp_path/'again')
-    assert (again/'metrics.json').read_text() == (run/'metrics.json').read_text()
+    history = pd.read_csv(run / 'history.csv')
+    assert (
+        history[history.stage == 'student'].confident_share.min() > 0.5
+    )  # (or what these tests look at would not be trained)
+    again = train(ExperimentConfig(**tiny), dataset, tmp_path / 'again')
+    assert (again / 'metrics.json').read_text() == (run / 'metrics.json').read_text()
     assert same_weights(run, again)
 
 
 def test_hidden_labels_of_u_change_nothing(copy, run, tiny, tmp_path):
-    split = pd.read_csv(copy/'splits'/'default.csv', keep_default_na=False)
+    split = pd.read_csv(copy / 'splits' / 'default.csv', keep_default_na=False)
     hidden = (split.part == 'U') & ~split.label.isin(['', 'multi-label'])
     split.loc[hidden, 'label'] = split.label[hidden].sample(frac=1, random_state=0).values
-    split.to_csv(copy/'splits'/'default.csv', index=False)
-    labels = pd.read_csv(copy/'colonies.csv', keep_default_na=False)
+    split.to_csv(copy / 'splits' / 'default.csv', index=False)
+    labels = pd.read_csv(copy / 'colonies.csv', keep_default_na=False)
     u = labels.colony_id.isin(split.colony_id[(split.fold == 0) & hidden])
     labels.loc[u, 'label'] = labels.label[u].sample(frac=1, random_state=0).values
-    labels.to_csv(copy/'colonies.csv', index=False)
-    assert same_weights(run, train(ExperimentConfig(**tiny), copy, tmp_path/'run'))
+    labels.to_csv(copy / 'colonies.csv', index=False)
+    assert same_weights(run, train(ExperimentConfig(**tiny), copy, tmp_path / 'run'))
 
 
 def test_labels_of_t_change_the_scores_alone(copy, run, tiny, tmp_path):
-    split = pd.read_csv(copy/'splits'/'default.csv', keep_default_na=False)
+    split = pd.read_csv(copy / 'splits' / 'default.csv', keep_default_na=False)
     t = (split.part == 'T') & (split.fold == 0)
     split.loc[t, 'label'] = split.label[t].sample(frac=1, random_state=0).values
-    split.to_csv(copy/'splits'/'default.csv', index=False)
-    with pytest.raises(InputError, match='a T that was changed after it was drawn'): Split(ColonyDataset(copy))
-    info = copy/'splits'/'default.json'
+    split.to_csv(copy / 'splits' / 'default.csv', index=False)
+    with pytest.raises(InputError, match='a T that was changed after it was drawn'):
+        Split(ColonyDataset(copy))
+    info = copy / 'splits' / 'default.json'
     write_json(read_json(info) | dict(test_sha256=_digest(split[split.part == 'T'])), info)
-    new = train(ExperimentConfig(**tiny), copy, tmp_path/'run')
+    new = train(ExperimentConfig(**tiny), copy, tmp_path / 'run')
     assert same_weights(run, new)
-    assert (new/'predictions.csv').read_text() != (run/'predictions.csv').read_text()
+    assert (new / 'predictions.csv').read_text() != (run / 'predictions.csv').read_text()
 
 
 def test_images_of_t_do_not_reach_the_student(copy, run, tiny, tmp_path):
     ds = ColonyDataset(copy)
     t = Split(ds).fold(0).query('part == "T"').index
     noise = np.random.default_rng(0)
-    for i in t: write_png(noise.integers(0, 256, ds.pixels(i)[0].shape, dtype=np.uint8), copy/'images'/f'{i}.png')
-    new = train(ExperimentConfig(**tiny), copy, tmp_path/'run')
+    for i in t:
+        write_png(noise.integers(0, 256, ds.pixels(i)[0].shape, dtype=np.uint8), copy / 'images' / f'{i}.png')
+    new = train(ExperimentConfig(**tiny), copy, tmp_path / 'run')
     assert same_weights(run, new)
-    assert read_json(new/'metrics.json')['n_test'] == len(t)
+    assert read_json(new / 'metrics.json')['n_test'] == len(t)
 
 
 def test_the_student_is_shown_the_patches_that_were_labelled(dataset):
@@ -73,39 +82,60 @@ def test_the_student_is_shown_the_patches_that_were_labelled(dataset):
     loaders = colony_dataloaders(ds, scales='32', bs=8, steps=12, device='cpu')
     teacher, student = (create_model('test_resnet', '32', len(ds.classes)) for _ in range(2))
     seen = []
+
     class Look(Callback):
-        order = 15                                             # before the teacher makes views of them
+        order = 15  # before the teacher makes views of them
+
         def before_batch(self):
-            if self.training: seen.append((self.learn.pseudo_balance.drawn[self.iter*8:(self.iter+1)*8], self.xb[0].clone(), labelled[self.epoch]))
+            if self.training:
+                seen.append(
+                    (
+                        self.learn.pseudo_balance.drawn[self.iter * 8 : (self.iter + 1) * 8],
+                        self.xb[0].clone(),
+                        labelled[self.epoch],
+                    )
+                )
+
     labelled, ask = [], loaders['unlabeled'].train.new
-    def new(*args, **kwargs):                                  # the labelling pass asks for the loader in order
+
+    def new(*args, **kwargs):  # the labelling pass asks for the loader in order
         dl = ask(*args, **kwargs)
         labelled.append(torch.cat([x for x, _ in ask(*args, **kwargs)]))
         return dl
+
     loaders['unlabeled'].train.new = new
     learn = ipb_learner(loaders, teacher, student, ds.classes, cbs=[Look()])
     learn.remove_cb(learn.recorder)
-    with learn.no_bar(): learn.fit(2, .01)
+    with learn.no_bar():
+        learn.fit(2, 0.01)
     assert len(seen) == 24 and len(labelled) == 2
     assert all(torch.equal(x, of[drawn]) for drawn, x, of in seen)
     assert max(np.bincount(drawn).max() for drawn, *_ in seen) > 1 and not torch.equal(labelled[0], labelled[1])
 
 
-@pytest.mark.parametrize('kwargs, name, networks', [
-    (dict(teacher_frozen=True), 'Frozen teacher, balanced', {'student', 'teacher_pretrained'}),
-    (dict(balance=False), 'MPL (imbalanced)', {'student', 'teacher', 'teacher_pretrained'}),
-    (dict(teacher_frozen=True, balance=False), 'Frozen teacher', {'student', 'teacher_pretrained'}),
-    (dict(feedback='taylor', label='sample', balance_on='confident', max_repeat=3, threshold=.4), 'IPB', {'student', 'teacher', 'teacher_pretrained'}),
-    (dict(feedback='reference', select='test'), 'IPB', {'student', 'teacher', 'teacher_pretrained'}),
-    (dict(amp=True, finetune=2), 'IPB', {'student', 'student_selected', 'teacher', 'teacher_pretrained'}),
-    (dict(select='last'), 'IPB', {'student', 'teacher', 'teacher_pretrained'}),
-])
+@pytest.mark.parametrize(
+    'kwargs, name, networks',
+    [
+        (dict(teacher_frozen=True), 'Frozen teacher, balanced', {'student', 'teacher_pretrained'}),
+        (dict(balance=False), 'MPL (imbalanced)', {'student', 'teacher', 'teacher_pretrained'}),
+        (dict(teacher_frozen=True, balance=False), 'Frozen teacher', {'student', 'teacher_pretrained'}),
+        (
+            dict(feedback='taylor', label='sample', balance_on='confident', max_repeat=3, threshold=0.4),
+            'IPB',
+            {'student', 'teacher', 'teacher_pretrained'},
+        ),
+        (dict(feedback='reference', select='test'), 'IPB', {'student', 'teacher', 'teacher_pretrained'}),
+        (dict(amp=True, finetune=2), 'IPB', {'student', 'student_selected', 'teacher', 'teacher_pretrained'}),
+        (dict(select='last'), 'IPB', {'student', 'teacher', 'teacher_pretrained'}),
+    ],
+)
 def test_each_part_can_be_had_alone(dataset, tiny, tmp_path, kwargs, name, networks):
-    out = train(ExperimentConfig(**tiny | kwargs), dataset, tmp_path/'run')
-    m, history = read_json(out/'metrics.json'), pd.read_csv(out/'history.csv')
-    assert read_json(out/'run.json')['name'] == name and networks <= {n for n in m if isinstance(m[n], dict)}
+    out = train(ExperimentConfig(**tiny | kwargs), dataset, tmp_path / 'run')
+    m, history = read_json(out / 'metrics.json'), pd.read_csv(out / 'history.csv')
+    assert read_json(out / 'run.json')['name'] == name and networks <= {n for n in m if isinstance(m[n], dict)}
     assert m['selected_on'] == {'test': 'T', 'last': 'last'}.get(kwargs.get('select'), m['selected_on'])
     student = history[history.stage == 'student']
     assert ('h' in history) == (not kwargs.get('teacher_frozen', False)) and student.confident_share.between(0, 1).all()
-    assert (out/'balance.csv').exists() == kwargs.get('balance', True) == ('relabelled' in history)
-    if kwargs.get('max_repeat'): assert pd.read_csv(out/'balance.csv').largest_repeat.max() <= 3
+    assert (out / 'balance.csv').exists() == kwargs.get('balance', True) == ('relabelled' in history)
+    if kwargs.get('max_repeat'):
+        assert pd.read_csv(out / 'balance.csv').largest_repeat.max() <= 3

@@ -1,4 +1,5 @@
 "Predicting: raw frames and datasets, resumed and shared, and everything that can be wrong with them."
+
 import os
 import shutil
 import signal
@@ -13,11 +14,14 @@ import pytest
 import tifffile
 from PIL import Image
 
-from ipb_nb.core import InputError, read_json, write_json
-from ipb_nb.dataset import ColonyDataset, save_split
-from ipb_nb.experiment import ExperimentConfig, train
-from ipb_nb.predict import against_truth, load_student, predict
-from ipb_nb.simulate import CLASSES, simulate_dataset, simulate_experiment
+from ipb_nb.config import ExperimentConfig
+from ipb_nb.core import CLASSES, InputError, read_json, write_json
+from ipb_nb.dataset import ColonyDataset
+from ipb_nb.experiment import train
+from ipb_nb.predict import against_truth, predict
+from ipb_nb.simulate import simulate_dataset, simulate_experiment
+from ipb_nb.split import save_split
+from ipb_nb.student import load_student
 
 BIN = Path(sys.executable).parent
 TABLES = ('colonies.csv', 'frames.csv', 'wells.csv', 'replicates.csv', 'tests.csv', 'corrected.csv')
@@ -26,33 +30,44 @@ TABLES = ('colonies.csv', 'frames.csv', 'wells.csv', 'replicates.csv', 'tests.cs
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
     d = tmp_path_factory.mktemp('run')
-    save_split(simulate_dataset(d/'cells', 90, seed=1), labeled='rest', test=.2, folds=1)
-    return train(ExperimentConfig(method='supervised', scales='32', epochs=2, steps=40, batch_size=16), d/'cells', d/'run')
+    save_split(simulate_dataset(d / 'cells', 90, seed=1), labeled='rest', test=0.2, folds=1)
+    return train(
+        ExperimentConfig(method='supervised', scales='32', epochs=2, steps=40, batch_size=16), d / 'cells', d / 'run'
+    )
 
 
 @pytest.fixture(scope='module')
-def exp(tmp_path_factory): return simulate_experiment(tmp_path_factory.mktemp('exp')/'exp', 'tiny', seed=2, wells=6, frames=3, size=640)
+def exp(tmp_path_factory):
+    return simulate_experiment(tmp_path_factory.mktemp('exp') / 'exp', 'tiny', seed=2, wells=6, frames=3, size=640)
 
 
 @pytest.fixture(scope='module')
 def answers(run, exp, tmp_path_factory):
-    out = tmp_path_factory.mktemp('answers')/'out'
-    predict(run, exp.path/'raw', out, conditions=exp.path/'wells.csv')
+    out = tmp_path_factory.mktemp('answers') / 'out'
+    predict(run, exp.path / 'raw', out, conditions=exp.path / 'wells.csv')
     return out
 
 
 def same(a, b):
-    for f in TABLES: pd.testing.assert_frame_equal(pd.read_csv(a/f), pd.read_csv(b/f), rtol=1e-4, atol=1e-6)     # (sums in another order differ in their last digits)
+    for f in TABLES:
+        pd.testing.assert_frame_equal(
+            pd.read_csv(a / f), pd.read_csv(b / f), rtol=1e-4, atol=1e-6
+        )  # (sums in another order differ in their last digits)
     for o in ('maps', 'overlays'):
-        assert sorted(f.name for f in (a/o).iterdir()) == sorted(f.name for f in (b/o).iterdir())
-        for f in (a/o).iterdir(): assert f.read_bytes() == (b/o/f.name).read_bytes(), f
+        assert sorted(f.name for f in (a / o).iterdir()) == sorted(f.name for f in (b / o).iterdir())
+        for f in (a / o).iterdir():
+            assert f.read_bytes() == (b / o / f.name).read_bytes(), f
 
 
 def test_every_row_names_its_source(answers, exp):
-    colonies, frames, wells = (pd.read_csv(answers/f) for f in TABLES[:3])
-    raw = {f.relative_to(exp.path/'raw').as_posix() for f in (exp.path/'raw').rglob('*.tif')}
-    assert set(frames.source) == raw and set(colonies.source) <= raw and set(wells.first_source) | set(wells.last_source) <= raw
-    assert len(frames) == 18 and len(wells) == 6                     # the empty well, too
+    colonies, frames, wells = (pd.read_csv(answers / f) for f in TABLES[:3])
+    raw = {f.relative_to(exp.path / 'raw').as_posix() for f in (exp.path / 'raw').rglob('*.tif')}
+    assert (
+        set(frames.source) == raw
+        and set(colonies.source) <= raw
+        and set(wells.first_source) | set(wells.last_source) <= raw
+    )
+    assert len(frames) == 18 and len(wells) == 6  # the empty well, too
     for c in CLASSES:
         sums = colonies.groupby('source')[f'area_{c}'].sum().reindex(frames.source).fillna(0)
         assert np.allclose(sums, frames[f'area_{c}'])
@@ -60,229 +75,348 @@ def test_every_row_names_its_source(answers, exp):
 
 
 def test_maps_are_where_the_colonies_are(answers):
-    colonies, ds = pd.read_csv(answers/'colonies.csv'), ColonyDataset(answers/'cells')
+    colonies, ds = pd.read_csv(answers / 'colonies.csv'), ColonyDataset(answers / 'cells')
     for source, own in colonies.groupby('source'):
-        found, labels = np.array(Image.open(answers/own['map'].iloc[0])), tifffile.imread(ds.path/'outlines'/'labels'/f"{own.colony_id.iloc[0][:-5]}.tif")
+        found, labels = (
+            np.array(Image.open(answers / own['map'].iloc[0])),
+            tifffile.imread(ds.path / 'outlines' / 'labels' / f"{own.colony_id.iloc[0][:-5]}.tif"),
+        )
         assert found.shape == labels.shape and ((found > 0) == (labels > 0)).all()
 
 
 def test_two_workers_and_dask_give_the_same(run, exp, answers, tmp_path):
     distributed = pytest.importorskip('distributed')
-    predict(run, exp.path/'raw', tmp_path/'two', conditions=exp.path/'wells.csv', workers=2)
-    same(answers, tmp_path/'two')
+    predict(run, exp.path / 'raw', tmp_path / 'two', conditions=exp.path / 'wells.csv', workers=2)
+    same(answers, tmp_path / 'two')
     with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
-        predict(run, exp.path/'raw', tmp_path/'dask', conditions=exp.path/'wells.csv', dask=cluster.scheduler_address)
-    same(answers, tmp_path/'dask')
+        predict(
+            run, exp.path / 'raw', tmp_path / 'dask', conditions=exp.path / 'wells.csv', dask=cluster.scheduler_address
+        )
+    same(answers, tmp_path / 'dask')
 
 
 def test_killed_and_resumed_it_is_the_same(run, exp, answers, tmp_path):
-    command = [BIN/'ipb-predict', run, exp.path/'raw', '--out', tmp_path/'out', '--conditions', exp.path/'wells.csv', '--stride', '4']
+    command = [
+        BIN / 'ipb-predict',
+        run,
+        exp.path / 'raw',
+        '--out',
+        tmp_path / 'out',
+        '--conditions',
+        exp.path / 'wells.csv',
+        '--stride',
+        '4',
+    ]
     p = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while p.poll() is None and not [*(tmp_path/'out'/'.predict').glob('*.json')]: time.sleep(.01)
-    p.send_signal(signal.SIGKILL); p.wait()
-    assert not (tmp_path/'out'/'colonies.csv').exists()
+    while p.poll() is None and not [*(tmp_path / 'out' / '.predict').glob('*.json')]:
+        time.sleep(0.01)
+    p.send_signal(signal.SIGKILL)
+    p.wait()
+    assert not (tmp_path / 'out' / 'colonies.csv').exists()
     said = subprocess.run(command, capture_output=True, text=True)
-    assert said.returncode == 1 and 'found an unfinished prediction; expected a new or empty folder. Choose another --out, or go on with it: --resume.' in said.stderr
+    assert (
+        said.returncode == 1
+        and 'found an unfinished prediction; expected a new or empty folder. Choose another --out, or go on with it: --resume.'
+        in said.stderr
+    )
     subprocess.run([*command, '--resume'], check=True, capture_output=True)
-    predict(run, exp.path/'raw', tmp_path/'through', conditions=exp.path/'wells.csv', stride=4)
-    same(tmp_path/'through', tmp_path/'out')
+    predict(run, exp.path / 'raw', tmp_path / 'through', conditions=exp.path / 'wells.csv', stride=4)
+    same(tmp_path / 'through', tmp_path / 'out')
 
 
 def test_a_second_call_only_answers_anew(run, exp, answers, tmp_path):
-    out = tmp_path/'out'
+    out = tmp_path / 'out'
     shutil.copytree(answers, out)
-    info = read_json(out/'prediction.json')
-    write_json(info | dict(images=os.path.relpath(exp.path/'raw', out), model=os.path.relpath(run, out)), out/'prediction.json')
-    before = (out/'colonies.csv').stat().st_mtime_ns
-    wells = pd.read_csv(exp.path/'wells.csv')
-    wells[wells.replicate.lt(3)].to_csv(tmp_path/'fewer.csv', index=False)
-    predict(run, exp.path/'raw', out, conditions=tmp_path/'fewer.csv')
-    assert (out/'colonies.csv').stat().st_mtime_ns == before and pd.read_csv(out/'tests.csv').p.isna().all()
-    page = (out/'report.html').read_text()
-    assert 'No p-value where a condition has fewer than 3 biological replicates' in page and 'Not in the table of conditions' in page
-    with pytest.raises(InputError, match='stride None; expected stride 8'): predict(run, exp.path/'raw', out, stride=8)
+    info = read_json(out / 'prediction.json')
+    write_json(
+        info | dict(images=os.path.relpath(exp.path / 'raw', out), model=os.path.relpath(run, out)),
+        out / 'prediction.json',
+    )
+    before = (out / 'colonies.csv').stat().st_mtime_ns
+    wells = pd.read_csv(exp.path / 'wells.csv')
+    wells[wells.replicate.lt(3)].to_csv(tmp_path / 'fewer.csv', index=False)
+    predict(run, exp.path / 'raw', out, conditions=tmp_path / 'fewer.csv')
+    assert (out / 'colonies.csv').stat().st_mtime_ns == before and pd.read_csv(out / 'tests.csv').p.isna().all()
+    page = (out / 'report.html').read_text()
+    assert (
+        'No p-value where a condition has fewer than 3 biological replicates' in page
+        and 'Not in the table of conditions' in page
+    )
+    with pytest.raises(InputError, match='stride None; expected stride 8'):
+        predict(run, exp.path / 'raw', out, stride=8)
 
 
 def test_frames_at_another_pixel_size(run, exp, tmp_path):
     "The same frames, drawn larger: nearly the same colonies, and it is said."
     import cv2
-    for f in (exp.path/'raw').glob('P1-A[12]/*.tif'):
+
+    for f in (exp.path / 'raw').glob('P1-A[12]/*.tif'):
         im = tifffile.imread(f)
         large = cv2.resize(im, None, fx=1.6, fy=1.6, interpolation=cv2.INTER_CUBIC)
-        to = tmp_path/'large'/f.parent.name/f.name
+        to = tmp_path / 'large' / f.parent.name / f.name
         to.parent.mkdir(parents=True, exist_ok=True)
-        tifffile.imwrite(to, large, ome=True, metadata=dict(axes='YX', PhysicalSizeX=.5, PhysicalSizeXUnit='µm', PhysicalSizeY=.5, PhysicalSizeYUnit='µm', TimeIncrement=1))
-        (tmp_path/'plain'/f.parent.name).mkdir(parents=True, exist_ok=True)
-        shutil.copy(f, tmp_path/'plain'/f.parent.name)
-    predict(run, tmp_path/'large', tmp_path/'a')
-    predict(run, tmp_path/'plain', tmp_path/'b')
-    assert any('The images have 0.5 µm a pixel, the model 0.8: frames are scaled by 0.625' in d for d in read_json(tmp_path/'a'/'prediction.json')['departures'])
-    a, b = (pd.read_csv(tmp_path/o/'colonies.csv') for o in 'ab')
+        tifffile.imwrite(
+            to,
+            large,
+            ome=True,
+            metadata=dict(
+                axes='YX',
+                PhysicalSizeX=0.5,
+                PhysicalSizeXUnit='µm',
+                PhysicalSizeY=0.5,
+                PhysicalSizeYUnit='µm',
+                TimeIncrement=1,
+            ),
+        )
+        (tmp_path / 'plain' / f.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(f, tmp_path / 'plain' / f.parent.name)
+    predict(run, tmp_path / 'large', tmp_path / 'a')
+    predict(run, tmp_path / 'plain', tmp_path / 'b')
+    assert any(
+        'The images have 0.5 µm a pixel, the model 0.8: frames are scaled by 0.625' in d
+        for d in read_json(tmp_path / 'a' / 'prediction.json')['departures']
+    )
+    a, b = (pd.read_csv(tmp_path / o / 'colonies.csv') for o in 'ab')
     area = [o[[f'area_{c}' for c in CLASSES]].sum().sum() for o in (a, b)]
-    assert abs(len(a)-len(b)) <= 2 and .9 < area[0]/area[1] < 1.1
-    assert read_json(tmp_path/'a'/'cells'/'dataset.json')['pixel_size'] == .8
+    assert abs(len(a) - len(b)) <= 2 and 0.9 < area[0] / area[1] < 1.1
+    assert read_json(tmp_path / 'a' / 'cells' / 'dataset.json')['pixel_size'] == 0.8
 
 
 def test_what_cannot_be_compared_is_refused(run, exp, tmp_path):
-    with pytest.raises(InputError, match='no pixel size of the images'): predict(run, exp.path/'raw', tmp_path/'x', pixel_size=0)
-    assert not (tmp_path/'x').exists()
-    predict(run, exp.path/'raw', tmp_path/'x', pixel_size=0, unscaled=True)
-    shutil.copytree(run, tmp_path/'run')
-    write_json(read_json(run/'model.json') | dict(pixel_size=None), tmp_path/'run'/'model.json')
-    with pytest.raises(InputError, match='no pixel size of the model'): predict(tmp_path/'run', exp.path/'raw', tmp_path/'y')
-    other = simulate_dataset(tmp_path/'other', 8)
-    write_json(read_json(other.path/'dataset.json') | dict(classes=[*CLASSES, 'Strange']), other.path/'dataset.json')
-    with pytest.raises(InputError, match='found the classes .* Strange; expected those of the model'): predict(run, other.path, tmp_path/'z')
-    narrow = simulate_dataset(tmp_path/'narrow', 8)
-    write_json(read_json(run/'model.json') | dict(scales=[512]), tmp_path/'run'/'model.json')
-    with pytest.raises(InputError, match='found 512 px; expected at most'): predict(tmp_path/'run', narrow.path, tmp_path/'z')
+    with pytest.raises(InputError, match='no pixel size of the images'):
+        predict(run, exp.path / 'raw', tmp_path / 'x', pixel_size=0)
+    assert not (tmp_path / 'x').exists()
+    predict(run, exp.path / 'raw', tmp_path / 'x', pixel_size=0, unscaled=True)
+    shutil.copytree(run, tmp_path / 'run')
+    write_json(read_json(run / 'model.json') | dict(pixel_size=None), tmp_path / 'run' / 'model.json')
+    with pytest.raises(InputError, match='no pixel size of the model'):
+        predict(tmp_path / 'run', exp.path / 'raw', tmp_path / 'y')
+    other = simulate_dataset(tmp_path / 'other', 8)
+    write_json(
+        read_json(other.path / 'dataset.json') | dict(classes=[*CLASSES, 'Strange']), other.path / 'dataset.json'
+    )
+    with pytest.raises(InputError, match='found the classes .* Strange; expected those of the model'):
+        predict(run, other.path, tmp_path / 'z')
+    narrow = simulate_dataset(tmp_path / 'narrow', 8)
+    write_json(read_json(run / 'model.json') | dict(scales=[512]), tmp_path / 'run' / 'model.json')
+    with pytest.raises(InputError, match='found 512 px; expected at most'):
+        predict(tmp_path / 'run', narrow.path, tmp_path / 'z')
 
 
-@pytest.mark.parametrize('rows, said', [('P1-A1,treated,1\nP1-X9,treated,2', 'line 3: found well P1-X9; expected a well of the images'), ('P1-A1,treated,1\nP1-A1,treated,2', 'line 3: found well P1-A1 a second time; expected one row a well'),
-                                        ('P1-A1,,1', 'line 2: found no condition')])
+@pytest.mark.parametrize(
+    'rows, said',
+    [
+        ('P1-A1,treated,1\nP1-X9,treated,2', 'line 3: found well P1-X9; expected a well of the images'),
+        ('P1-A1,treated,1\nP1-A1,treated,2', 'line 3: found well P1-A1 a second time; expected one row a well'),
+        ('P1-A1,,1', 'line 2: found no condition'),
+    ],
+)
 def test_conditions_that_cannot_be(run, exp, answers, tmp_path, rows, said):
-    (tmp_path/'wells.csv').write_text('well,condition,replicate\n'+rows)
-    out = tmp_path/'out'
+    (tmp_path / 'wells.csv').write_text('well,condition,replicate\n' + rows)
+    out = tmp_path / 'out'
     shutil.copytree(answers, out)
-    write_json(read_json(out/'prediction.json') | dict(images=os.path.relpath(exp.path/'raw', out)), out/'prediction.json')
-    with pytest.raises(InputError) as e: predict(run, exp.path/'raw', out, conditions=tmp_path/'wells.csv')
+    write_json(
+        read_json(out / 'prediction.json') | dict(images=os.path.relpath(exp.path / 'raw', out)),
+        out / 'prediction.json',
+    )
+    with pytest.raises(InputError) as e:
+        predict(run, exp.path / 'raw', out, conditions=tmp_path / 'wells.csv')
     assert said in str(e.value)
-    assert (out/'colonies.csv').read_bytes() == (answers/'colonies.csv').read_bytes()
+    assert (out / 'colonies.csv').read_bytes() == (answers / 'colonies.csv').read_bytes()
 
 
 def test_weights_that_are_none(run, tmp_path):
-    shutil.copytree(run, tmp_path/'run')
-    f, whole = tmp_path/'run'/'student.safetensors', (run/'student.safetensors').read_bytes()
-    for data, said in ((whole[:len(whole)//2], 'a file that is no safetensors file, or a damaged one'), (b'\x80\x04\x95pickle', 'a file that is no safetensors file, or a damaged one')):
+    shutil.copytree(run, tmp_path / 'run')
+    f, whole = tmp_path / 'run' / 'student.safetensors', (run / 'student.safetensors').read_bytes()
+    for data, said in (
+        (whole[: len(whole) // 2], 'a file that is no safetensors file, or a damaged one'),
+        (b'\x80\x04\x95pickle', 'a file that is no safetensors file, or a damaged one'),
+    ):
         f.write_bytes(data)
-        with pytest.raises(InputError, match=said): load_student(tmp_path/'run')
+        with pytest.raises(InputError, match=said):
+            load_student(tmp_path / 'run')
     f.unlink()
-    with pytest.raises(InputError, match='found no such file; expected the weights of a student'): load_student(tmp_path/'run')
+    with pytest.raises(InputError, match='found no such file; expected the weights of a student'):
+        load_student(tmp_path / 'run')
     f.write_bytes(whole)
-    model = read_json(run/'model.json')
-    write_json(model | dict(classes=CLASSES[:3]), tmp_path/'run'/'model.json')
-    with pytest.raises(InputError, match=r'found \(4,\) as classifier.bias; expected \(3,\)'): load_student(tmp_path/'run')
+    model = read_json(run / 'model.json')
+    write_json(model | dict(classes=CLASSES[:3]), tmp_path / 'run' / 'model.json')
+    with pytest.raises(InputError, match=r'found \(4,\) as classifier.bias; expected \(3,\)'):
+        load_student(tmp_path / 'run')
 
 
 def test_a_bad_frame_is_passed_over(run, exp, tmp_path):
-    empty = read_json(exp.path/'experiment.json')['empty'][0]          # a well without colonies: nothing is found, and still it is said
+    empty = read_json(exp.path / 'experiment.json')['empty'][
+        0
+    ]  # a well without colonies: nothing is found, and still it is said
     for w in (empty, next(w for w in exp.wells.well if w != empty)):
-        shutil.copytree(exp.path/'raw'/w, tmp_path/'raw'/'P1-A1', dirs_exist_ok=True)
-        check_bad_frame(run, tmp_path/'raw', tmp_path/f'out-{w}')
+        shutil.copytree(exp.path / 'raw' / w, tmp_path / 'raw' / 'P1-A1', dirs_exist_ok=True)
+        check_bad_frame(run, tmp_path / 'raw', tmp_path / f'out-{w}')
 
 
 def check_bad_frame(run, raw, out):
-    f = raw/'P1-A1'/'001.tif'
+    f = raw / 'P1-A1' / '001.tif'
     f.write_bytes(f.read_bytes()[:3000])
-    with pytest.raises(InputError, match='P1-A1/001.tif: found no pixel size'): predict(run, raw, out)     # (which it has lost, too)
-    predict(run, raw, out, pixel_size=.8)
-    assert pd.read_csv(out/'failures.csv').source.tolist() == ['P1-A1/001.tif'] and 'P1-A1/001.tif' in (out/'report.html').read_text()
-    assert set(pd.read_csv(out/'frames.csv').frame) == {0, 2}
+    with pytest.raises(InputError, match='P1-A1/001.tif: found no pixel size'):
+        predict(run, raw, out)  # (which it has lost, too)
+    predict(run, raw, out, pixel_size=0.8)
+    assert (
+        pd.read_csv(out / 'failures.csv').source.tolist() == ['P1-A1/001.tif']
+        and 'P1-A1/001.tif' in (out / 'report.html').read_text()
+    )
+    assert set(pd.read_csv(out / 'frames.csv').frame) == {0, 2}
 
 
 def test_a_damaged_colony_is_passed_over(run, tmp_path):
-    ds = simulate_dataset(tmp_path/'cells', 12)
-    (ds.path/ds.colonies.image.iloc[3]).write_bytes(b'no picture')
-    predict(run, ds.path, tmp_path/'out')
-    assert len(pd.read_csv(tmp_path/'out'/'colonies.csv')) == 11 and pd.read_csv(tmp_path/'out'/'failures.csv').item.tolist() == [ds.colonies.index[3]]
+    ds = simulate_dataset(tmp_path / 'cells', 12)
+    (ds.path / ds.colonies.image.iloc[3]).write_bytes(b'no picture')
+    predict(run, ds.path, tmp_path / 'out')
+    assert len(pd.read_csv(tmp_path / 'out' / 'colonies.csv')) == 11 and pd.read_csv(
+        tmp_path / 'out' / 'failures.csv'
+    ).item.tolist() == [ds.colonies.index[3]]
 
 
 def test_what_looks_strange_is_flagged(run, tmp_path):
     "Colonies in negative: the classes are still named, but with a flag."
-    ds = simulate_dataset(tmp_path/'cells', 20, seed=5)
-    predict(run, ds.path, tmp_path/'plain')
-    for f in ds.colonies.image: Image.fromarray(255-np.array(Image.open(ds.path/f))).save(ds.path/f)
-    predict(run, ds.path, tmp_path/'negative')
-    plain, negative = (pd.read_csv(tmp_path/o/'colonies.csv') for o in ('plain', 'negative'))
+    ds = simulate_dataset(tmp_path / 'cells', 20, seed=5)
+    predict(run, ds.path, tmp_path / 'plain')
+    for f in ds.colonies.image:
+        Image.fromarray(255 - np.array(Image.open(ds.path / f))).save(ds.path / f)
+    predict(run, ds.path, tmp_path / 'negative')
+    plain, negative = (pd.read_csv(tmp_path / o / 'colonies.csv') for o in ('plain', 'negative'))
     assert negative.distance.mean() > plain.distance.mean()
-    assert any(d.startswith('Grey levels inside colonies') for d in read_json(tmp_path/'negative'/'prediction.json')['departures'])
-    assert not any(d.startswith('Grey levels inside colonies') for d in read_json(tmp_path/'plain'/'prediction.json')['departures'])
+    assert any(
+        d.startswith('Grey levels inside colonies')
+        for d in read_json(tmp_path / 'negative' / 'prediction.json')['departures']
+    )
+    assert not any(
+        d.startswith('Grey levels inside colonies')
+        for d in read_json(tmp_path / 'plain' / 'prediction.json')['departures']
+    )
 
 
 def test_the_audit_is_blind(run, exp, answers, tmp_path):
-    out = tmp_path/'out'
+    out = tmp_path / 'out'
     shutil.copytree(answers, out)
-    write_json(read_json(out/'prediction.json') | dict(images=os.path.relpath(exp.path/'raw', out)), out/'prediction.json')
-    predict(run, exp.path/'raw', out, conditions=exp.path/'wells.csv', audit=4)
-    labels, key = pd.read_csv(out/'audit'/'labels.csv'), pd.read_csv(out/'audit'/'.key.csv')
+    write_json(
+        read_json(out / 'prediction.json') | dict(images=os.path.relpath(exp.path / 'raw', out)),
+        out / 'prediction.json',
+    )
+    predict(run, exp.path / 'raw', out, conditions=exp.path / 'wells.csv', audit=4)
+    labels, key = pd.read_csv(out / 'audit' / 'labels.csv'), pd.read_csv(out / 'audit' / '.key.csv')
     assert list(labels) == ['picture', 'label'] and list(key) == ['picture', 'colony_id', 'predicted'] and len(key) <= 8
     for r in key.itertuples():
-        shown, pixels = np.array(Image.open(out/'audit'/r.picture)), ColonyDataset(out/'cells').pixels(r.colony_id)[0]
-        assert shown.shape[:2] == pixels.shape and (shown == pixels[..., None]).all(2).mean() > .8      # all but the outline
+        shown, pixels = (
+            np.array(Image.open(out / 'audit' / r.picture)),
+            ColonyDataset(out / 'cells').pixels(r.colony_id)[0],
+        )
+        assert (
+            shown.shape[:2] == pixels.shape and (shown == pixels[..., None]).all(2).mean() > 0.8
+        )  # all but the outline
     labels['label'] = key.predicted
-    labels.to_csv(out/'audit'/'labels.csv', index=False)
-    predict(run, exp.path/'raw', out, conditions=exp.path/'wells.csv', audit=4)
-    assert pd.read_csv(out/'audit.csv').errors.sum() == 0
-    (out/'audit'/'labels.csv').write_text('picture,label\n0001.png,Strange\n')
-    with pytest.raises(InputError, match='labels.csv, line 2: found label Strange'): predict(run, exp.path/'raw', out, conditions=exp.path/'wells.csv')
+    labels.to_csv(out / 'audit' / 'labels.csv', index=False)
+    predict(run, exp.path / 'raw', out, conditions=exp.path / 'wells.csv', audit=4)
+    assert pd.read_csv(out / 'audit.csv').errors.sum() == 0
+    (out / 'audit' / 'labels.csv').write_text('picture,label\n0001.png,Strange\n')
+    with pytest.raises(InputError, match='labels.csv, line 2: found label Strange'):
+        predict(run, exp.path / 'raw', out, conditions=exp.path / 'wells.csv')
 
 
 def test_against_the_truth(answers, exp):
-    table, errors = against_truth(answers, exp.path/'truth')
+    table, errors = against_truth(answers, exp.path / 'truth')
     assert table.iou.between(0, 1).all() and table.true_area.sum() == pytest.approx(1) and errors.between(0, 1).all()
 
 
 def test_what_could_not_be_classified_is_missing_and_not_zero(run, exp, answers, tmp_path, monkeypatch):
     "A process that dies over its task, three times; afterwards there is memory enough."
     import ipb_nb.predict as module
-    whole, out = module.in_processes, tmp_path/'out'
+
+    whole, out = module.in_processes, tmp_path / 'out'
+
     def one_dies(work, jobs, workers):
         yield jobs[0], None
         yield from whole(work, jobs[1:], workers)
+
     monkeypatch.setattr(module, 'in_processes', one_dies)
-    predict(run, exp.path/'raw', out, conditions=exp.path/'wells.csv')
-    frames, failures = pd.read_csv(out/'frames.csv'), pd.read_csv(out/'failures.csv')
-    assert len(failures) and not set(failures.source) & set(frames.source) and 'the process was killed' in failures.reason[0]
-    assert 'could not be classified and are in no table' in (out/'report.html').read_text() and read_json(out/'prediction.json')['state'] == 'unfinished'
+    predict(run, exp.path / 'raw', out, conditions=exp.path / 'wells.csv')
+    frames, failures = pd.read_csv(out / 'frames.csv'), pd.read_csv(out / 'failures.csv')
+    assert (
+        len(failures)
+        and not set(failures.source) & set(frames.source)
+        and 'the process was killed' in failures.reason[0]
+    )
+    assert (
+        'could not be classified and are in no table' in (out / 'report.html').read_text()
+        and read_json(out / 'prediction.json')['state'] == 'unfinished'
+    )
     monkeypatch.undo()
-    with pytest.raises(InputError, match='an unfinished prediction'): predict(run, exp.path/'raw', out, conditions=exp.path/'wells.csv')
-    predict(run, exp.path/'raw', out, conditions=exp.path/'wells.csv', resume=True)
+    with pytest.raises(InputError, match='an unfinished prediction'):
+        predict(run, exp.path / 'raw', out, conditions=exp.path / 'wells.csv')
+    predict(run, exp.path / 'raw', out, conditions=exp.path / 'wells.csv', resume=True)
     same(answers, out)
 
 
 def test_areas_are_in_the_pixel_size_that_is_given(run, tmp_path):
-    ds = simulate_dataset(tmp_path/'cells', 10, seed=4)
-    write_json(read_json(ds.path/'dataset.json') | dict(pixel_size=None), ds.path/'dataset.json')
-    predict(run, ds.path, tmp_path/'out', pixel_size=.8)
-    df = pd.read_csv(tmp_path/'out'/'colonies.csv')
-    assert np.allclose(df[[f'area_{c}' for c in CLASSES]].sum(axis=1), df.area_px*.64)
-    predict(run, ds.path, tmp_path/'px', unscaled=True)
-    assert any('Areas are in px²' in d for d in read_json(tmp_path/'px'/'prediction.json')['departures'])
+    ds = simulate_dataset(tmp_path / 'cells', 10, seed=4)
+    write_json(read_json(ds.path / 'dataset.json') | dict(pixel_size=None), ds.path / 'dataset.json')
+    predict(run, ds.path, tmp_path / 'out', pixel_size=0.8)
+    df = pd.read_csv(tmp_path / 'out' / 'colonies.csv')
+    assert np.allclose(df[[f'area_{c}' for c in CLASSES]].sum(axis=1), df.area_px * 0.64)
+    predict(run, ds.path, tmp_path / 'px', unscaled=True)
+    assert any('Areas are in px²' in d for d in read_json(tmp_path / 'px' / 'prediction.json')['departures'])
 
 
 def test_weights_of_a_training_that_broke_down(run, tmp_path):
     from safetensors.torch import load_file, save_file
-    shutil.copytree(run, tmp_path/'run')
-    state = load_file(run/'student.safetensors')
+
+    shutil.copytree(run, tmp_path / 'run')
+    state = load_file(run / 'student.safetensors')
     state['classifier.bias'][0] = float('nan')
-    save_file(state, tmp_path/'run'/'student.safetensors')
-    with pytest.raises(InputError, match='numbers in classifier.bias that are NaN or infinite'): load_student(tmp_path/'run')
-    shutil.copy(run/'student.safetensors', tmp_path/'run')
-    save_file(dict(seen=load_file(run/'reference.safetensors')['seen'][:, :8].contiguous()), tmp_path/'run'/'reference.safetensors')
-    with pytest.raises(InputError, match='8 features instead of'): load_student(tmp_path/'run')
+    save_file(state, tmp_path / 'run' / 'student.safetensors')
+    with pytest.raises(InputError, match='numbers in classifier.bias that are NaN or infinite'):
+        load_student(tmp_path / 'run')
+    shutil.copy(run / 'student.safetensors', tmp_path / 'run')
+    save_file(
+        dict(seen=load_file(run / 'reference.safetensors')['seen'][:, :8].contiguous()),
+        tmp_path / 'run' / 'reference.safetensors',
+    )
+    with pytest.raises(InputError, match='8 features instead of'):
+        load_student(tmp_path / 'run')
 
 
 def test_new_images_are_not_mistaken_for_the_old(run, exp, tmp_path):
-    shutil.copytree(exp.path/'raw'/'P1-A1', tmp_path/'raw'/'P1-A1')
-    predict(run, tmp_path/'raw', tmp_path/'out')
-    shutil.copytree(exp.path/'raw'/'P1-A2', tmp_path/'raw'/'P1-A2')
-    with pytest.raises(InputError, match='found images_sha256'): predict(run, tmp_path/'raw', tmp_path/'out')
+    shutil.copytree(exp.path / 'raw' / 'P1-A1', tmp_path / 'raw' / 'P1-A1')
+    predict(run, tmp_path / 'raw', tmp_path / 'out')
+    shutil.copytree(exp.path / 'raw' / 'P1-A2', tmp_path / 'raw' / 'P1-A2')
+    with pytest.raises(InputError, match='found images_sha256'):
+        predict(run, tmp_path / 'raw', tmp_path / 'out')
 
 
 def test_probabilities_are_calibrated_where_there_is_a_v(tmp_path):
     "Labels that have nothing to do with the pictures: an honest network is hardly sure of anything."
-    ds = simulate_dataset(tmp_path/'cells', 100, seed=6)
+    ds = simulate_dataset(tmp_path / 'cells', 100, seed=6)
     df = pd.read_csv(ds.table, keep_default_na=False)
     df['label'] = [CLASSES[k % 4] for k in range(len(df))]
     df.to_csv(ds.table, index=False)
-    save_split(ColonyDataset(ds.path), labeled='rest', test=.1, valid=.4, folds=1)
-    run = train(ExperimentConfig(method='supervised', scales='32', epochs=2, steps=60, batch_size=16, lr=.05), ds.path, tmp_path/'run')
-    trust = read_json(run/'model.json')['trust']
-    assert trust['calibrated_on'] == 'V' and trust['n'] >= 20 and trust['temperature'] > 1 and trust['ece']['after'] <= trust['ece']['before']
-    predict(run, ds.path, tmp_path/'out')
-    assert (tmp_path/'out'/'figures'/'reliability.png').exists() and not any('temperature' in d for d in read_json(tmp_path/'out'/'prediction.json')['departures'])
+    save_split(ColonyDataset(ds.path), labeled='rest', test=0.1, valid=0.4, folds=1)
+    run = train(
+        ExperimentConfig(method='supervised', scales='32', epochs=2, steps=60, batch_size=16, lr=0.05),
+        ds.path,
+        tmp_path / 'run',
+    )
+    trust = read_json(run / 'model.json')['trust']
+    assert (
+        trust['calibrated_on'] == 'V'
+        and trust['n'] >= 20
+        and trust['temperature'] > 1
+        and trust['ece']['after'] <= trust['ece']['before']
+    )
+    predict(run, ds.path, tmp_path / 'out')
+    assert (tmp_path / 'out' / 'figures' / 'reliability.png').exists() and not any(
+        'temperature' in d for d in read_json(tmp_path / 'out' / 'prediction.json')['departures']
+    )
     student = load_student(run)
-    raw, student.trust['temperature'] = load_student(run), 1.
+    raw, student.trust['temperature'] = load_student(run), 1.0
     x = np.random.default_rng(0).integers(0, 256, (4, 32, 32), np.uint8)
-    logits = np.log(student.look(x)[0])/trust['temperature']
-    assert np.allclose(raw.look(x)[0], np.exp(logits)/np.exp(logits).sum(1, keepdims=True), atol=1e-5)
+    logits = np.log(student.look(x)[0]) / trust['temperature']
+    assert np.allclose(raw.look(x)[0], np.exp(logits) / np.exp(logits).sum(1, keepdims=True), atol=1e-5)

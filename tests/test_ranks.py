@@ -1,4 +1,5 @@
 "Several processes train together: what they do is what one does."
+
 import json
 import subprocess
 import sys
@@ -13,16 +14,33 @@ from ipb_nb.dataset import ColonyDataset
 from ipb_nb.patch import colony_dataloaders
 
 BIN = Path(sys.executable).parent
-LAUNCH = dict(torchrun=[BIN/'torchrun', '--standalone', '--nproc_per_node', '2'],
-              accelerate=[BIN/'accelerate', 'launch', '--multi_gpu', '--num_machines', '1', '--num_processes', '2', '--mixed_precision', 'no', '--dynamo_backend', 'no', '--main_process_port', '0'])
+LAUNCH = dict(
+    torchrun=[BIN / 'torchrun', '--standalone', '--nproc_per_node', '2'],
+    accelerate=[
+        BIN / 'accelerate',
+        'launch',
+        '--multi_gpu',
+        '--num_machines',
+        '1',
+        '--num_processes',
+        '2',
+        '--mixed_precision',
+        'no',
+        '--dynamo_backend',
+        'no',
+        '--main_process_port',
+        '0',
+    ],
+)
 
 
-def options(fields): return [str(o) for k, v in fields.items() for o in (f'--{k}', v)]
+def options(fields):
+    return [str(o) for k, v in fields.items() for o in (f'--{k}', v)]
 
 
 def two(launcher, *args, ok=True):
     r = subprocess.run([*LAUNCH[launcher], *map(str, args)], capture_output=True, text=True, timeout=300)
-    assert (r.returncode == 0) == ok, r.stdout+r.stderr
+    assert (r.returncode == 0) == ok, r.stdout + r.stderr
     return r.stdout if ok else r.stderr
 
 
@@ -34,11 +52,11 @@ from fastai.learner import Recorder
 from safetensors.torch import save_file
 from ipb_nb.core import seed_all
 from ipb_nb.dataset import ColonyDataset
-from ipb_nb.experiment import ipb_learner
+from ipb_nb.ipb import ipb_learner
 from ipb_nb.patch import colony_dataloaders
-from ipb_nb.ranks import launched, n_ranks, rank
+from ipb_nb.distributed import launched, n_ranks, rank
 from ipb_nb.model import create_model
-from ipb_nb.supervised import EMA, Ranks, fit_schedule, supervised_learner
+from ipb_nb.method import EMA, fit_schedule, Ranks, supervised_learner
 
 
 def frozen(net):
@@ -78,12 +96,13 @@ with launched():
 
 @pytest.mark.parametrize('feedback', ['exact', 'taylor', 'reference'])
 def test_two_ranks_of_half_a_batch_are_one_of_a_whole(feedback, dataset, tmp_path):
-    (tmp_path/'steps.py').write_text(STEPS)
-    subprocess.run([sys.executable, tmp_path/'steps.py', dataset, tmp_path/'one.safetensors', feedback], check=True)
-    two('torchrun', tmp_path/'steps.py', dataset, tmp_path/'two.safetensors', feedback)
-    one, both = load_file(tmp_path/'one.safetensors'), load_file(tmp_path/'two.safetensors')
-    assert one['h'].abs() > 1e-6 and len(one['balance'].unique()) > 5            # there was something to compare
-    for k, v in one.items(): torch.testing.assert_close(both[k], v, rtol=1e-6, atol=1e-6, msg=lambda m: f'{k}: {m}')
+    (tmp_path / 'steps.py').write_text(STEPS)
+    subprocess.run([sys.executable, tmp_path / 'steps.py', dataset, tmp_path / 'one.safetensors', feedback], check=True)
+    two('torchrun', tmp_path / 'steps.py', dataset, tmp_path / 'two.safetensors', feedback)
+    one, both = load_file(tmp_path / 'one.safetensors'), load_file(tmp_path / 'two.safetensors')
+    assert one['h'].abs() > 1e-6 and len(one['balance'].unique()) > 5  # there was something to compare
+    for k, v in one.items():
+        torch.testing.assert_close(both[k], v, rtol=1e-6, atol=1e-6, msg=lambda m: f'{k}: {m}')
 
 
 def test_draws_are_shared_out_without_overlap(dataset):
@@ -91,25 +110,34 @@ def test_draws_are_shared_out_without_overlap(dataset):
     dl = colony_dataloaders(ds, scales=(32,), bs=8, steps=3)['unlabeled'].train
     parts = [dl.new(bs=4, n_draws=24, rank=r, ranks=2) for r in range(2)]
     got = [[k.tolist() for x, k in p] for p in parts]
-    assert [a+b for a, b in zip(*got)] == [k.tolist() for x, k in dl]              # batch by batch what one rank sees
+    assert [a + b for a, b in zip(*got)] == [k.tolist() for x, k in dl]  # batch by batch what one rank sees
     look = [p.new(shuffle=False, weights=None, n_draws=None, drop_last=False) for p in parts]
     ids = [sum((k.tolist() for x, k in p), []) for p in look]
-    assert len(set(ids[0]) | set(ids[1])) == len(ids[0])+len(ids[1]) == dl.n_colonies
+    assert len(set(ids[0]) | set(ids[1])) == len(ids[0]) + len(ids[1]) == dl.n_colonies
 
 
 @pytest.mark.parametrize('launcher', LAUNCH)
 def test_a_run_by_two(launcher, dataset, tiny, tmp_path):
-    out = tmp_path/'run'
-    fields = tiny | dict(finetune=1, ema=.8)
-    said = two(launcher, BIN/'ipb-train', dataset, '--out', out, '--no_notebook', *options(fields))
-    assert said.count('macro recall') == 5 and json.loads((out/'run.json').read_text())['state'] == 'done'
-    b, h = pd.read_csv(out/'balance.csv'), pd.read_csv(out/'history.csv')
-    assert b.groupby('epoch').draws.sum().eq(8*4).all() and len(h) == 2+2+1 and (b.taught <= b.draws.sum()).all()
-    assert not (out/'checkpoint').exists() and not (out/'.lock').exists()
+    out = tmp_path / 'run'
+    fields = tiny | dict(finetune=1, ema=0.8)
+    said = two(launcher, BIN / 'ipb-train', dataset, '--out', out, '--no_notebook', *options(fields))
+    assert said.count('macro recall') == 5 and json.loads((out / 'run.json').read_text())['state'] == 'done'
+    b, h = pd.read_csv(out / 'balance.csv'), pd.read_csv(out / 'history.csv')
+    assert b.groupby('epoch').draws.sum().eq(8 * 4).all() and len(h) == 2 + 2 + 1 and (b.taught <= b.draws.sum()).all()
+    assert not (out / 'checkpoint').exists() and not (out / '.lock').exists()
 
 
 def test_a_notebook_is_for_one(dataset, tiny, tmp_path):
-    err = two('torchrun', BIN/'ipb-train', dataset, '--out', tmp_path/'run', *options(tiny), ok=False)
+    err = two('torchrun', BIN / 'ipb-train', dataset, '--out', tmp_path / 'run', *options(tiny), ok=False)
     assert 'no_notebook: found no, with 2 processes; expected yes' in err
-    err = two('torchrun', BIN/'ipb-train', dataset, '--out', tmp_path/'run', '--no_notebook', *options(tiny | dict(batch_size=7)), ok=False)
+    err = two(
+        'torchrun',
+        BIN / 'ipb-train',
+        dataset,
+        '--out',
+        tmp_path / 'run',
+        '--no_notebook',
+        *options(tiny | dict(batch_size=7)),
+        ok=False,
+    )
     assert 'batch_size: found 7; expected a multiple of the 2 processes' in err

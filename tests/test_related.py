@@ -1,4 +1,5 @@
 "The related methods as runs: each solves what is easy, none looks at hidden labels, and a run that was stopped ends as if it had not been."
+
 import shutil
 from pathlib import Path
 
@@ -7,68 +8,99 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ipb_nb.checkpoint import Checkpoints
+from ipb_nb.compare import compare
+from ipb_nb.config import METHODS, PRETEXT, ExperimentConfig
 from ipb_nb.core import InputError, read_json
-from ipb_nb.dataset import ColonyDataset, Split, save_split
-from ipb_nb.engine import Checkpoints
-from ipb_nb.experiment import METHODS, PRETEXT, ExperimentConfig, _loaders, train
-from ipb_nb.report import compare, figure_8
+from ipb_nb.dataset import ColonyDataset
+from ipb_nb.experiment import train
+from ipb_nb.figures import figure_8
 from ipb_nb.run import plot_losses, read_run
-from ipb_nb.simclr import toy_dataset
+from ipb_nb.split import Split, save_split
 from ipb_nb.sweep import read_grid
+from ipb_nb.toy import toy_dataset
+from ipb_nb.training import _loaders
 
 ROOT = Path(__file__).parent.parent
-TOY = dict(scales='32', steps=120, epochs=6, pretrain_epochs=12, finetune=2, batch_size=16, pairs=96, mu=3, threads=1, threshold=.8, lr=.02, ema=.9)
+TOY = dict(
+    scales='32',
+    steps=120,
+    epochs=6,
+    pretrain_epochs=12,
+    finetune=2,
+    batch_size=16,
+    pairs=96,
+    mu=3,
+    threads=1,
+    threshold=0.8,
+    lr=0.02,
+    ema=0.9,
+)
 SHORT = TOY | dict(steps=18, epochs=3, pretrain_epochs=3, generations=2)
 
 
 @pytest.fixture(scope='module')
-def toy(tmp_path_factory): return toy_dataset(tmp_path_factory.mktemp('toy')/'colonies').path
+def toy(tmp_path_factory):
+    return toy_dataset(tmp_path_factory.mktemp('toy') / 'colonies').path
 
 
 @pytest.mark.parametrize('method', METHODS)
 def test_a_balanced_toy_is_solved(method, toy, tmp_path):
-    out = train(ExperimentConfig(method=method, **TOY), toy, tmp_path/'run')
-    scores, run = read_json(out/'metrics.json'), read_json(out/'run.json')
-    assert scores['student']['macro_tpr'] >= .95
-    split, said = (pd.read_csv(f).set_index('colony_id') for f in (toy/'splits'/'default.csv', out/'predictions.csv'))
-    assert (said.actual == split.label[said.index]).all()                                      # (the classes are not in the alphabet's order)
+    out = train(ExperimentConfig(method=method, **TOY), toy, tmp_path / 'run')
+    scores, run = read_json(out / 'metrics.json'), read_json(out / 'run.json')
+    assert scores['student']['macro_tpr'] >= 0.95
+    split, said = (
+        pd.read_csv(f).set_index('colony_id') for f in (toy / 'splits' / 'default.csv', out / 'predictions.csv')
+    )
+    assert (said.actual == split.label[said.index]).all()  # (the classes are not in the alphabet's order)
     history = read_run(out).history
     plot_losses(history)
     if method != 'forest':
         assert run['flops'] > 1e9 and (history.stage == 'pretext').any() == (method in PRETEXT)
         assert (history[history.stage == 'student'].epoch.tolist() == list(range(6))) == (method != 'clustering')
-    assert {'simclr': 'student_probe', 'simtriplet': 'student_probe', 'clustering_finetuned': 'student_clusters'}.get(method, 'student') in scores
+    assert {'simclr': 'student_probe', 'simtriplet': 'student_probe', 'clustering_finetuned': 'student_clusters'}.get(
+        method, 'student'
+    ) in scores
 
 
-@pytest.mark.parametrize('method', ['logit_adjusted', 'simclr', 'clustering_finetuned', 'simtriplet', 'crest', 'forest'])
+@pytest.mark.parametrize(
+    'method', ['logit_adjusted', 'simclr', 'clustering_finetuned', 'simtriplet', 'crest', 'forest']
+)
 def test_hidden_labels_change_nothing(method, toy, tmp_path):
     "U gets other labels: the student says what it said."
-    copy = shutil.copytree(toy, tmp_path/'copy')
-    split = pd.read_csv(copy/'splits'/'default.csv', keep_default_na=False)
+    copy = shutil.copytree(toy, tmp_path / 'copy')
+    split = pd.read_csv(copy / 'splits' / 'default.csv', keep_default_na=False)
     hidden = split.part == 'U'
     split.loc[hidden, 'label'] = split.label[hidden].sample(frac=1, random_state=0).values
-    split.to_csv(copy/'splits'/'default.csv', index=False)
-    a, b = (train(ExperimentConfig(method=method, **SHORT), d, tmp_path/name) for d, name in ((toy, 'a'), (copy, 'b')))
-    assert (a/'predictions.csv').read_text() == (b/'predictions.csv').read_text()
+    split.to_csv(copy / 'splits' / 'default.csv', index=False)
+    a, b = (
+        train(ExperimentConfig(method=method, **SHORT), d, tmp_path / name) for d, name in ((toy, 'a'), (copy, 'b'))
+    )
+    assert (a / 'predictions.csv').read_text() == (b / 'predictions.csv').read_text()
 
 
-@pytest.mark.parametrize('method, states', [('simclr', 2), ('simclr', 3), ('simtriplet', 4), ('crest', 2), ('fixmatch', 1)])
+@pytest.mark.parametrize(
+    'method, states', [('simclr', 2), ('simclr', 3), ('simtriplet', 4), ('crest', 2), ('fixmatch', 1)]
+)
 def test_stopped_and_resumed(method, states, toy, tmp_path, monkeypatch):
     "Stopped after so many epochs: in learning without labels, after it, in the main training, and after CReST has picked."
     cfg = lambda: ExperimentConfig(method=method, align=True, **SHORT)
-    whole, save = train(cfg(), toy, tmp_path/'whole'), Checkpoints.save
+    whole, save = train(cfg(), toy, tmp_path / 'whole'), Checkpoints.save
+
     def stop(self, *args, **kwargs):
         save(self, *args, **kwargs)
-        if self.n == states: raise KeyboardInterrupt
+        if self.n == states:
+            raise KeyboardInterrupt
+
     with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
         m.setattr(Checkpoints, 'save', stop)
-        train(cfg(), toy, tmp_path/'run')
-    assert read_json(tmp_path/'run'/'run.json')['state'] == 'stopped'
-    run = train(cfg(), toy, tmp_path/'run', resume=True)
-    assert (run/'metrics.json').read_text() == (whole/'metrics.json').read_text()
-    one, other = (load_file(o/'student.safetensors') for o in (whole, run))
+        train(cfg(), toy, tmp_path / 'run')
+    assert read_json(tmp_path / 'run' / 'run.json')['state'] == 'stopped'
+    run = train(cfg(), toy, tmp_path / 'run', resume=True)
+    assert (run / 'metrics.json').read_text() == (whole / 'metrics.json').read_text()
+    one, other = (load_file(o / 'student.safetensors') for o in (whole, run))
     assert all(torch.equal(one[k], other[k]) for k in one)
-    one, other = (pd.read_csv(o/'history.csv').drop(columns='seconds') for o in (whole, run))
+    one, other = (pd.read_csv(o / 'history.csv').drop(columns='seconds') for o in (whole, run))
     pd.testing.assert_frame_equal(one, other)
 
 
@@ -76,35 +108,42 @@ def test_same_budget(toy):
     "The student takes as many steps in the main training on U, and is scored on V as often."
     ds, cfg = ColonyDataset(toy), {m: ExperimentConfig(method=m, **TOY) for m in METHODS if m != 'forest'}
     loaders = {m: _loaders(c, ds) for m, c in cfg.items()}
-    on_u = {m: len(l.get('pretext', l['main']).train)*c.epochs for (m, l), c in zip(loaders.items(), cfg.values())}
+    on_u = {m: len(l.get('pretext', l['main']).train) * c.epochs for (m, l), c in zip(loaders.items(), cfg.values())}
     assert set(on_u.values()) == {120}
     assert {c.stage_epochs['student'] for m, c in cfg.items() if m != 'clustering'} == {6}
-    assert [loaders[m]['pretext'].train.bs for m in PRETEXT] == [96]*4 and loaders['fixmatch']['main'].train.bs == 3*16
+    assert [loaders[m]['pretext'].train.bs for m in PRETEXT] == [96] * 4 and loaders['fixmatch'][
+        'main'
+    ].train.bs == 3 * 16
     per_epoch = len(loaders['simclr']['labeled'].train)
-    assert len(loaders['simclr']['main'].train)*6 == -(-12*per_epoch//6)*6                      # as many batches of L as IPB's teacher, rounded up to whole epochs
+    assert (
+        len(loaders['simclr']['main'].train) * 6 == -(-12 * per_epoch // 6) * 6
+    )  # as many batches of L as IPB's teacher, rounded up to whole epochs
 
 
 def test_u_is_needed(toy, tmp_path):
-    copy = shutil.copytree(toy, tmp_path/'copy')
-    split = pd.read_csv(copy/'splits'/'default.csv', keep_default_na=False)
-    split[split.part != 'U'].to_csv(copy/'splits'/'default.csv', index=False)
-    with pytest.raises(InputError, match='no colony in U; expected unlabelled colonies for method simtriplet'): train(ExperimentConfig(method='simtriplet', **SHORT), copy, tmp_path/'run')
+    copy = shutil.copytree(toy, tmp_path / 'copy')
+    split = pd.read_csv(copy / 'splits' / 'default.csv', keep_default_na=False)
+    split[split.part != 'U'].to_csv(copy / 'splits' / 'default.csv', index=False)
+    with pytest.raises(InputError, match='no colony in U; expected unlabelled colonies for method simtriplet'):
+        train(ExperimentConfig(method='simtriplet', **SHORT), copy, tmp_path / 'run')
 
 
 def test_recall_against_labels(toy, tmp_path):
     "The splits that configs/label_fraction.yaml asks for, and its methods in Fig. 8."
-    grid = read_grid(ROOT/'configs'/'label_fraction.yaml')
-    ds = ColonyDataset(shutil.copytree(toy, tmp_path/'colonies'))
+    grid = read_grid(ROOT / 'configs' / 'label_fraction.yaml')
+    ds = ColonyDataset(shutil.copytree(toy, tmp_path / 'colonies'))
     names = {c.split for c in grid.values()}
     for name in names:
         kind, share = name.split('-')
-        save_split(ds, name, labeled=float(share), test=.1, folds=5, fixed_u=.8 if kind == 'fixed' else None)
+        save_split(ds, name, labeled=float(share), test=0.1, folds=5, fixed_u=0.8 if kind == 'fixed' else None)
     part = {n: Split(ds, n).fold(0).part for n in names}
     u = {n: frozenset(p.index[p == 'U']) for n, p in part.items()}
     assert len({u[n] for n in names if 'fixed' in n}) == 1 and len({u[n] for n in names if 'rest' in n}) == 6
     for split in ('rest-0.2', 'rest-0.4'):
         for name in ('IPB', 'SimCLR'):
             cfg = grid[f'{name}-split{split}-fold0'].dict() | SHORT | dict(split=split)
-            train(ExperimentConfig(**cfg), ds.path, tmp_path/'runs'/f'{name}-split{split}-fold0')
-    drawn = figure_8(compare(tmp_path/'runs')).data
-    assert sorted(zip(drawn.row.str.split('-').str[0], drawn.labelled)) == [(m, (part[f'rest-{s}'].isin(['L', 'V'])).sum()) for m in ('IPB', 'SimCLR') for s in (.2, .4)]
+            train(ExperimentConfig(**cfg), ds.path, tmp_path / 'runs' / f'{name}-split{split}-fold0')
+    drawn = figure_8(compare(tmp_path / 'runs')).data
+    assert sorted(zip(drawn.row.str.split('-').str[0], drawn.labelled)) == [
+        (m, (part[f'rest-{s}'].isin(['L', 'V'])).sum()) for m in ('IPB', 'SimCLR') for s in (0.2, 0.4)
+    ]

@@ -1,32 +1,48 @@
 "The report's page in a real browser."
+
 import pytest
 from selenium import webdriver
 
 from ipb_nb.core import write_json
-from ipb_nb.dataset import save_split
 from ipb_nb.report import write_report
 from ipb_nb.run import oracle_run
 from ipb_nb.simulate import simulate_dataset
+from ipb_nb.split import save_split
 
 CONFIG = dict(preset='quick', arch='test_resnet', scales='64', multi_label=True)
-ROWS = {'supervised': ('Supervised', dict(method='supervised', balance=False)), 'ipb': ('IPB', dict(method='mpl', balance=True))}
+ROWS = {
+    'supervised': ('Supervised', dict(method='supervised', balance=False)),
+    'ipb': ('IPB', dict(method='mpl', balance=True)),
+}
 
 
 @pytest.fixture(scope='module')
 def page(tmp_path_factory):
     root = tmp_path_factory.mktemp('report')
-    ds = simulate_dataset(root/'colonies', 80)
-    save_split(ds, labeled=.2, test=.3, valid=0., folds=3)
+    ds = simulate_dataset(root / 'colonies', 80)
+    save_split(ds, labeled=0.2, test=0.3, valid=0.0, folds=3)
     for row, (name, own) in ROWS.items():
-        for fold in range(3): oracle_run(root/'runs'/f'{row}-fold{fold}', ds, name, CONFIG | own | dict(fold=fold), epochs=4)
-    write_json(dict(grid='some.yaml', runs={f'{row}-fold{fold}': {} for row in [*ROWS, 'mpl'] for fold in range(3)}), root/'runs'/'sweep.json')
-    return write_report(root/'runs')
+        for fold in range(3):
+            oracle_run(root / 'runs' / f'{row}-fold{fold}', ds, name, CONFIG | own | dict(fold=fold), epochs=4)
+    write_json(
+        dict(grid='some.yaml', runs={f'{row}-fold{fold}': {} for row in [*ROWS, 'mpl'] for fold in range(3)}),
+        root / 'runs' / 'sweep.json',
+    )
+    return write_report(root / 'runs')
 
 
 @pytest.fixture(scope='module', params=['light', 'dark'])
 def browser(request):
     options = webdriver.ChromeOptions()
-    for o in ('--headless=new', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', '--window-size=1200,900', f"--blink-settings=preferredColorScheme={dict(light=1, dark=0)[request.param]}"): options.add_argument(o)
+    for o in (
+        '--headless=new',
+        '--no-sandbox',
+        '--disable-gpu',
+        '--disable-dev-shm-usage',
+        '--window-size=1200,900',
+        f"--blink-settings=preferredColorScheme={dict(light=1, dark=0)[request.param]}",
+    ):
+        options.add_argument(o)
     driver = webdriver.Chrome(options, webdriver.ChromeService('/usr/bin/chromedriver'))
     yield driver, request.param
     driver.quit()
@@ -35,14 +51,31 @@ def browser(request):
 def test_the_page_opens_offline(page, browser):
     driver, scheme = browser
     driver.get(page.as_uri())
-    assert driver.execute_script("return performance.getEntriesByType('resource').filter(e => !e.name.startsWith('data:')).length") == 0
+    assert (
+        driver.execute_script(
+            "return performance.getEntriesByType('resource').filter(e => !e.name.startsWith('data:')).length"
+        )
+        == 0
+    )
     sizes = driver.execute_script('return [...document.images].map(i => i.naturalWidth)')
     assert len(sizes) >= 8 and min(sizes) > 200
-    light = sum(map(int, driver.execute_script('return getComputedStyle(document.body).backgroundColor').strip('rgba()').split(',')[:3])) > 600
+    light = (
+        sum(
+            map(
+                int,
+                driver.execute_script('return getComputedStyle(document.body).backgroundColor')
+                .strip('rgba()')
+                .split(',')[:3],
+            )
+        )
+        > 600
+    )
     assert light == (scheme == 'light')
     for width in (1200, 600):
         driver.set_window_size(width, 900)
-        assert driver.execute_script('return document.documentElement.scrollWidth <= document.documentElement.clientWidth')      # wide tables scroll by themselves
+        assert driver.execute_script(
+            'return document.documentElement.scrollWidth <= document.documentElement.clientWidth'
+        )  # wide tables scroll by themselves
 
 
 def test_links_lead_to_files_and_sections(page, browser):
@@ -50,13 +83,22 @@ def test_links_lead_to_files_and_sections(page, browser):
     driver.get(page.as_uri())
     links = driver.execute_script("return [...document.querySelectorAll('a')].map(a => a.getAttribute('href'))")
     assert len([o for o in links if o.startswith('report/')]) > 50
-    for o in links: assert driver.execute_script(f"return !!document.getElementById('{o[1:]}')") if o.startswith('#') else (page.parent/o).exists(), o
+    for o in links:
+        assert (
+            driver.execute_script(f"return !!document.getElementById('{o[1:]}')")
+            if o.startswith('#')
+            else (page.parent / o).exists()
+        ), o
     assert driver.execute_script("return document.body.innerText").count('not begun') == 3
 
 
 def test_latex_is_latex(page):
-    for f in sorted((page.parent/'report').glob('*.tex')):
+    for f in sorted((page.parent / 'report').glob('*.tex')):
         text = f.read_text()
-        assert text.count(r'\begin{') == text.count(r'\end{') and text.count('{') == text.count('}') and r'\toprule' in text, f
+        assert (
+            text.count(r'\begin{') == text.count(r'\end{')
+            and text.count('{') == text.count('}')
+            and r'\toprule' in text
+        ), f
         body = text.split(r'\toprule')[1].split(r'\bottomrule')[0]
-        assert len({line.count('&')-line.count(r'\&') for line in body.splitlines() if '&' in line}) == 1, f
+        assert len({line.count('&') - line.count(r'\&') for line in body.splitlines() if '&' in line}) == 1, f

@@ -1,4 +1,5 @@
 "Runs that are killed, stopped, starved of disk or blown up: what is left, and what comes of it when they go on."
+
 import json
 import multiprocessing
 import os
@@ -14,20 +15,33 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from safetensors.torch import load_file
-
 from fastai.callback.core import Callback
 from fastai.callback.progress import ShowGraphCallback
 from filelock import FileLock
+from safetensors.torch import load_file
+
+from ipb_nb.config import ExperimentConfig
 from ipb_nb.core import InputError
-from ipb_nb.experiment import ExperimentConfig, run_state, train
+from ipb_nb.experiment import run_state, train
 
 BIN = Path(sys.executable).parent
-FILES = {'run.json', 'history.csv', 'balance.csv', 'predictions.csv', 'features.safetensors', 'metrics.json', 'student.safetensors', 'teacher.safetensors', 'reference.safetensors', 'model.json'}
+FILES = {
+    'run.json',
+    'history.csv',
+    'balance.csv',
+    'predictions.csv',
+    'features.safetensors',
+    'metrics.json',
+    'student.safetensors',
+    'teacher.safetensors',
+    'reference.safetensors',
+    'model.json',
+}
 
 
 @pytest.fixture(scope='module')
-def longer(tiny): return tiny | dict(pretrain_epochs=4, epochs=6, steps=48, finetune=2, ema=.8)
+def longer(tiny):
+    return tiny | dict(pretrain_epochs=4, epochs=6, steps=48, finetune=2, ema=0.8)
 
 
 @pytest.fixture(scope='module')
@@ -41,41 +55,48 @@ def processes():
 @pytest.fixture(scope='module')
 def undisturbed(dataset, longer, processes, tmp_path_factory):
     "A run in one go, and its seconds."
-    out = tmp_path_factory.mktemp('undisturbed')/'run'
-    for k in range(2):                                 # the second one without the imports
-        start, p = time.time(), processes.Process(target=train, args=(ExperimentConfig(**longer), dataset, out.with_name(f'run{k}')))
-        p.start(); p.join()
+    out = tmp_path_factory.mktemp('undisturbed') / 'run'
+    for k in range(2):  # the second one without the imports
+        start, p = (
+            time.time(),
+            processes.Process(target=train, args=(ExperimentConfig(**longer), dataset, out.with_name(f'run{k}'))),
+        )
+        p.start()
+        p.join()
         assert p.exitcode == 0
-    return out.with_name('run1'), time.time()-start
+    return out.with_name('run1'), time.time() - start
 
 
 def same(a, b):
     "Two runs ended with the same figures and weights, to the last bit."
-    assert (a/'metrics.json').read_text() == (b/'metrics.json').read_text()
-    assert (a/'predictions.csv').read_text() == (b/'predictions.csv').read_text()
+    assert (a / 'metrics.json').read_text() == (b / 'metrics.json').read_text()
+    assert (a / 'predictions.csv').read_text() == (b / 'predictions.csv').read_text()
     for f in ('student', 'teacher'):
-        one, other = (load_file(o/f'{f}.safetensors') for o in (a, b))
+        one, other = (load_file(o / f'{f}.safetensors') for o in (a, b))
         assert all(torch.equal(one[k], other[k]) for k in one)
     for f in ('history.csv', 'balance.csv'):
-        one, other = (pd.read_csv(o/f).drop(columns='seconds', errors='ignore') for o in (a, b))
+        one, other = (pd.read_csv(o / f).drop(columns='seconds', errors='ignore') for o in (a, b))
         pd.testing.assert_frame_equal(one, other)
     assert {f.name for f in b.iterdir()} - {'train.ipynb'} == FILES
 
 
 def test_five_kills(dataset, longer, undisturbed, processes, tmp_path):
     whole, seconds = undisturbed
-    out, epochs = tmp_path/'run', []
+    out, epochs = tmp_path / 'run', []
     for k in range(5):
         p = processes.Process(target=train, args=(ExperimentConfig(**longer), dataset, out, True))
         p.start()
-        while not (out/'run.json').exists() or len(json.loads((out/'run.json').read_text())['resumed']) < k: time.sleep(.005)
-        while k == 2 and not list((out/'checkpoint').glob('*.json')): time.sleep(.005)         # (so that there is one to go on from)
-        time.sleep(random.uniform(0, .12)*seconds)
-        p.kill(); p.join()
+        while not (out / 'run.json').exists() or len(json.loads((out / 'run.json').read_text())['resumed']) < k:
+            time.sleep(0.005)
+        while k == 2 and not list((out / 'checkpoint').glob('*.json')):
+            time.sleep(0.005)  # (so that there is one to go on from)
+        time.sleep(random.uniform(0, 0.12) * seconds)
+        p.kill()
+        p.join()
         assert run_state(out) == 'stopped'
-        epochs.append(len(pd.read_csv(out/'history.csv')) if (out/'history.csv').exists() else 0)
+        epochs.append(len(pd.read_csv(out / 'history.csv')) if (out / 'history.csv').exists() else 0)
     print('epochs at the kills:', epochs)
-    assert epochs[-1] > 0 and len(json.loads((out/'run.json').read_text())['resumed']) == 4
+    assert epochs[-1] > 0 and len(json.loads((out / 'run.json').read_text())['resumed']) == 4
     train(ExperimentConfig(**longer), dataset, out, resume=True)
     same(whole, out)
 
@@ -83,50 +104,66 @@ def test_five_kills(dataset, longer, undisturbed, processes, tmp_path):
 def killed_after(processes, epochs, cfg, dataset, out):
     p = processes.Process(target=train, args=(cfg, dataset, out))
     p.start()
-    while not (out/'history.csv').exists() or len((out/'history.csv').read_text().splitlines()) <= epochs:
+    while not (out / 'history.csv').exists() or len((out / 'history.csv').read_text().splitlines()) <= epochs:
         assert p.is_alive()
-        time.sleep(.002)
-    p.kill(); p.join()
+        time.sleep(0.002)
+    p.kill()
+    p.join()
 
 
 def test_a_cut_checkpoint_is_passed_over(dataset, longer, undisturbed, processes, tmp_path, capfd):
-    cfg, out = ExperimentConfig(**longer), tmp_path/'run'
+    cfg, out = ExperimentConfig(**longer), tmp_path / 'run'
     killed_after(processes, 5, cfg, dataset, out)
-    newest = max((out/'checkpoint').glob('*.safetensors'))
+    newest = max((out / 'checkpoint').glob('*.safetensors'))
     newest.write_bytes(newest.read_bytes()[:-1000])
-    (out/'.history.1.partial.csv').write_text('half')
-    with pytest.raises(InputError, match=r'a run \(stopped\); expected a new folder. .*--resume'): train(cfg, dataset, out)
+    (out / '.history.1.partial.csv').write_text('half')
+    with pytest.raises(InputError, match=r'a run \(stopped\); expected a new folder. .*--resume'):
+        train(cfg, dataset, out)
     train(cfg, dataset, out, resume=True)
     assert 'not whole (not the tensors that were saved); the state before it counts' in capfd.readouterr().err
     same(undisturbed[0], out)
-    assert len(json.loads((out/'run.json').read_text())['resumed']) == 1
-    before = (out/'run.json').read_text()
-    assert train(cfg, dataset, out, resume=True) == out and (out/'run.json').read_text() == before       # done already
+    assert len(json.loads((out / 'run.json').read_text())['resumed']) == 1
+    before = (out / 'run.json').read_text()
+    assert train(cfg, dataset, out, resume=True) == out and (out / 'run.json').read_text() == before  # done already
 
 
 def test_only_the_same_run_goes_on(dataset, longer, processes, tmp_path):
-    cfg, out = ExperimentConfig(**longer), tmp_path/'run'
+    cfg, out = ExperimentConfig(**longer), tmp_path / 'run'
     killed_after(processes, 1, cfg, dataset, out)
-    with pytest.raises(InputError, match='lr: found 0.1; expected 0.01, as in .*run.json. Resume with the configuration'): train(ExperimentConfig(**longer | dict(lr=.1)), dataset, out, resume=True)
+    with pytest.raises(
+        InputError, match='lr: found 0.1; expected 0.01, as in .*run.json. Resume with the configuration'
+    ):
+        train(ExperimentConfig(**longer | dict(lr=0.1)), dataset, out, resume=True)
     assert run_state(out) == 'stopped'
-    with FileLock(out/'.lock'):                        # as a run holds it
+    with FileLock(out / '.lock'):  # as a run holds it
         assert run_state(out) == 'running'
-        with pytest.raises(InputError, match='found a run that is going on'): train(cfg, dataset, out, resume=True)
-    (dataset/'colonies.csv').write_text((before := (dataset/'colonies.csv').read_text())+'\n')
+        with pytest.raises(InputError, match='found a run that is going on'):
+            train(cfg, dataset, out, resume=True)
+    (dataset / 'colonies.csv').write_text((before := (dataset / 'colonies.csv').read_text()) + '\n')
     try:
-        with pytest.raises(InputError, match='a table that has changed'): train(cfg, dataset, out, resume=True)
-    finally: (dataset/'colonies.csv').write_text(before)
+        with pytest.raises(InputError, match='a table that has changed'):
+            train(cfg, dataset, out, resume=True)
+    finally:
+        (dataset / 'colonies.csv').write_text(before)
 
 
 def test_ctrl_c(dataset, longer, undisturbed, tmp_path):
-    out = tmp_path/'run'
-    command = [BIN/'ipb-train', dataset, '--out', out, '--no_notebook', *(str(o) for k, v in longer.items() for o in (f'--{k}', v))]
+    out = tmp_path / 'run'
+    command = [
+        BIN / 'ipb-train',
+        dataset,
+        '--out',
+        out,
+        '--no_notebook',
+        *(str(o) for k, v in longer.items() for o in (f'--{k}', v)),
+    ]
     p = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while not (out/'history.csv').exists() or len(pd.read_csv(out/'history.csv')) < 4: time.sleep(.01)
+    while not (out / 'history.csv').exists() or len(pd.read_csv(out / 'history.csv')) < 4:
+        time.sleep(0.01)
     p.send_signal(signal.SIGINT)
     _, err = p.communicate()
     assert p.returncode == 1 and 'the same command with --resume goes on from there' in err and 'Traceback' not in err
-    run = json.loads((out/'run.json').read_text())
+    run = json.loads((out / 'run.json').read_text())
     assert run['state'] == 'stopped' and run['error'].startswith('by hand; the last state is checkpoint/0000')
     subprocess.run([*command, '--resume'], check=True, capture_output=True)
     same(undisturbed[0], out)
@@ -134,19 +171,24 @@ def test_ctrl_c(dataset, longer, undisturbed, tmp_path):
 
 class Swallowed(Callback):
     "Ctrl-C in the third epoch, at a moment when Python swallows it: while an object is being removed."
+
     class Removed:
         def __del__(self):
             os.kill(os.getpid(), signal.SIGINT)
-            for _ in range(1000): pass
+            for _ in range(1000):
+                pass
+
     def before_batch(self):
-        if self.epoch == 2 and self.iter == 1: self.Removed()
+        if self.epoch == 2 and self.iter == 1:
+            self.Removed()
 
 
 def test_a_swallowed_ctrl_c(dataset, longer, undisturbed, processes, tmp_path):
-    cfg, out = ExperimentConfig(**longer), tmp_path/'run'
+    cfg, out = ExperimentConfig(**longer), tmp_path / 'run'
     p = processes.Process(target=train, args=(cfg, dataset, out), kwargs=dict(cbs=[Swallowed()]))
-    p.start(); p.join()
-    run = json.loads((out/'run.json').read_text())
+    p.start()
+    p.join()
+    run = json.loads((out / 'run.json').read_text())
     assert run['state'] == 'stopped' and run['error'] == 'by hand; the last state is checkpoint/00006.json'
     train(cfg, dataset, out, resume=True)
     same(undisturbed[0], out)
@@ -154,40 +196,52 @@ def test_a_swallowed_ctrl_c(dataset, longer, undisturbed, processes, tmp_path):
 
 class FullDisk(Callback):
     "From the third epoch on no file can grow beyond 100 kB."
+
     def before_epoch(self):
-        if self.epoch == 2: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        if self.epoch == 2:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
 
 def test_a_full_disk(dataset, longer, undisturbed, processes, tmp_path):
-    cfg, out = ExperimentConfig(**longer), tmp_path/'run'
+    cfg, out = ExperimentConfig(**longer), tmp_path / 'run'
     p = processes.Process(target=train, args=(cfg, dataset, out), kwargs=dict(cbs=[FullDisk()]))
-    p.start(); p.join()
-    run = json.loads((out/'run.json').read_text())
-    assert run['state'] == 'stopped' and re.search('NoRoom: .*/checkpoint: found .*File too large.*; expected room for a state of .* Make room and go on from checkpoint/00006.json', run['error'])
-    assert sorted(f.name for f in (out/'checkpoint').iterdir()) == [f'0000{k}.{s}' for k in (5, 6) for s in ('json', 'safetensors')]
+    p.start()
+    p.join()
+    run = json.loads((out / 'run.json').read_text())
+    assert run['state'] == 'stopped' and re.search(
+        'NoRoom: .*/checkpoint: found .*File too large.*; expected room for a state of .* Make room and go on from checkpoint/00006.json',
+        run['error'],
+    )
+    assert sorted(f.name for f in (out / 'checkpoint').iterdir()) == [
+        f'0000{k}.{s}' for k in (5, 6) for s in ('json', 'safetensors')
+    ]
     train(cfg, dataset, out, resume=True)
     same(undisturbed[0], out)
 
 
 @pytest.mark.parametrize('method', ['mpl', 'supervised'])
 def test_a_loss_that_is_no_number(method, dataset, longer, tmp_path):
-    with pytest.raises(InputError, match=r'epoch \d, step \d: found a loss that is (nan|inf); expected a number.* colonies: .*\d'):
-        train(ExperimentConfig(**longer | dict(method=method, lr=1e20, warmup=0.)), dataset, tmp_path/'run')
-    assert json.loads((tmp_path/'run'/'run.json').read_text())['state'] == 'failed'
+    with pytest.raises(
+        InputError, match=r'epoch \d, step \d: found a loss that is (nan|inf); expected a number.* colonies: .*\d'
+    ):
+        train(ExperimentConfig(**longer | dict(method=method, lr=1e20, warmup=0.0)), dataset, tmp_path / 'run')
+    assert json.loads((tmp_path / 'run' / 'run.json').read_text())['state'] == 'failed'
 
 
 def test_the_notebook_goes_on(dataset, longer, undisturbed, tmp_path):
-    out = tmp_path/'run'
-    command = [BIN/'ipb-train', dataset, '--out', out, *(str(o) for k, v in longer.items() for o in (f'--{k}', v))]
+    out = tmp_path / 'run'
+    command = [BIN / 'ipb-train', dataset, '--out', out, *(str(o) for k, v in longer.items() for o in (f'--{k}', v))]
     p = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not (out/'history.csv').exists() or len(pd.read_csv(out/'history.csv')) < 4: time.sleep(.01)
-    p.kill(); p.wait()                                 # the kernel sees that its parent is gone and ends, too
+    while not (out / 'history.csv').exists() or len(pd.read_csv(out / 'history.csv')) < 4:
+        time.sleep(0.01)
+    p.kill()
+    p.wait()  # the kernel sees that its parent is gone and ends, too
     subprocess.run([*command, '--resume'], check=True, capture_output=True)
     same(undisturbed[0], out)
-    assert (out/'train.ipynb').exists()
+    assert (out / 'train.ipynb').exists()
 
 
 def test_callbacks_of_fastai_compose(dataset, longer, tmp_path):
     graph = ShowGraphCallback()
-    train(ExperimentConfig(**longer), dataset, tmp_path/'run', cbs=[graph])
-    assert len(graph.nb_batches) == 6 and run_state(tmp_path/'run') == 'done'
+    train(ExperimentConfig(**longer), dataset, tmp_path / 'run', cbs=[graph])
+    assert len(graph.nb_batches) == 6 and run_state(tmp_path / 'run') == 'done'

@@ -1,4 +1,5 @@
 "Sweeps: killed runners, kernels and workers, two runners on one folder, rows that fail. The same command again must end with the same results."
+
 import os
 import resource
 import signal
@@ -12,8 +13,9 @@ import psutil
 import pytest
 import yaml
 
+from ipb_nb.config import ExperimentConfig
 from ipb_nb.core import read_json
-from ipb_nb.experiment import ExperimentConfig, run_state, train
+from ipb_nb.experiment import run_state, train
 from ipb_nb.sweep import read_grid, state_of, sweep
 
 BIN, ROOT = Path(sys.executable).parent, Path(__file__).parent.parent
@@ -28,102 +30,122 @@ rows:
 
 @pytest.fixture(scope='module')
 def grid(tmp_path_factory):
-    f = tmp_path_factory.mktemp('grid')/'grid.yaml'
+    f = tmp_path_factory.mktemp('grid') / 'grid.yaml'
     f.write_text(GRID)
     return f
 
 
 @pytest.fixture(scope='module')
 def undisturbed(grid, dataset, tmp_path_factory):
-    out = tmp_path_factory.mktemp('sweep')/'runs'
+    out = tmp_path_factory.mktemp('sweep') / 'runs'
     assert sweep(grid, dataset, out, workers=2).state.eq('done').all()
     return results(out)
 
 
-def results(out): return pd.read_csv(out/'results.csv').drop(columns='seconds')
+def results(out):
+    return pd.read_csv(out / 'results.csv').drop(columns='seconds')
 
 
-def command(grid, dataset, out, *more): return [str(o) for o in (BIN/'ipb-sweep', grid, '--data', dataset, '--out', out, '--workers', 2, *more)]
+def command(grid, dataset, out, *more):
+    return [str(o) for o in (BIN / 'ipb-sweep', grid, '--data', dataset, '--out', out, '--workers', 2, *more)]
 
 
-def start(*args): return subprocess.Popen(command(*args), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def start(*args):
+    return subprocess.Popen(command(*args), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def wait_for(f):
     for _ in range(6000):
-        if f(): return
-        time.sleep(.01)
+        if f():
+            return
+        time.sleep(0.01)
     raise TimeoutError
 
 
-def epochs(out): return sum(len(f.read_text().splitlines())-1 for f in out.glob('*/history.csv'))
+def epochs(out):
+    return sum(len(f.read_text().splitlines()) - 1 for f in out.glob('*/history.csv'))
 
 
-def kernels(p): return [c for c in psutil.Process(p.pid).children(recursive=True) if any('ipykernel' in o for o in c.cmdline())]
+def kernels(p):
+    return [c for c in psutil.Process(p.pid).children(recursive=True) if any('ipykernel' in o for o in c.cmdline())]
 
 
 def test_the_grids_that_ship(dataset, tmp_path):
     "The ten rows of the paper and five controls; the two that need fields of their own are trained, small."
-    paper = read_grid(ROOT/'configs'/'ablation.yaml')
+    paper = read_grid(ROOT / 'configs' / 'ablation.yaml')
     rows = {n.removesuffix('-fold0'): c for n, c in paper.items() if c.fold == 0}
-    assert len(paper) == 150 and len({c.steps for c in rows.values()}) == 1 and {n: c.scales for n, c in rows.items() if c.scales == '224,224'} == {'ML-IPB-HRNet-224+224': '224,224'}
-    assert [n for n, c in rows.items() if c.feedback == 'none'] == ['h0-HRNet'] and len(read_grid(ROOT/'configs'/'quick.yaml')) == 8
-    by_epochs = read_grid(ROOT/'configs'/'ablation.yaml', dict(steps=0))
+    assert (
+        len(paper) == 150
+        and len({c.steps for c in rows.values()}) == 1
+        and {n: c.scales for n, c in rows.items() if c.scales == '224,224'} == {'ML-IPB-HRNet-224+224': '224,224'}
+    )
+    assert [n for n, c in rows.items() if c.feedback == 'none'] == ['h0-HRNet'] and len(
+        read_grid(ROOT / 'configs' / 'quick.yaml')
+    ) == 8
+    by_epochs = read_grid(ROOT / 'configs' / 'ablation.yaml', dict(steps=0))
     assert {(c.steps, c.epochs) for c in by_epochs.values()} == {(0, 200)}
     small = yaml.safe_load(GRID)['defaults']
     for name, own in (('equal', dict(scales='32,32')), ('h0', dict(feedback='none'))):
-        out = train(ExperimentConfig(**small | own), dataset, tmp_path/name)
-        h = pd.read_csv(out/'history.csv').query('stage == "student"').h
+        out = train(ExperimentConfig(**small | own), dataset, tmp_path / name)
+        h = pd.read_csv(out / 'history.csv').query('stage == "student"').h
         assert run_state(out) == 'done' and h.eq(0).all() == (name == 'h0')
 
 
 def test_a_killed_runner(grid, dataset, undisturbed, tmp_path):
-    out = tmp_path/'runs'
+    out = tmp_path / 'runs'
     p = start(grid, dataset, out)
     wait_for(lambda: epochs(out) >= 4)
-    p.kill(); p.wait()
+    p.kill()
+    p.wait()
     subprocess.run(command(grid, dataset, out), check=True, capture_output=True)
     pd.testing.assert_frame_equal(results(out), undisturbed)
 
 
 @pytest.mark.long
 def test_a_killed_kernel(grid, dataset, undisturbed, tmp_path):
-    out = tmp_path/'runs'
+    out = tmp_path / 'runs'
     p = start(grid, dataset, out)
     wait_for(lambda: epochs(out) >= 3)
-    for k in kernels(p)[:1]: k.kill()
+    for k in kernels(p)[:1]:
+        k.kill()
     said, _ = p.communicate()
-    assert p.returncode == 0, said                      # (begun again by the same runner)
+    assert p.returncode == 0, said  # (begun again by the same runner)
     pd.testing.assert_frame_equal(results(out), undisturbed)
 
 
 @pytest.mark.long
 def test_two_runners(grid, dataset, undisturbed, tmp_path):
-    out = tmp_path/'runs'
+    out = tmp_path / 'runs'
     ps = [start(grid, dataset, out) for _ in range(2)]
     said = [p.communicate()[0] for p in ps]
     assert [p.returncode for p in ps] == [0, 0], said
     pd.testing.assert_frame_equal(results(out), undisturbed)
-    assert all(read_json(f)['resumed'] == [] for f in out.glob('*/run.json')) and not (out/'.damaged').exists()
+    assert all(read_json(f)['resumed'] == [] for f in out.glob('*/run.json')) and not (out / '.damaged').exists()
 
 
 def test_what_fails_does_not_stop_the_rest(grid, dataset, tmp_path):
-    bad, out = tmp_path/'bad.yaml', tmp_path/'runs'
-    bad.write_text(GRID+'  blown: {lr: 1.0e+20, warmup: 0.0, fold: 0}\n')
+    bad, out = tmp_path / 'bad.yaml', tmp_path / 'runs'
+    bad.write_text(GRID + '  blown: {lr: 1.0e+20, warmup: 0.0, fold: 0}\n')
     r = subprocess.run(command(bad, dataset, out), capture_output=True, text=True)
-    assert r.returncode == 1 and '1 of 5 runs not done (blown); expected all done' in r.stderr and 'Traceback' not in r.stderr
+    assert (
+        r.returncode == 1
+        and '1 of 5 runs not done (blown); expected all done' in r.stderr
+        and 'Traceback' not in r.stderr
+    )
     runs = read_grid(bad)
-    assert [state_of(out/n)[0] for n in runs] == ['done']*4+['failed'] and 'a loss that is' in state_of(out/'blown')[1]
-    assert (out/'blown'/'train.ipynb').exists()
-    before = (out/'blown'/'run.json').read_text()
-    assert sweep(bad, dataset, out).state['blown'] == 'failed' and (out/'blown'/'run.json').read_text() == before
+    assert [state_of(out / n)[0] for n in runs] == ['done'] * 4 + ['failed'] and 'a loss that is' in state_of(
+        out / 'blown'
+    )[1]
+    assert (out / 'blown' / 'train.ipynb').exists()
+    before = (out / 'blown' / 'run.json').read_text()
+    assert sweep(bad, dataset, out).state['blown'] == 'failed' and (out / 'blown' / 'run.json').read_text() == before
     sweep(bad, dataset, out, retry_failed=True)
-    assert (out/'blown'/'run.json').read_text() != before
+    assert (out / 'blown' / 'run.json').read_text() != before
 
 
 @pytest.mark.long
 def test_on_dask(grid, dataset, undisturbed, tmp_path):
-    out = tmp_path/'runs'
+    out = tmp_path / 'runs'
     assert sweep(grid, dataset, out, workers=2, dask='local').state.eq('done').all()
     pd.testing.assert_frame_equal(results(out), undisturbed)
 
@@ -131,7 +153,8 @@ def test_on_dask(grid, dataset, undisturbed, tmp_path):
 @pytest.mark.long
 def test_a_killed_dask_worker(grid, dataset, undisturbed, tmp_path):
     from dask.distributed import LocalCluster
-    out = tmp_path/'runs'
+
+    out = tmp_path / 'runs'
     with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
         p = start(grid, dataset, out, '--dask', cluster.scheduler_address)
         wait_for(lambda: epochs(out) >= 3)
@@ -142,24 +165,42 @@ def test_a_killed_dask_worker(grid, dataset, undisturbed, tmp_path):
 
 
 def test_a_full_disk(grid, dataset, undisturbed, tmp_path):
-    out = tmp_path/'runs'
-    r = subprocess.run(command(grid, dataset, out, '--only', 'ipb-fold1'), capture_output=True, text=True, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY)))
-    assert r.returncode == 1 and '1 of 1 runs not done' in r.stderr and 'Traceback' not in r.stderr and 'Make room and go on' in r.stdout
+    out = tmp_path / 'runs'
+    r = subprocess.run(
+        command(grid, dataset, out, '--only', 'ipb-fold1'),
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY)),
+    )
+    assert (
+        r.returncode == 1
+        and '1 of 1 runs not done' in r.stderr
+        and 'Traceback' not in r.stderr
+        and 'Make room and go on' in r.stdout
+    )
     assert {state_of(f.parent)[0] for f in out.glob('*/run.json')} == {'stopped'}
     subprocess.run(command(grid, dataset, out, '--only', 'ipb-fold1'), check=True, capture_output=True)
-    assert read_json(out/'sweep.json')['asked'] == ['ipb-fold1']         # the others were not asked for, so a report doesn't miss them
+    assert read_json(out / 'sweep.json')['asked'] == [
+        'ipb-fold1'
+    ]  # the others were not asked for, so a report doesn't miss them
     pd.testing.assert_frame_equal(results(out), undisturbed[undisturbed.run.eq('ipb-fold1')].reset_index(drop=True))
 
 
 @pytest.mark.long
 def test_on_slurm(grid, dataset, undisturbed, tmp_path):
     "Two jobs, by an sbatch that runs them here."
-    out, queue = tmp_path/'runs', tmp_path/'bin'
+    out, queue = tmp_path / 'runs', tmp_path / 'bin'
     queue.mkdir()
-    for name, text in dict(sbatch='bash "$1" > /dev/null 2>&1 & echo Submitted batch job $!', scancel='kill "$@"').items():
-        (queue/name).write_text(f'#!/bin/bash\n{text}\n')
-        (queue/name).chmod(0o755)
-    asked = dict(PATH=f"{queue}:{os.environ['PATH']}", DASK_JOBQUEUE__SLURM__CORES='2', DASK_JOBQUEUE__SLURM__MEMORY='4GB')
-    r = subprocess.run(command(grid, dataset, out, '--dask', 'slurm'), capture_output=True, text=True, env=os.environ | asked)
+    for name, text in dict(
+        sbatch='bash "$1" > /dev/null 2>&1 & echo Submitted batch job $!', scancel='kill "$@"'
+    ).items():
+        (queue / name).write_text(f'#!/bin/bash\n{text}\n')
+        (queue / name).chmod(0o755)
+    asked = dict(
+        PATH=f"{queue}:{os.environ['PATH']}", DASK_JOBQUEUE__SLURM__CORES='2', DASK_JOBQUEUE__SLURM__MEMORY='4GB'
+    )
+    r = subprocess.run(
+        command(grid, dataset, out, '--dask', 'slurm'), capture_output=True, text=True, env=os.environ | asked
+    )
     assert r.returncode == 0, r.stderr
     pd.testing.assert_frame_equal(results(out), undisturbed)
