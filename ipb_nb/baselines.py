@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['effective_weights', 'CountedCrossEntropy', 'counted_loss', 'targets', 'class_counts', 'align', 'FixMatch',
            'fixmatch_loaders', 'fixmatch_learner', 'picking_rates', 'pick_confident', 'WithPicked', 'CReST',
-           'texture_features', 'train_forest', 'cut_patches']
+           'texture_features', 'train_forest', 'cut_patches', 'CountedMethod', 'LogitAdjustedMethod',
+           'EffectiveNumberMethod', 'FixMatchMethod', 'CReSTMethod', 'ForestMethod']
 
 # %% ../nbs/27_baselines.ipynb #38834ce3
 import copy
@@ -24,9 +25,20 @@ from sklearn.ensemble import RandomForestClassifier
 from sklearn.metrics import recall_score
 from sklearn.model_selection import ParameterSampler
 from torch import nn
+from tqdm import tqdm
 
 from .balance import pseudo_labels
-from .method import IGNORE, MaskedCrossEntropy, class_tpr, macro_tpr, paper_sgd
+from .core import InputError, write_csv
+from ipb_nb.method import (
+    IGNORE,
+    MaskedCrossEntropy,
+    Method,
+    SupervisedMethod,
+    class_tpr,
+    macro_tpr,
+    paper_sgd,
+    register,
+)
 from .model import in_bfloat16
 from .mpl import PseudoLabels, batch_statistics, beside
 from .patch import balanced_weights, patch_views
@@ -162,11 +174,11 @@ class FixMatch(PseudoLabels):
 
 # %% ../nbs/27_baselines.ipynb #3a9b5e56
 def fixmatch_loaders(
-    loaders: dict,  # as `colony_dataloaders` gives them
+    loaders,  # as `colony_dataloaders` gives them
     mu: int = 7,  # patches of U a patch of L
 ) -> DataLoaders:
     "U in batches `mu` times as large, as many of them as in other methods."
-    u = loaders['unlabeled']
+    u = loaders.unlabeled
     return DataLoaders(
         u.train.new(bs=mu * u.train.bs, n_draws=mu * u.train.bs * len(u.train)), u.valid, device=u.device
     )
@@ -356,3 +368,101 @@ def cut_patches(
     "Patches as they are, without augmentation."
     items = [(dl.dataset[i], draw) for draw in range(draws) for i in range(len(dl.items))]
     return [colony.cut(dl.box(colony, draw), dl.scale) for (colony, *_), draw in items], np.tile(targets(dl), draws)
+
+# %% ../nbs/27_baselines.ipynb #3f5d61b7
+class CountedMethod(SupervisedMethod):
+    "Supervised training with a loss that knows the class counts of L."
+
+    def loaders(self, cfg, loaders):
+        found = super().loaders(cfg, loaders)
+        loaders.labeled.train.weights = None
+        return found
+
+    def loss(self, training):
+        return counted_loss(self.name, class_counts(training.loaders.labeled.train))
+
+
+@register('logit_adjusted', 'Supervised, logit adjustment')
+class LogitAdjustedMethod(CountedMethod):
+    "Logit adjustment (Menon et al. 2021)."
+
+
+@register('effective_number', 'Supervised, effective numbers')
+class EffectiveNumberMethod(CountedMethod):
+    "Class weights by the effective number of samples (Cui et al. 2019)."
+
+# %% ../nbs/27_baselines.ipynb #b155f58c
+@register('fixmatch', 'FixMatch')
+class FixMatchMethod(Method):
+    "FixMatch (Sohn et al. 2020), with or without distribution alignment."
+
+    stages = ('student', 'finetune')
+
+    def defaults(self, preset):
+        return dict(lambda_u=1.0, threshold=0.95, ema=0.999) if preset == 'paper' else {}
+
+    def row(self, cfg):
+        return self.title + ', aligned' * cfg.align
+
+    def loaders(self, cfg, loaders):
+        return dict(student=fixmatch_loaders(loaders, cfg.mu))
+
+    def callback(self, labeled, cfg, **kwargs):
+        return FixMatch(labeled, aligned=cfg.align, **kwargs)
+
+    def learner(self, training, stage, cbs):
+        if stage != 'student':
+            return super().learner(training, stage, cbs)
+        c, labeled = training.cfg, training.loaders.labeled.train
+        callback = self.callback(labeled, c, strong=c.strong, threshold=c.threshold, lambda_u=c.lambda_u)
+        return fixmatch_learner(training.dls['student'], training.live['student'], callback, c.wd, c.momentum, cbs)
+
+# %% ../nbs/27_baselines.ipynb #0f19b9df
+@register('crest', 'CReST')
+class CReSTMethod(FixMatchMethod):
+    "CReST (Wei et al. 2021): FixMatch in generations."
+
+    def check(self, cfg):
+        if cfg.epochs < cfg.generations:
+            expected = f'a number of at most {cfg.epochs}, the epochs'
+            raise InputError('generations', cfg.generations, expected, 'Correct the value.')
+
+    def row(self, cfg):
+        return self.title
+
+    def cycles(self, cfg):
+        return cfg.generations
+
+    def callback(self, labeled, cfg, **kwargs):
+        return CReST(labeled, generations=cfg.generations, **kwargs)
+
+    def extra_patches(self, training):
+        "Every generation but the first begins by labelling U."
+        return (training.cfg.generations - 1) * len(training.loaders.unlabeled.train.items)
+
+# %% ../nbs/27_baselines.ipynb #e66043a8
+def _textures(dl, draws=1):
+    "Texture features (n · draws, 46) and targets (n · draws,) of a loader's patches."
+    patches, y = cut_patches(dl, draws)
+    bar = tqdm(patches, desc='textures', unit='patch', leave=False)
+    return np.stack([texture_features(o) for o in bar]), y
+
+
+@register('forest', 'Random forest')
+class ForestMethod(SupervisedMethod):
+    "A random forest on texture features: ten patches per colony of L; `epochs` settings are scored on V."
+
+    many_ranks = trains_network = False
+
+    def test(self, training):
+        c, loaders = training.cfg, training.loaders
+        chosen = c.select == 'test' or c.select == 'valid' and loaders.valid_is == 'V'
+        x, y = _textures(loaders.labeled.train, 10)
+        valid = _textures(loaders.labeled.valid) if chosen else None
+        forest, trials = train_forest(x, y, valid, c.epochs, c.seed, c.threads)
+        history = dict(stage='student', epoch=trials.index, train_loss=np.nan, valid_loss=np.nan)
+        write_csv(pd.DataFrame(history).join(trials), training.out / 'history.csv')
+        x, y = _textures(loaders.test)
+        p = np.zeros((len(x), len(training.ds.classes)))
+        p[:, forest.classes_] = forest.predict_proba(x)
+        return torch.from_numpy(p.clip(1e-6)), torch.from_numpy(y)

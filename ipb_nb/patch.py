@@ -6,7 +6,7 @@
 __all__ = ['MIN_FRACTION', 'SMALL', 'VIEWS', 'Crops', 'patch_window', 'count_inside', 'patch_box', 'center_box', 'patch_scales',
            'uniforms', 'more_keys', 'views', 'PatchDL', 'PatchEpoch', 'TensorPatch', 'PatchViews', 'TrainViews',
            'normalisation', 'patch_views', 'grey_statistics', 'MultiScalePatchBlock', 'patch_truth', 'ColonyBlock',
-           'balanced_weights', 'check_scale', 'colony_dataloaders']
+           'balanced_weights', 'check_scale', 'ColonyLoaders', 'colony_dataloaders']
 
 # %% ../nbs/15_patch.ipynb #8c6724be
 import hashlib
@@ -15,6 +15,8 @@ import re
 import tempfile
 import warnings
 from contextlib import ExitStack
+from copy import copy
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing.pool import ThreadPool
 
@@ -669,6 +671,31 @@ def check_scale(
 def _n_draws(n, bs, steps):
     return bs * (steps or max(n // bs, 1))
 
+# %% ../nbs/15_patch.ipynb #c0107704
+@dataclass
+class ColonyLoaders:
+    "The loaders of one fold."
+
+    labeled: DataLoaders  # train: the labelled set (L), class-balanced; valid: the validation set (V), or L where V is empty
+    unlabeled: DataLoaders | None  # train: the unlabelled set (U); valid as in `labeled`; None where U is empty
+    test: PatchDL  # the test set (T)
+    valid_is: str  # the part that `valid` really is: V, or L
+
+    def __getitem__(self, name):
+        return getattr(self, name)
+
+    def __setitem__(self, name, loader):
+        setattr(self, name, loader)
+
+    def __or__(self, more):
+        both = copy(self)
+        for name, loader in more.items():
+            both[name] = loader
+        return both
+
+    def get(self, name, default=None):
+        return getattr(self, name, default)
+
 # %% ../nbs/15_patch.ipynb #229377b0
 def colony_dataloaders(
     ds: ColonyDataset,
@@ -684,7 +711,7 @@ def colony_dataloaders(
     device=None,  # None: fastai's default
     crops: Crops = None,  # of the dataset, if they are open already
     **kwargs,  # of `PatchDL`: `small`, `min_fraction`
-) -> dict:  # `labeled` (train: L, class-balanced; valid: V, or L where V is empty), `unlabeled` (train: U, valid as before; None where U is empty), `test`
+) -> ColonyLoaders:
     "The loaders of one fold."
     parts = Split(ds, split).fold(fold)
     if not multi_label:
@@ -712,7 +739,7 @@ def colony_dataloaders(
         splitter=lambda items: (range(len(items)), []),
     )
     dls_u = unlabeled.dataloaders(U, n_draws=_n_draws(len(U), bs, steps), **loading) if U else None
-    return dict(
+    return ColonyLoaders(
         labeled=dls_l,
         unlabeled=dls_u and DataLoaders(dls_u.train, dls_l.valid, device=device),
         test=dls_l.test_dl(T, with_labels=True),

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PretextViews', 'pretext_loaders', 'nt_xent', 'NTXent', 'Pretext', 'projection_head', 'pretext_learner',
-           'simclr_learner', 'embed', 'plot_embedding', 'loader_of_l', 'linear_probe']
+           'simclr_learner', 'embed', 'plot_embedding', 'loader_of_l', 'linear_probe', 'PretextMethod', 'SimCLRMethod']
 
 # %% ../nbs/24_simclr.ipynb #7b268625
 import matplotlib.pyplot as plt
@@ -14,15 +14,15 @@ import torch.nn.functional as F
 from fastai.callback.core import Callback, CancelValidException
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
-from fastcore.basics import store_attr
+from fastcore.basics import patch, store_attr
 from sklearn.linear_model import LogisticRegression
 from sklearn.manifold import TSNE
 from torch import nn
 
-from .core import class_colors
-from .method import paper_sgd
+from .core import InputError, class_colors
+from .method import Method, paper_sgd, register
 from .model import N_FEATURES
-from .patch import PatchDL, more_keys
+from .patch import PatchDL, more_keys, patch_views
 
 # %% ../nbs/24_simclr.ipynb #35e72242
 class PretextViews(Callback):
@@ -48,15 +48,15 @@ class PretextViews(Callback):
 
 # %% ../nbs/24_simclr.ipynb #791fe27b
 def pretext_loaders(
-    loaders: dict,  # as `colony_dataloaders` gives them
+    loaders,  # as `colony_dataloaders` gives them
     pairs: int = 256,  # patches a step
     cls=PatchDL,
 ) -> DataLoaders:
     "U for learning without labels: as many steps as in other methods, of more patches; a colony that comes again in an epoch shows another patch."
-    u = loaders['unlabeled']
+    u = loaders.unlabeled
     return DataLoaders(
         u.train.new(cls=cls, bs=pairs, n_draws=len(u.train) * pairs, fixed_patch=False),
-        loaders['labeled'].valid,
+        loaders.labeled.valid,
         device=u.device,
     )
 
@@ -182,10 +182,10 @@ def plot_embedding(
 
 # %% ../nbs/24_simclr.ipynb #795c2060
 def loader_of_l(
-    loaders: dict,  # as `colony_dataloaders` gives them
+    loaders,  # as `colony_dataloaders` gives them
 ):  # a loader
     "L in its order, the middle patches."
-    return loaders['labeled'].test_dl(loaders['labeled'].train.items, with_labels=True)
+    return loaders.labeled.test_dl(loaders.labeled.train.items, with_labels=True)
 
 # %% ../nbs/24_simclr.ipynb #57942018
 def linear_probe(
@@ -205,3 +205,67 @@ def linear_probe(
         out.weight[fit.classes_], out.bias[fit.classes_] = (
             torch.as_tensor(o, dtype=torch.float32, device=out.weight.device) for o in (w, b)
         )
+
+# %% ../nbs/24_simclr.ipynb #592fda44
+class PretextMethod(Method):
+    "Learn from U without labels, then from L."
+
+    stages = ('pretext', 'student', 'finetune')
+    pretrains = True
+    loader = PatchDL  # of U, while it is learnt from without labels
+    classified = 'student_probe'  # under which the network is reported when it has classes
+
+    def check(self, cfg):
+        if cfg.pretrain_epochs < 1:
+            expected = f'a number above 0, for {self.name} to be tuned on the labelled set (L)'
+            raise InputError('pretrain_epochs', cfg.pretrain_epochs, expected, 'Correct the value.')
+
+    def head(self, n: int) -> nn.Module:
+        "The layers on `n` features that only learning without labels needs."
+        return projection_head(n)
+
+    def networks(self, cfg, make):
+        return dict(student=make(), head=self.head(N_FEATURES * len(cfg.sides)))
+
+    def loaders(self, cfg, loaders):
+        labeled = loaders.labeled
+        n = -(-cfg.pretrain_epochs * len(labeled.train) // cfg.epochs) * cfg.batch_size
+        tuned = DataLoaders(labeled.train.new(n_draws=n or None), labeled.valid, device=labeled.device)
+        return dict(pretext=pretext_loaders(loaders, cfg.pairs, self.loader), student=tuned)
+
+    def classify(self, net, labeled):
+        "Give classes to what was learnt."
+        linear_probe(net, labeled)
+
+    def after(self, training, stage, learn):
+        super().after(training, stage, learn)
+        if stage == 'pretext':
+            net = training.live['student']
+            self.classify(net, loader_of_l(training.loaders))
+            if 'student' in self.stages:
+                training.keep(self.classified, net)
+
+# %% ../nbs/24_simclr.ipynb #7fe44ef0
+@patch
+def unlabeled_learner(self: PretextMethod, training, dls, net, views, **kwargs) -> Learner:
+    "The learner of the stage without labels; `kwargs` are those of the function `pretext_learner`."
+    raise NotImplementedError
+
+
+@patch
+def learner(self: PretextMethod, training, stage, cbs):
+    if stage != 'pretext':
+        return super(PretextMethod, self).learner(training, stage, cbs)
+    c, live = training.cfg, training.live
+    views = patch_views(training.loaders.labeled.train)
+    common = dict(head=live['head'], wd=c.wd, momentum=c.momentum, cbs=cbs)
+    return self.unlabeled_learner(training, training.dls['pretext'], live['student'], views, **common)
+
+# %% ../nbs/24_simclr.ipynb #3b35d72d
+@register('simclr', 'SimCLR')
+class SimCLRMethod(PretextMethod):
+    def row(self, cfg):
+        return self.title + ', debiased' * (cfg.tau_plus > 0)
+
+    def unlabeled_learner(self, training, *args, **kwargs):
+        return simclr_learner(*args, tau_plus=training.cfg.tau_plus, **kwargs)
