@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 MAKEFLAGS += --no-print-directory
 root := $(filter 0,$(shell id -u))
 
-.PHONY: help demo lab test test-long bench export browser clean
+.PHONY: help demo lab test test-fast test-long bench format export browser clean
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | awk -F '\t' '{ printf "make %-10s %s\n", $$1, $$2 }'
@@ -19,11 +19,17 @@ lab: .venv/.stamp  ## open the notebooks in JupyterLab
 test: .venv/.stamp  ## is the library in step, do notebooks and tests pass
 	@.ci/test
 
+test-fast: .venv/.stamp  ## the tests without training and browser, in a few minutes
+	@.ci/test fast
+
 test-long: .venv/.stamp  ## the tests that take minutes
 	@.venv/bin/pytest tests -m long
 
 bench: .venv/.stamp  ## the benchmarks, or some: make bench ONLY=demo
 	@.venv/bin/python benchmarks/run.py --only=$(ONLY)
+
+format: .venv/.stamp  ## format notebooks, tests and benchmarks, and list what ruff finds
+	@.venv/bin/ruff format -q && .venv/bin/ruff check
 
 export: .venv/.stamp  ## make ipb_nb/ and README.md from the notebooks
 	@.ci/export

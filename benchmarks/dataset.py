@@ -14,7 +14,8 @@ from figures import show
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from ipb_nb.core import MULTI_LABEL, write_csv, write_json
-from ipb_nb.dataset import BOX, COLUMNS, ColonyDataset
+from ipb_nb.crop import BOX
+from ipb_nb.dataset import COLUMNS, ColonyDataset
 from ipb_nb.importers import import_voc
 from ipb_nb.split import _NEAR_BITS, _NEAR_CORRELATION, _box_pixels, _looks, save_split, similar_pairs
 
@@ -127,7 +128,8 @@ def near(a, b):
 
 
 def near_identical(folder):
-    "What the search for near-identical pictures finds among real cells that are all different, and among altered copies of them."
+    """What the search for near-identical pictures finds among real cells that are all different, and among altered
+    copies of them."""
     ds, rng = import_voc(os.environ['IPB_BCCD'], folder), np.random.default_rng(0)
     time_, pairs = seconds(lambda _: similar_pairs(ds, ds.colonies.index), 1)
     show('dataset.near.seconds', time_, 's', f'none stated; all pairs of {len(ds)} cells')

@@ -1,4 +1,5 @@
-"Detection: speed and memory beside the paper's chain, and how well simulated colonies are found, as in the paper and refined."
+"""Detection: speed and memory beside the paper's chain, and how well simulated colonies are found, as in the paper and
+refined."""
 
 import functools
 import os
@@ -20,9 +21,10 @@ from skimage.morphology import disk, opening, remove_small_objects
 from ipb_nb.core import CLASSES
 from ipb_nb.detect import detect_dataset
 from ipb_nb.frames import list_frames
+from ipb_nb.growth import OVERLAP
 from ipb_nb.outlines import fill_holes
 from ipb_nb.segment import colony_mask, find_colonies
-from ipb_nb.simulate import _OVERLAP, colony_objects, draw_frame, simulate_experiment, well_states
+from ipb_nb.simulate import colony_objects, draw_frame, simulate_experiment, well_states
 
 SEED = 7  # the settings were chosen on seed 1
 
@@ -73,7 +75,9 @@ def together(truth, gap=7):
 
 
 def score(exp, **settings):
-    "Every true colony with what was found of it; the share of found regions that are one; the same two where near ones are together."
+    """Every true colony with what was found of it.
+
+    The share of found regions that are one; the same two where near ones are together."""
     rows, right, count, near = [], 0, 0, np.zeros(4)
     for (well, t), own in exp.colonies.groupby(['well', 'frame']):
         image, truth = exp.frame(well, t)
@@ -106,7 +110,7 @@ def score(exp, **settings):
 with tempfile.TemporaryDirectory() as d:
     d = Path(d)
     p = dict(
-        seed=SEED, plates=1, wells=1, frames=2, size=2908, pixel_size=0.8, interval_h=47.0, overlap=_OVERLAP, effect=1.0
+        seed=SEED, plates=1, wells=1, frames=2, size=2908, pixel_size=0.8, interval_h=47.0, overlap=OVERLAP, effect=1.0
     )
     image = draw_frame(p, well_states(p, 'P1', 'P1-A1', False), 'P1-A1', 1)[0]
     np.save(d / 'frame.npy', image)

@@ -1,4 +1,7 @@
-"The widgets on 20,000 predictions: first view, a page of patches, the next colony, a verdict. (Not inspect.py: that name would hide Python's own module from the other scripts here.)"
+"""The widgets on 20,000 predictions.
+
+First view, a page of patches, the next colony, a verdict. (Not inspect.py: that name would hide Python's own module
+from the other scripts here.)"""
 
 import subprocess
 import tempfile
@@ -14,7 +17,8 @@ from selenium.webdriver.common.by import By
 from ipb_nb.annotate import ColonyAnnotator
 from ipb_nb.core import read_table, write_csv
 from ipb_nb.dataset import ColonyDataset
-from ipb_nb.inspect import _PAGE, MisclassifiedExplorer
+from ipb_nb.inspect import MisclassifiedExplorer
+from ipb_nb.inspection import PAGE_SIZE
 from ipb_nb.panes import app_command
 from ipb_nb.run import oracle_run
 from ipb_nb.simulate import simulate_dataset
@@ -51,18 +55,25 @@ def each(f, n):
     return out
 
 
-def in_browser(d, name, kw, ready, clicks):
+def in_browser(d, widget, kw, ready, clicks):
     "Milliseconds from a click to the picture that follows, in Chromium on a page of Voilà."
-    args, env, url = app_command(name, kw, d)
+    args, env, url = app_command(widget, kw, d)
     server = subprocess.Popen(args, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     options = webdriver.ChromeOptions()
     for o in ('--headless=new', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', '--window-size=1280,1000'):
         options.add_argument(o)
     driver = webdriver.Chrome(options, webdriver.ChromeService('/usr/bin/chromedriver'))
     driver.set_script_timeout(60)
-    wait = '''const done = arguments[arguments.length-1], pane = document.querySelector(arguments[0]), start = performance.now();
-        const seen = new MutationObserver(async () => { seen.disconnect(); await Promise.all([...pane.querySelectorAll('img')].map(i => i.decode())); requestAnimationFrame(() => done(performance.now()-start)); });
-        seen.observe(pane, { childList: true, subtree: true }); document.querySelector(arguments[1]).click();'''
+    wait = '''
+        const done = arguments[arguments.length-1], pane = document.querySelector(arguments[0]);
+        const start = performance.now();
+        const seen = new MutationObserver(async () => {
+            seen.disconnect();
+            await Promise.all([...pane.querySelectorAll('img')].map(i => i.decode()));
+            requestAnimationFrame(() => done(performance.now()-start));
+        });
+        seen.observe(pane, { childList: true, subtree: true });
+        document.querySelector(arguments[1]).click();'''
     try:
         for _ in range(300):
             time.sleep(0.3)
@@ -107,7 +118,8 @@ if __name__ == '__main__':
             'inspect.page',
             np.median(page),
             'ms',
-            f'a page of {_PAGE} patches that were not shown before, up to its HTML (slowest of 20: {max(page):.0f}); decoding their crops and masks alone takes {decode:.0f} ms',
+            f'a page of {PAGE_SIZE} patches that were not shown before, up to its HTML (slowest of 20: '
+            f'{max(page):.0f}); decoding their crops and masks alone takes {decode:.0f} ms',
             300,
         )
         stored = each(lambda k: w.state.judge('unsure', colony_id=ids[k]), 200)
@@ -137,7 +149,7 @@ if __name__ == '__main__':
         )
         found = in_browser(
             d,
-            'MisclassifiedExplorer',
+            'ipb_nb.inspect:MisclassifiedExplorer',
             dict(run=str(run), by='ben'),
             '[data-pane=gallery] img',
             dict(page=('[data-pane=gallery]', '[aria-label="page on"]', 12)),
@@ -146,12 +158,13 @@ if __name__ == '__main__':
             'inspect.page_in_browser',
             np.median(found['page']),
             'ms',
-            f'from the click to {_PAGE} decoded patches in Chromium, by Voilà (slowest of 12: {max(found["page"]):.0f})',
+            f'from the click to {PAGE_SIZE} decoded patches in Chromium, by Voilà (slowest of 12: '
+            f'{max(found["page"]):.0f})',
             300,
         )
         found = in_browser(
             d,
-            'ColonyAnnotator',
+            'ipb_nb.annotate:ColonyAnnotator',
             dict(ds=str(d / 'cells'), by='ben', among='all', n=2000),
             '[data-pane=main] img',
             dict(next=('[data-pane=main]', '[data-pane=guide] [data-value=Dense]', 40)),
@@ -160,6 +173,7 @@ if __name__ == '__main__':
             'inspect.next_in_browser',
             np.median(found['next']),
             'ms',
-            f'from the click on a class to the next page state, decoded, in Chromium (slowest of 40: {max(found["next"]):.0f})',
+            f'from the click on a class to the next page state, decoded, in Chromium (slowest of 40: '
+            f'{max(found["next"]):.0f})',
             100,
         )

@@ -1,4 +1,6 @@
-"""Should balancing count and draw all pseudo-labels or the confident ones only? Judged on V, over folds; T is not looked at."""
+"""Should balancing count and draw all pseudo-labels or the confident ones only? Judged on V, over folds.
+
+T is not looked at."""
 
 import os
 import tempfile

@@ -1,4 +1,6 @@
-"Fold 0 of the blood-smear cells (IPB_BCCD), preset quick, a tenth labelled: seconds and macro recall of IPB, MPL without balancing and supervised only."
+"""Fold 0 of the blood-smear cells (IPB_BCCD), preset quick, a tenth labelled.
+
+Seconds and macro recall of IPB, MPL without balancing and supervised only."""
 
 import os
 import sys

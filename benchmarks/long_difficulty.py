@@ -1,6 +1,7 @@
-"""How hard the simulated classes are: supervised macro recall with a tenth labelled (resnet10t, 64 px), for some values of `overlap`.
+"""How hard the simulated classes are: supervised macro recall with a tenth labelled (resnet10t, 64 px), for some
+values of `overlap`.
 
-python benchmarks/run.py --only=long_difficulty        # what the default _OVERLAP was chosen by
+python benchmarks/run.py --only=long_difficulty        # what the default OVERLAP was chosen by
 python benchmarks/long_difficulty.py 0.8 7             # another overlap and seed, printed only
 """
 
@@ -14,10 +15,11 @@ from figures import show
 from ipb_nb.config import ExperimentConfig
 from ipb_nb.core import CLASSES, read_json
 from ipb_nb.experiment import train
-from ipb_nb.simulate import _OVERLAP, simulate_dataset
+from ipb_nb.growth import OVERLAP
+from ipb_nb.simulate import simulate_dataset
 from ipb_nb.split import save_split
 
-overlaps, seed = ([float(sys.argv[1])], int(sys.argv[2])) if len(sys.argv) > 2 else ([0.0, _OVERLAP, 1.0], 0)
+overlaps, seed = ([float(sys.argv[1])], int(sys.argv[2])) if len(sys.argv) > 2 else ([0.0, OVERLAP, 1.0], 0)
 for overlap in overlaps:
     with tempfile.TemporaryDirectory() as d:
         ds = simulate_dataset(Path(d) / 'cells', 2000, seed, overlap=overlap, workers=os.cpu_count())

@@ -1,4 +1,5 @@
-"""One fold of simulated colonies, and of real cells where IPB_BCCD names them: what balancing and meta pseudo labels each add to a teacher's labels.
+"""One fold of simulated colonies, and of real cells where IPB_BCCD names them: what balancing and meta pseudo labels
+each add to a teacher's labels.
 
 `python benchmarks/long_methods.py simulated` runs one of the two. One fold each: to look at, not to choose by."""
 

@@ -1,4 +1,6 @@
-"Statistics of the whole `paper` preset, crops by truth, beside the paper's Table 1; some 7 GB of disk and some ten minutes on two cores."
+"""Statistics of the whole `paper` preset, crops by truth, beside the paper's Table 1.
+
+Some 7 GB of disk and some ten minutes on two cores."""
 
 import os
 import tempfile

@@ -1,4 +1,7 @@
-"""A student trained on one simulated experiment looks at another: its maps against the true class of every pixel, its time courses against the true ones, and the treatment's known effect. Ten to twenty minutes; keeps what it makes in the folder that it is given."""
+"""A student trained on one simulated experiment looks at another.
+
+Its maps against the true class of every pixel, its time courses against the true ones, and the treatment's known
+effect. Ten to twenty minutes; keeps what it makes in the folder that it is given."""
 
 import sys
 from pathlib import Path
@@ -99,7 +102,9 @@ def main(d):
             f'long_predict.effect.{name}',
             t.p_holm['Diff'],
             'p',
-            f"Diff, treated less untreated {t.difference['Diff']:+.3f} (95 % {t.low['Diff']:+.3f} to {t.high['Diff']:+.3f}), {WELLS // 2} replicates a side; other classes p ≥ {t.p_holm.drop('Diff').min():.3f}",
+            f"Diff, treated less untreated {t.difference['Diff']:+.3f} (95 % {t.low['Diff']:+.3f} to "
+            f"{t.high['Diff']:+.3f}), {WELLS // 2} replicates a side; "
+            f"other classes p ≥ {t.p_holm.drop('Diff').min():.3f}",
             0.05,
             'lower',
         )

@@ -1,4 +1,6 @@
-"What the layout of memory and bfloat16 give, forward and backward; and how many patches the loader has ready for each one that the network takes."
+"""What the layout of memory and bfloat16 give, forward and backward.
+
+And how many patches the loader has ready for each one that the network takes."""
 
 import tempfile
 import time
@@ -66,11 +68,12 @@ def forms(arch, scales):
 
 
 def delivered(folder, network):
-    "Weak and strong views of patches of 224 px, ready on the device, against what a two-stream HRNet takes in forward and backward."
+    """Weak and strong views of patches of 224 px, ready on the device, against what a two-stream HRNet takes in
+    forward and backward."""
     ds = simulate_dataset(folder, 200)
     save_split(ds, labeled=0.25, test=0.1)
     loaders = colony_dataloaders(ds, scales='224,112', bs=BATCH, steps=2000 // BATCH, device=device)
-    norm, dl = normalisation(loaders['test']), loaders['unlabeled'].train
+    norm, dl = normalisation(loaders.test), loaders.unlabeled.train
 
     def epoch():
         for x, keys in dl:

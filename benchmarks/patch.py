@@ -1,4 +1,6 @@
-"The way of a patch from the files to the network, beside a plain per-item way with PIL and torchvision; one core a process."
+"""The way of a patch from the files to the network, beside a plain per-item way with PIL and torchvision.
+
+One core a process."""
 
 import os
 import random
@@ -16,7 +18,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as T
 
 from ipb_nb.core import write_csv, write_json
-from ipb_nb.dataset import BOX, COLUMNS, ColonyDataset, write_dataset
+from ipb_nb.crop import BOX
+from ipb_nb.dataset import COLUMNS, ColonyDataset, write_dataset
 from ipb_nb.patch import Crops, MultiScalePatchBlock, grey_statistics, views
 
 BATCH, MARGIN = 32, 112
@@ -49,7 +52,10 @@ def make_crops(folder, n=200):
 
 
 class Plain(Dataset):
-    "An item at a time, as one writes it first: files read by PIL, two tries for a position, torchvision's transforms on PIL images, the small scale cut from the large one."
+    """An item at a time, as one writes it first.
+
+    Files read by PIL, two tries for a position, torchvision's transforms on PIL images, the small scale cut from
+    the large one."""
 
     def __init__(self, ds, decoded):
         self.files = [(ds.path / r.image, ds.path / r['mask']) for _, r in ds.colonies.iterrows()]
@@ -225,7 +231,7 @@ def memory(folder):
 
     def opened():
         start, before = time.perf_counter(), resident()
-        crops = Crops(ColonyDataset(folder))
+        crops = Crops(ColonyDataset(folder))  # noqa: F841 (kept alive, so that its memory counts)
         return time.perf_counter() - start, resident() - before
 
     show(
@@ -251,7 +257,7 @@ def memory(folder):
 
     def whole():
         before = resident()
-        crops = Crops(ColonyDataset(folder), cache_gb=100)
+        crops = Crops(ColonyDataset(folder), cache_gb=100)  # noqa: F841 (kept alive, so that its memory counts)
         return (resident('VmHWM') - before) / raw
 
     show(
@@ -276,7 +282,8 @@ def memory(folder):
         'patch.growth',
         (sizes[-1] - sizes[0]) * 1000,
         'MB',
-        f'ten epochs of 21,000 patches in the process itself; {sizes[0]:.2f} GB after the first, without the mapped file',
+        f'ten epochs of 21,000 patches in the process itself; {sizes[0]:.2f} GB after the first, without the '
+        f'mapped file',
         20,
         'lower',
     )

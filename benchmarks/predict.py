@@ -1,4 +1,5 @@
-"""Prediction: what classification and maps add to the network's own time, two processes against one, memory, and how often the tests find what is not there."""
+"""Prediction: what classification and maps add to the network's own time, two processes against one, memory, and how
+often the tests find what is not there."""
 
 import os
 import subprocess
@@ -108,7 +109,8 @@ def workers(d, run):
         'predict.workers',
         one / two,
         'x',
-        f'one process on one core, {one:.0f} s for 95 raw frames of 2048 × 2048 px with {n} colonies (detection, classes, maps, page; HRNet, 128 px)',
+        f'one process on one core, {one:.0f} s for 95 raw frames of 2048 × 2048 px with {n} colonies '
+        f'(detection, classes, maps, page; HRNet, 128 px)',
         1.7,
         'higher',
     )
@@ -136,7 +138,8 @@ def null():
             f'predict.null.{n}_replicates' + f'_on_{plates}_plates' * (plates > 1),
             float((found < 0.05).to_numpy().mean()),
             'share',
-            f'p < 0.05 in 1,000 tables of simulated wells without an effect; by class {", ".join(f"{c} {v:.3f}" for c, v in (found < 0.05).mean().items())}',
+            f'p < 0.05 in 1,000 tables of simulated wells without an effect; by class '
+            f'{", ".join(f"{c} {v:.3f}" for c, v in (found < 0.05).mean().items())}',
             0.0635,
             'lower',
         )

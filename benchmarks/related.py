@@ -1,4 +1,6 @@
-"""A training step of each related method against the bare passes of its networks: as many patches forward and backward, in the same precision, without data, views, loss and optimiser."""
+"""A training step of each related method against the bare passes of its networks.
+
+As many patches forward and backward, in the same precision, without data, views, loss and optimiser."""
 
 import tempfile
 import time
@@ -16,7 +18,7 @@ from ipb_nb.model import autocast
 from ipb_nb.simclr import nt_xent
 from ipb_nb.simulate import simulate_dataset
 from ipb_nb.split import save_split
-from ipb_nb.training import Training, _loaders
+from ipb_nb.training import Training, run_loaders
 
 STEPS, ROUNDS = 4, 3
 
@@ -26,7 +28,8 @@ def sync(device):
         torch.cuda.synchronize()
 
 
-def seconds(f, device=torch.device('cpu')):
+def seconds(f, device=None):
+    device = device or torch.device('cpu')
     sync(device)
     start = time.perf_counter()
     f()
@@ -36,7 +39,7 @@ def seconds(f, device=torch.device('cpu')):
 
 def passes(t, stage):
     "A function that makes the bare passes of a step."
-    c, head, device = t.cfg, t.live.get('head'), t.loaders['test'].device
+    c, head, device = t.cfg, t.live.get('head'), t.loaders.test.device
     net, side, b = t.live['student'], c.sides[0], c.batch_size
     images = lambda n: torch.randn(n, 1, side, side, device=device)
 
@@ -72,8 +75,8 @@ def passes(t, stage):
 def step(ds, method, stage, arch, scales):
     seed_all(0)
     cfg = ExperimentConfig(method=method, arch=arch, scales=scales, steps=100, epochs=10)
-    t = Training(cfg, ds, _loaders(cfg, ds), Path(tempfile.mkdtemp()))
-    learn, bare, device = t.learner(stage), passes(t, stage), t.loaders['test'].device
+    t = Training(cfg, ds, run_loaders(cfg, ds), Path(tempfile.mkdtemp()))
+    learn, bare, device = t.learner(stage), passes(t, stage), t.loaders.test.device
     bare()
     took = np.median(
         [

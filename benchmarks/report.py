@@ -66,7 +66,8 @@ if __name__ == '__main__':
             'report.seconds',
             took,
             's',
-            f'1,000 runs of 200 epochs in 100 rows, with all tables and figures as files; reading all their tables alone takes {read:.0f} s',
+            f'1,000 runs of 200 epochs in 100 rows, with all tables and figures as files; reading all their '
+            f'tables alone takes {read:.0f} s',
             60,
         )
         show(

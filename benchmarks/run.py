@@ -1,6 +1,7 @@
 """`make bench`: run the benchmarks, keep their lines in results/latest.jsonl, show which targets are met.
 
-A benchmark is a script here that prints one JSON line a figure; its figures begin with the script's name. long_*.py are run by hand."""
+A benchmark is a script here that prints one JSON line per figure; its figures begin with the script's name.
+long_*.py are run by hand."""
 
 import argparse
 import json
@@ -24,10 +25,10 @@ def verdict(r):
 
 def main(only):
     names = sorted(
-        p.stem for p in HERE.glob('*.py') if p.stem not in ('run', 'figures') and not p.stem.startswith('long_')
+        p.stem for p in HERE.glob('*.py') if p.stem not in ('run', 'figures', 'beside') and not p.stem.startswith('long_')
     )
     chosen = [n for n in only.split(',') if n] or names
-    if odd := set(chosen) - ({p.stem for p in HERE.glob('*.py')} - {'run', 'figures'}):
+    if odd := set(chosen) - ({p.stem for p in HERE.glob('*.py')} - {'run', 'figures', 'beside'}):
         sys.exit(f"ONLY: found {', '.join(sorted(odd))}; expected some of {', '.join(names)}.")
     kept = {r['figure']: r for r in lines(LATEST.read_text())} if LATEST.exists() else {}
     for n in chosen:
@@ -42,7 +43,8 @@ def main(only):
         LATEST.write_text(''.join(json.dumps(r) + '\n' for r in kept.values()))
     for r in kept.values():
         print(
-            f"{r['figure']:28} {r['value']:>10} {r['unit']:12} target {str(r.get('target') or '–'):>6}  {verdict(r):7} {r['against']}"
+            f"{r['figure']:28} {r['value']:>10} {r['unit']:12} target {str(r.get('target') or '–'):>6}  "
+            f"{verdict(r):7} {r['against']}"
         )
 
 

@@ -1,4 +1,5 @@
-"Simulation: seconds and memory of a paper-size frame, what a second worker gives, and the distance transform beside SciPy's exact one."
+"""Simulation: seconds and memory of a paper-size frame, what a second worker gives, and the distance transform beside
+SciPy's exact one."""
 
 import os
 import resource
@@ -13,14 +14,16 @@ import numpy as np
 from figures import show
 from scipy import ndimage as ndi
 
-from ipb_nb.simulate import _OVERLAP, Sheet, draw_frame, simulate_experiment, well_states
+from ipb_nb.growth import OVERLAP
+from ipb_nb.optics import Sheet
+from ipb_nb.simulate import draw_frame, simulate_experiment, well_states
 
 SEED = 7
 
 
 def late_frame():
     p = dict(
-        seed=SEED, plates=1, wells=1, frames=2, size=2908, pixel_size=0.8, interval_h=47.0, overlap=_OVERLAP, effect=1.0
+        seed=SEED, plates=1, wells=1, frames=2, size=2908, pixel_size=0.8, interval_h=47.0, overlap=OVERLAP, effect=1.0
     )
     return p, well_states(p, 'P1', 'P1-A1', False)
 

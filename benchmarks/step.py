@@ -1,4 +1,5 @@
-"""A training step of meta pseudo labels (two-stream HRNet, 224 and 112 px) against its bare passes and against the passes that the published loop makes; the labelling pass; memory; two processes.
+"""A training step of meta pseudo labels (two-stream HRNet, 224 and 112 px) against its bare passes and against the
+passes that the published loop makes; the labelling pass; memory; two processes.
 
 `python benchmarks/step.py 32` takes another batch than 8."""
 
@@ -148,7 +149,7 @@ def speed(ds, b):
 def labelling(ds, b):
     net = networks()[0]
     loaders = colony_dataloaders(ds, scales=SIDES, bs=b)
-    dl, views = loaders['unlabeled'].train, patch_views(loaders['labeled'].train)
+    dl, views = loaders.unlabeled.train, patch_views(loaders.labeled.train)
     n = dl.n_colonies
 
     def bare():

@@ -1,4 +1,7 @@
-"A sweep of tiny runs: two workers over one, what sharing the cores saves, what a run costs beyond papermill's own execution of its notebook, and how long 1,000 finished runs take to recognise."
+"""A sweep of tiny runs.
+
+Two workers over one, what sharing the cores saves, what a run costs beyond papermill's own execution of its
+notebook, and how long 1,000 finished runs take to recognise."""
 
 import multiprocessing
 import os
@@ -88,7 +91,8 @@ def main(d):
         'sweep.overhead',
         sorted((b - a) / 4 for a, b in pairs)[1],
         's',
-        f"a run, over papermill's own execution of the same notebooks of a few steps, {pairs[0][0] / 4:.0f} s each; the middle of three rounds of four",
+        f"a run, over papermill's own execution of the same notebooks of a few steps, {pairs[0][0] / 4:.0f} s "
+        f"each; the middle of three rounds of four",
         1,
     )
     few = d / 'few.yaml'
@@ -110,7 +114,8 @@ def main(d):
         'sweep.shared_cores',
         each['crowded'] / each['shared'],
         'x',
-        f"two runs at a time with all cores each, {each['crowded']:.0f} s a run; with their share {each['shared']:.1f} s",
+        f"two runs at a time with all cores each, {each['crowded']:.0f} s a run; with their share "
+        f"{each['shared']:.1f} s",
     )
     many = grid(d / 'many.yaml', {'ipb': dict(fold=0)}, seed=list(range(1000)))
     thousand(d / 'runs1' / 'ipb-fold0-seed0', d / 'many')

@@ -23,13 +23,13 @@ def cluster_loss(
     p2: torch.Tensor,  # (n, clusters): of the second views
     temperature: float = 1.0,
 ) -> torch.Tensor:  # scalar
-    "Clusters told apart by who is in them, less the entropy of their shares (Li et al. 2021, Eq. 5 and 6)."
+    "The contrastive loss between clusters, minus the entropy of their shares (Li et al. 2021, Eq. 5 and 6)."
     entropy = sum(torch.special.entr(p.float().mean(0)).sum() for p in (p1, p2))
     return nt_xent(p1.T, p2.T, temperature) - entropy
 
 
 class ContrastiveClustering:
-    "The sum of both losses as a learner's loss; the output is embeddings and probabilities, their first halves from first views."
+    "Both losses as a learner's loss; the output is embeddings and probabilities, their first halves from first views."
 
     def __call__(self, out, keys):
         z, p = out
@@ -75,7 +75,7 @@ def name_clusters(
     net: nn.Module,  # as `create_model` gives it; the outputs of its classifier change places
     dl,  # labelled loader in its order
 ):
-    "From here on the network's outputs are classes."
+    "Reorder the classifier's outputs so that they are classes."
     f, y = embed(net, dl)
     out = net.classifier[-1]
     device = out.weight.device

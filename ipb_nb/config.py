@@ -134,7 +134,7 @@ def _fill_in(self: ExperimentConfig):
     if self.amp is None:
         self.amp = self.feedback != 'reference' and bf16_pays(default_device())
 
-# %% ../nbs/30_config.ipynb #0b49c5d2
+# %% ../nbs/30_config.ipynb #fa34bfac
 @patch
 def _need(self: ExperimentConfig, ok, field, expected):
     "Raise an `InputError` unless `ok`."
@@ -145,7 +145,7 @@ def _need(self: ExperimentConfig, ok, field, expected):
         found = repr(found)
     raise InputError(field, found, expected, 'Correct the value.')
 
-
+# %% ../nbs/30_config.ipynb #cd067106
 @patch
 def _check_types(self: ExperimentConfig):
     for field, p in inspect.signature(type(self).__init__).parameters.items():
@@ -193,7 +193,7 @@ def _check(self: ExperimentConfig):
     for field in _FRACTIONS:
         self._need(0 <= getattr(self, field) < 1, field, 'a fraction of at least 0 and below 1')
 
-# %% ../nbs/30_config.ipynb #e278e180
+# %% ../nbs/30_config.ipynb #0137eff7
 @patch(as_prop=True)
 def name(self: ExperimentConfig) -> str:
     "The row of the tables."
@@ -205,7 +205,7 @@ def labelled_only(self: ExperimentConfig) -> bool:
     "Does the method leave U alone?"
     return not METHODS[self.method].uses_unlabeled
 
-
+# %% ../nbs/30_config.ipynb #e15e6d52
 @patch(as_prop=True)
 def stage_epochs(self: ExperimentConfig) -> dict:
     "Epochs of every stage; 0: none."
@@ -217,20 +217,20 @@ def sides(self: ExperimentConfig) -> tuple:  # px, largest first
     "The scales as numbers."
     return patch_scales(self.scales)
 
-# %% ../nbs/30_config.ipynb #3aa7ecf4
+# %% ../nbs/30_config.ipynb #1df0c7ba
 @patch
 def changed(self: ExperimentConfig) -> dict:
     "The fields that differ from the defaults of the preset and the method."
     usual = type(self)(preset=self.preset, method=self.method).dict()
     return {f: v for f, v in self.dict().items() if v != usual[f]}
 
-
+# %% ../nbs/30_config.ipynb #45e605e9
 @patch
 def __repr__(self: ExperimentConfig):
     shown = dict(preset=self.preset, method=self.method) | self.changed()
     return f'{self.name}: ' + ', '.join(f'{f}={v}' for f, v in shown.items())
 
-
+# %% ../nbs/30_config.ipynb #9865f0b8
 @patch
 def _repr_html_(self: ExperimentConfig):
     changed = self.changed()

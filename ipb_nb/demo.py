@@ -10,6 +10,8 @@ import os
 import shutil
 from pathlib import Path
 
+from fastcore.meta import delegates
+
 from .compare import compare
 from .core import InputError, command, read_json, shipped, write_json
 from .experiment import train, train_in_notebook
@@ -24,45 +26,42 @@ DEMO_CONFIG = shipped('configs/demo.yaml')
 
 # %% ../nbs/70_demo.ipynb #81d510fb
 def _claim(dest, names):
-    "Remove what an earlier demo made in `dest` and note what this one will make."
+    "Remove what an earlier demo made in `dest`, and note what this one will make."
     made = read_json(dest / 'demo.json')['made'] if (dest / 'demo.json').exists() else []
-    for n in names:
-        if (dest / n).exists() and n not in made:
-            raise InputError(
-                dest / n, 'something that the demo did not make', 'nothing there', 'Choose another folder with --dest.'
-            )
-    for n in made:
-        shutil.rmtree(dest / n) if (dest / n).is_dir() else (dest / n).unlink(missing_ok=True)
+    for name in names:
+        if (dest / name).exists() and name not in made:
+            found = 'something that the demo did not make'
+            raise InputError(dest / name, found, 'nothing there', 'Choose another folder with --dest.')
+    for name in made:
+        if (dest / name).is_dir():
+            shutil.rmtree(dest / name)
+        else:
+            (dest / name).unlink(missing_ok=True)
     write_json(dict(made=list(names)), dest / 'demo.json')
 
 # %% ../nbs/70_demo.ipynb #fbdc8199
 def demo(
-    dest='runs/demo',  # folder to make
+    dest: str = 'runs/demo',  # folder to make
     colonies: int = 600,  # to simulate
-    seed: int = 0,
-    config=DEMO_CONFIG,  # YAML with the rows
-    notebooks: bool = True,  # run each row's notebook; False calls the library
+    seed: int = 0,  # of the simulation and the split
+    config: str = None,  # YAML with the rows to train; None: IPB, MPL and supervised
+    notebooks: bool = True,  # run each row's notebook; False: call the library
 ) -> Path:  # the report
-    "Simulate colonies, split them 70:15:15 into U, L and T, train every row, and write the report."
-    dest, rows = Path(dest), read_grid(config)
+    "Simulate and split colonies, train every row, and write the report."
+    dest, rows = Path(dest), read_grid(config or DEMO_CONFIG)
     _claim(dest, ['colonies', *rows, 'report', 'report.html'])
     ds = simulate_dataset(dest / 'colonies', colonies, seed, workers=os.cpu_count())
     split = save_split(ds, labeled=0.15, test=0.15, valid=0.0, folds=1, seed=seed)
-    print(
-        f'{len(ds)} simulated colonies; U trains without labels, L with them, T tests:\n{split.counts().to_string()}\n'
-    )
+    print(f'{len(ds)} simulated colonies; U trains without labels, L with them, T tests:')
+    print(f'{split.counts().to_string()}\n')
     for name, cfg in rows.items():
         (train_in_notebook if notebooks else train)(cfg, ds.path, dest / name)
     print(f'\n{table_2(compare(dest)).shown.to_string()}\n')
     return write_report(dest)
 
 # %% ../nbs/70_demo.ipynb #03ef1e33
-@command('ipb-demo')
-def ipb_demo(
-    dest: str = 'runs/demo',  # folder to make
-    colonies: int = 600,  # to simulate
-    seed: int = 0,
-    config: str = None,  # YAML with the rows to train; default: IPB, MPL and supervised
-):
+@command('ipb-demo --dest trial', groups={'what to make': 'dest colonies seed config'})
+@delegates(demo, but='notebooks')
+def ipb_demo(**kwargs):
     "From nothing to a report in a few minutes: simulated colonies, three methods, one page."
-    print(f'Report: {demo(dest, colonies, seed, config or DEMO_CONFIG)}')
+    print(f'Report: {demo(**kwargs)}')

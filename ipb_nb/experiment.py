@@ -85,7 +85,7 @@ def run_state(
     lock.release()
     return 'stopped'
 
-# %% ../nbs/32_experiment.ipynb #66c375f0
+# %% ../nbs/32_experiment.ipynb #1532c2b9
 def differs(
     run: dict,  # run.json
     cfg: ExperimentConfig,
@@ -96,11 +96,11 @@ def differs(
         if old.get(field) != new.get(field):
             return field, old.get(field), new.get(field)
 
-
+# %% ../nbs/32_experiment.ipynb #5847d38c
 def _sha256(path):
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
-# %% ../nbs/32_experiment.ipynb #067ccf4d
+# %% ../nbs/32_experiment.ipynb #1cdc367a
 def _same_run(run, cfg, data, out):
     "Raise an `InputError` unless a run that is to be resumed has this configuration and these data."
     if found := differs(run, cfg):
@@ -112,7 +112,7 @@ def _same_run(run, cfg, data, out):
         todo = 'Restore it, or start a new run in another folder.'
         raise InputError(table, 'a table that has changed', f"the one that {out / 'run.json'} began with", todo)
 
-
+# %% ../nbs/32_experiment.ipynb #f14130c5
 def _check_folder(cfg, data, out, resume):
     "Raise an `InputError` unless a run can begin in a folder, or be resumed there."
     if (out / 'run.json').exists():
@@ -125,7 +125,7 @@ def _check_folder(cfg, data, out, resume):
     if out.exists() and (not out.is_dir() or any(not f.name.startswith('.') for f in out.iterdir())):
         raise InputError(out, 'other files', 'a new or empty folder', 'Choose another folder.')
 
-# %% ../nbs/32_experiment.ipynb #901cd7e1
+# %% ../nbs/32_experiment.ipynb #873a54a7
 def _check_parts(cfg, parts):
     "Raise an `InputError` where the split has no colony for a part that the method needs."
     where = f'split {cfg.split}'
@@ -136,14 +136,14 @@ def _check_parts(cfg, parts):
         expected = f'unlabelled colonies for method {cfg.method}'
         raise InputError(where, 'no colony in the unlabelled set (U)', expected, 'Draw a smaller labelled share.')
 
-
+# %% ../nbs/32_experiment.ipynb #c379d76e
 def check_run(
     cfg: ExperimentConfig,
     data,  # dataset folder
     out,  # run folder to make
     resume: bool = False,  # or to resume
 ) -> ColonyDataset:
-    "The dataset, opened; scales in µm become pixels. Raise an `InputError` for everything that would stop the run later."
+    "Open the dataset, turn µm into pixels, and raise an `InputError` for everything that would stop the run later."
     ds = ColonyDataset(data)
     cfg.scales = ','.join(map(str, patch_scales(cfg.scales, ds.pixel_size)))
     _check_folder(cfg, data, Path(out), resume)
@@ -154,7 +154,7 @@ def check_run(
     Crops(ds, cache_gb=0)  # reads every file once, and caches it
     return ds
 
-# %% ../nbs/32_experiment.ipynb #35d2f441
+# %% ../nbs/32_experiment.ipynb #bde7b928
 def _versions():
     return dict(
         ipb_nb=__version__,
@@ -165,7 +165,7 @@ def _versions():
         timm=timm.__version__,
     )
 
-
+# %% ../nbs/32_experiment.ipynb #83e95b9c
 def _now():
     return datetime.datetime.now().isoformat(timespec='seconds')
 
@@ -192,7 +192,7 @@ def _begin(cfg, ds, out) -> dict:
         error=None,
     )
 
-# %% ../nbs/32_experiment.ipynb #143ff064
+# %% ../nbs/32_experiment.ipynb #665555dd
 def _finish(run, training, out, state, error=None):
     "Write how a run ended, and the sizes of its files."
     files = {
@@ -203,10 +203,10 @@ def _finish(run, training, out, state, error=None):
     seconds = round(time.time() - training.start, 1)
     write_json(run | dict(state=state, seconds=seconds, error=error, files=files), out / 'run.json')
 
-
+# %% ../nbs/32_experiment.ipynb #f02df59b
 @contextmanager
 def _record(run, training, out):
-    """Keep run.json up to date: `running`, then `done`, `failed` with the error, or `stopped` by what is not the run's fault.
+    """Keep run.json up to date: `running`, then `done`, `failed` with the error, or `stopped` from outside.
 
     The time counts from the first start."""
     write_json(run, out / 'run.json')
@@ -225,7 +225,7 @@ def _record(run, training, out):
     _finish(run, training, out, 'done')
     shutil.rmtree(out / 'checkpoint', ignore_errors=True)
 
-# %% ../nbs/32_experiment.ipynb #29f17b32
+# %% ../nbs/32_experiment.ipynb #6f84376c
 @torch.no_grad()
 def network_outputs(
     net,  # a network in evaluation mode
@@ -239,7 +239,7 @@ def network_outputs(
     features, p, y = map(torch.cat, zip(*batches))
     return features.cpu(), p.cpu(), y.cpu().as_subclass(torch.Tensor)
 
-
+# %% ../nbs/32_experiment.ipynb #85d3cf82
 def _write_predictions(ds, dl, found, out):
     "predictions.csv, and the scores by network; `found` are probabilities (n, n_classes) and targets (n,)."
     ids, classes, tables, metrics = dl.items, np.array(ds.classes), [], {}
@@ -255,7 +255,7 @@ def _write_predictions(ds, dl, found, out):
     write_csv(pd.concat(tables), out / 'predictions.csv')
     return metrics
 
-# %% ../nbs/32_experiment.ipynb #7fcb2a32
+# %% ../nbs/32_experiment.ipynb #ae9490d1
 _SEEN = 2000  # colonies of L and U, at most, whose features tell what was seen in training
 
 
@@ -273,7 +273,7 @@ def _calibration(net, dl):
         reliability={k: o.astype(object).where(o.notna(), None).to_dict('list') for k, o in tables.items()},
     )
 
-
+# %% ../nbs/32_experiment.ipynb #d5fad484
 @torch.no_grad()
 def _trust(net, ds, loaders, seed, out):
     "Write reference.safetensors, features of colonies seen in training; return how far the student is to be trusted."
@@ -337,7 +337,7 @@ def _write(training, tested, networks):
     about = dict(classes=ds.classes, n_test=len(loaders.test.items), selected_on=training.selected_on)
     write_json(metrics | about, out / 'metrics.json')
 
-# %% ../nbs/32_experiment.ipynb #ffac4a97
+# %% ../nbs/32_experiment.ipynb #dd9d827e
 def _clear(out, saved):
     "Remove what was written after the state that a run resumes from. (The callbacks write their tables anew.)"
     for f in out.rglob('.*.[0-9]*.partial*'):
@@ -346,7 +346,7 @@ def _clear(out, saved):
         for f in ('history.csv', 'balance.csv'):
             (out / f).unlink(missing_ok=True)
 
-
+# %% ../nbs/32_experiment.ipynb #0a65ed9f
 def _train(training, run, lead):
     "Train from the state that there is, test, and write the files of a finished run."
     if run['resumed']:
@@ -362,7 +362,7 @@ def _train(training, run, lead):
     if lead:
         _write(training, _test(training, networks), networks)
 
-# %% ../nbs/32_experiment.ipynb #7c1c0459
+# %% ../nbs/32_experiment.ipynb #6eb109a1
 def _check_ranks(cfg):
     "Raise an `InputError` where several processes share a run of a method that trains in one."
     if n_ranks() > 1 and not METHODS[cfg.method].many_ranks:
@@ -370,7 +370,7 @@ def _check_ranks(cfg):
         expected = f'{able}, with {n_ranks()} processes'
         raise InputError('method', cfg.method, expected, 'The others train in one process.')
 
-
+# %% ../nbs/32_experiment.ipynb #f7f44a4e
 def train(
     cfg: ExperimentConfig,
     data,  # dataset folder with a split
@@ -397,16 +397,16 @@ def train(
             _train(training, run, lead)
     return out
 
-# %% ../nbs/32_experiment.ipynb #144f2cb6
+# %% ../nbs/32_experiment.ipynb #c38b46fe
 def train_notebook() -> Path:
     "The notebook that papermill runs: the one that comes with the package."
     return shipped('experiments/train.ipynb')
 
-
+# %% ../nbs/32_experiment.ipynb #58820ea7
 def check_parameters(
     notebook,  # path
 ):
-    "Raise an `InputError` unless the notebook's parameters are the fields of the configuration, `data`, `out`, `resume`."
+    "Raise an `InputError` unless the parameters are the fields of the configuration, `data`, `out` and `resume`."
     found = set(papermill.inspect_notebook(str(notebook)))
     expected = {*ExperimentConfig.fields(), 'data', 'out', 'resume'}
     if found == expected:
@@ -420,7 +420,7 @@ def check_parameters(
         'Correct the cell or its tag.',
     )
 
-# %% ../nbs/32_experiment.ipynb #e86b3cb2
+# %% ../nbs/32_experiment.ipynb #82078f90
 def _read_history(out):
     "history.csv of a run, or an empty table as long as there is none."
     try:
@@ -428,7 +428,7 @@ def _read_history(out):
     except (FileNotFoundError, pd.errors.EmptyDataError):
         return pd.DataFrame()
 
-
+# %% ../nbs/32_experiment.ipynb #0458ca04
 def _show_epochs(history, seen, bar, view, total):
     "Advance the bar by the epochs that are new, and draw the view."
     last = history.iloc[-1]
@@ -437,7 +437,7 @@ def _show_epochs(history, seen, bar, view, total):
     bar.update(len(history) - seen)
     view(history.to_dict('records'), last=len(history) == total)
 
-
+# %% ../nbs/32_experiment.ipynb #77561fc9
 @contextmanager
 def _watch(cfg, out):
     "Show the estimate, a progress bar over epochs, and a line now and then, from the files of the run."
@@ -481,7 +481,7 @@ def environment(**values):
             else:
                 os.environ[k] = v
 
-# %% ../nbs/32_experiment.ipynb #d27e24a5
+# %% ../nbs/32_experiment.ipynb #9191167a
 def _execute(notebook, partial, parameters, threads):
     "Execute a notebook in a kernel whose sockets are its own (the default names are the same for all kernels)."
     with environment(OMP_NUM_THREADS=str(threads), TQDM_DISABLE='1'), tempfile.TemporaryDirectory(prefix='ipb-') as d:
@@ -494,7 +494,7 @@ def _execute(notebook, partial, parameters, threads):
             config=Config({'KernelManager': {'transport': 'ipc', 'ip': f'{d}/kernel'}}),
         )
 
-
+# %% ../nbs/32_experiment.ipynb #5ba0c496
 def run_notebook(
     cfg: ExperimentConfig,
     data,  # dataset folder with a split

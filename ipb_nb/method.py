@@ -29,14 +29,14 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from .core import InputError
 from .distributed import average_buffers, average_gradients, n_ranks
 
-# %% ../nbs/20_method.ipynb #1a890aac
+# %% ../nbs/20_method.ipynb #b219eab8
 def paper_sgd(
     momentum: float = 0.9,
 ):  # an optimiser factory, as `Learner(opt_func=…)` takes it
     "SGD as in the paper: L2 weight decay, not decoupled."
     return partial(SGD, mom=momentum, decouple_wd=False)
 
-
+# %% ../nbs/20_method.ipynb #af2eab1a
 def warmup_cosine(
     lr: float,  # the highest
     warmup: float = 0.05,  # fraction of training until it is reached
@@ -203,7 +203,7 @@ def supervised_learner(
         cbs=[*(cbs or [])],
     )
 
-# %% ../nbs/20_method.ipynb #ef73e48a
+# %% ../nbs/20_method.ipynb #0c8a7d64
 def _restarting(once, epochs, cycles):
     "The schedule `once`, run through `cycles` times; each cycle begins with an epoch."
     starts = [-(-k * epochs // cycles) for k in range(cycles + 1)]
@@ -215,7 +215,7 @@ def _restarting(once, epochs, cycles):
 
     return schedule
 
-
+# %% ../nbs/20_method.ipynb #61572452
 def fit_schedule(
     learn: Learner,
     epochs: int,
@@ -231,12 +231,12 @@ def fit_schedule(
         schedule = _restarting(schedule, epochs, cycles)
     learn.fit(epochs, lr, cbs=[ParamScheduler({'lr': schedule}), *(cbs or [])], start_epoch=start_epoch)
 
-# %% ../nbs/20_method.ipynb #e2b4bf33
+# %% ../nbs/20_method.ipynb #907e48ac
 STAGES = ('teacher', 'pretext', 'student', 'finetune')  # in the order in which they are trained
 
 
 class Method:
-    "How a method trains. A configuration `cfg` gives the numbers, a `training` holds the networks and loaders of a run."
+    "How a method trains: `cfg` is the configuration of a run, `training` holds its networks and loaders."
 
     name, title = '', ''  # set by `register`
     stages = ('student',)  # those of `STAGES` that the method has
@@ -248,33 +248,41 @@ class Method:
     trains_network = True  # False: `test` does all the work
     untimed = ()  # callbacks to leave out when steps are timed
 
-    def defaults(self, preset: str) -> dict:
-        "Fields whose defaults differ from the preset's."
-        return {}
+# %% ../nbs/20_method.ipynb #9bff40eb
+@patch
+def defaults(self: Method, preset: str) -> dict:
+    "Fields whose defaults differ from the preset's."
+    return {}
 
-    def resolve(self, cfg):
-        "Set the fields that do not apply to 'none'."
-        cfg.balance = cfg.balance and self.balances
-        if not self.pretrains:
-            cfg.pretrain_epochs = 0
-        if 'finetune' not in self.stages:
-            cfg.finetune = 0
+# %% ../nbs/20_method.ipynb #1b72634e
+@patch
+def resolve(self: Method, cfg):
+    "Switch off the fields that do not apply."
+    cfg.balance = cfg.balance and self.balances
+    if not self.pretrains:
+        cfg.pretrain_epochs = 0
+    if 'finetune' not in self.stages:
+        cfg.finetune = 0
 
-    def check(self, cfg):
-        "Raise an `InputError` for values with which the method cannot work."
+# %% ../nbs/20_method.ipynb #30ccc9d6
+@patch
+def check(self: Method, cfg):
+    "Raise an `InputError` for values with which the method cannot work."
 
-    def row(self, cfg) -> str:
-        "The name of the row in tables and figures."
-        return self.title
 
-# %% ../nbs/20_method.ipynb #65e9178f
+@patch
+def row(self: Method, cfg) -> str:
+    "The name of the row in tables and figures."
+    return self.title
+
+# %% ../nbs/20_method.ipynb #e3fdd3d4
 @patch
 def epochs(self: Method, cfg) -> dict:
     "Epochs of every stage; 0: the method does not have it."
     of = dict(teacher=cfg.pretrain_epochs, pretext=cfg.epochs, student=cfg.epochs, finetune=cfg.finetune)
     return {stage: of[stage] if stage in self.stages else 0 for stage in STAGES}
 
-
+# %% ../nbs/20_method.ipynb #28995785
 @patch
 def rate(self: Method, cfg, stage: str) -> float:
     "The highest learning rate of a stage. Without labels it grows with the batch (Goyal et al. 2017)."
@@ -282,13 +290,13 @@ def rate(self: Method, cfg, stage: str) -> float:
         return cfg.lr * cfg.pairs / cfg.batch_size
     return cfg.lr / 10 if stage == 'finetune' else cfg.lr
 
-
+# %% ../nbs/20_method.ipynb #1f5e2b2e
 @patch
 def cycles(self: Method, cfg) -> int:
     "How often the main training runs through the learning rate's schedule."
     return 1
 
-# %% ../nbs/20_method.ipynb #3f6d98bc
+# %% ../nbs/20_method.ipynb #93a56d83
 @patch
 def networks(
     self: Method,
@@ -298,7 +306,7 @@ def networks(
     "The networks that are trained."
     return dict(student=make())
 
-
+# %% ../nbs/20_method.ipynb #d39145bc
 @patch
 def loaders(
     self: Method,
@@ -308,12 +316,12 @@ def loaders(
     "The data of each stage."
     return {}
 
-
+# %% ../nbs/20_method.ipynb #276b1f3b
 @patch
 def loss(self: Method, training):
     "The loss on L; None: cross-entropy."
 
-
+# %% ../nbs/20_method.ipynb #6563b97b
 @patch
 def learner(self: Method, training, stage: str, cbs: list) -> Learner:
     "The learner of a stage."
@@ -321,14 +329,14 @@ def learner(self: Method, training, stage: str, cbs: list) -> Learner:
     net = training.live['teacher' if stage == 'teacher' else 'student']
     return supervised_learner(training.dls[stage], net, cfg.wd, cfg.momentum, cbs, self.loss(training))
 
-# %% ../nbs/20_method.ipynb #ba10b022
+# %% ../nbs/20_method.ipynb #05f768df
 @patch
 def after(self: Method, training, stage: str, learn):
     "Finish a stage: after the main training, choose the student."
     if stage == 'student':
         training.choose(learn)
 
-
+# %% ../nbs/20_method.ipynb #6244b615
 @patch
 def extra_patches(self: Method, training) -> float:
     "Patches that are passed through a network without a training step, for the estimate of a run's time."
@@ -339,12 +347,12 @@ def extra_patches(self: Method, training) -> float:
 def test(self: Method, training):
     "Probabilities (n, n_classes) and targets (n,) on the test set (T), for a method whose student is no network."
 
-# %% ../nbs/20_method.ipynb #d0f8062d
+# %% ../nbs/20_method.ipynb #7eac1342
 @cache
 def _announced():
     return {point.name: point for point in entry_points(group='ipb_nb.methods')}
 
-
+# %% ../nbs/20_method.ipynb #12c26bdf
 class _Methods(Mapping):
     "Methods by name; the module of one that a package announces is imported when it is asked for."
 
@@ -367,7 +375,7 @@ class _Methods(Mapping):
             _announced()[name].load()
         return self.registered[name]
 
-
+# %% ../nbs/20_method.ipynb #5c01c13d
 METHODS = _Methods()
 
 

@@ -40,63 +40,49 @@ def _vgg19(scale):
     features[0] = nn.Conv2d(1, 64, 3, padding=1)
     return nn.Sequential(OrderedDict(features=features, pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten()))
 
-# %% ../nbs/17_model.ipynb #1b5e8ac3
-_OWN = dict(
-    hrnet=(_hrnet, 'hrnet_w18_small'), vgg19=(_vgg19, 'vgg19_bn')
-)  # network, and the name under which timm has its weights
+# %% ../nbs/17_model.ipynb #0d0a95e0
+def _wide(channels, width):
+    return channels if channels == 1 else max(round(channels * width), 1)
 
-# %% ../nbs/17_model.ipynb #b65f366a
+
 def _rescaled(net, width):
-    "Every layer `width` times as wide; the input keeps its one channel."
-    wide = lambda c: c if c == 1 else max(round(c * width), 1)
+    "Make every layer `width` times as wide; the input keeps its one channel."
     for m in list(net.modules()):
         for name, o in list(m.named_children()):
             if isinstance(o, nn.Conv2d):
-                setattr(
-                    m,
-                    name,
-                    nn.Conv2d(
-                        wide(o.in_channels),
-                        wide(o.out_channels),
-                        o.kernel_size,
-                        o.stride,
-                        o.padding,
-                        bias=o.bias is not None,
-                    ),
-                )
+                n_in, n_out = _wide(o.in_channels, width), _wide(o.out_channels, width)
+                conv = nn.Conv2d(n_in, n_out, o.kernel_size, o.stride, o.padding, bias=o.bias is not None)
+                setattr(m, name, conv)
             if isinstance(o, nn.BatchNorm2d):
-                setattr(m, name, nn.BatchNorm2d(wide(o.num_features), momentum=o.momentum))
+                setattr(m, name, nn.BatchNorm2d(_wide(o.num_features, width), momentum=o.momentum))
     return net
 
-# %% ../nbs/17_model.ipynb #0d0a95e0
+# %% ../nbs/17_model.ipynb #8ad9fcb9
+_OWN = dict(hrnet=(_hrnet, 'hrnet_w18_small'), vgg19=(_vgg19, 'vgg19_bn'))  # network; the name of its weights in timm
+
+
+def _unknown(arch):
+    near = difflib.get_close_matches(arch, [*_OWN, *timm.list_models()], 3)
+    advice = f"Near that: {', '.join(near)}." if near else 'timm.list_models() lists them.'
+    return InputError('arch', arch, "hrnet, vgg19 or a network of timm's", advice)
+
+
 def _check_arch(arch, width, pretrained):
     if arch not in _OWN and arch.split('.')[0] not in timm.list_models():
-        near = difflib.get_close_matches(arch, [*_OWN, *timm.list_models()], 3)
-        raise InputError(
-            'arch',
-            arch,
-            "hrnet, vgg19 or a network of timm's",
-            f"Near that: {', '.join(near)}." if near else 'timm.list_models() lists them.',
-        )
+        raise _unknown(arch)
     if width != 1 and arch not in _OWN:
-        raise InputError(
-            'width',
-            width,
-            f'1 for {arch}',
-            f"Only {' and '.join(_OWN)} have a width; timm has narrower networks under names of their own.",
-        )
+        advice = f"Only {' and '.join(_OWN)} have a width; timm has narrower networks under names of their own."
+        raise InputError('width', width, f'1 for {arch}', advice)
     if width <= 0:
         raise InputError('width', width, 'a number above 0', 'For example 0.25.')
     if width != 1 and pretrained:
         raise InputError('pretrained', f'width {width}', 'width 1', 'There are no trained weights of other widths.')
 
-# %% ../nbs/17_model.ipynb #ea922803
-def _backbone(arch, scale, width=1.0, pretrained=False):
-    "A network from (B, 1, scale, scale) to (B, features)."
-    name = _OWN[arch][1] if arch in _OWN else arch
-    fixed = dict(img_size=scale) if arch not in _OWN and timm.models.get_pretrained_cfg(arch).fixed_input_size else {}
+# %% ../nbs/17_model.ipynb #d34af72f
+def _trained(name, **kwargs):
+    "A network of timm's with its trained weights."
     try:
-        trained = timm.create_model(name, in_chans=1, num_classes=0, pretrained=True, **fixed) if pretrained else None
+        return timm.create_model(name, in_chans=1, num_classes=0, pretrained=True, **kwargs)
     except (OSError, RuntimeError, ValueError) as e:
         raise InputError(
             'pretrained',
@@ -104,21 +90,33 @@ def _backbone(arch, scale, width=1.0, pretrained=False):
             'weights from the network',
             'Connect to the network, take another arch, or train from scratch.',
         ) from None
+
+# %% ../nbs/17_model.ipynb #9448eb3d
+def _timm_backbone(arch, scale, pretrained):
+    fixed = dict(img_size=scale) if timm.models.get_pretrained_cfg(arch).fixed_input_size else {}
+    if pretrained:
+        return _trained(arch, **fixed)
+    return timm.create_model(arch, in_chans=1, num_classes=0, **fixed)
+
+
+def _backbone(arch, scale, width=1.0, pretrained=False):
+    "A network from (B, 1, scale, scale) to (B, features)."
     if arch not in _OWN:
-        return trained or timm.create_model(name, in_chans=1, num_classes=0, **fixed)
-    net = _OWN[arch][0](scale)
+        return _timm_backbone(arch, scale, pretrained)
+    make, name = _OWN[arch]
+    trained = _trained(name) if pretrained else None
+    net = make(scale)
     if width != 1:
         net = _rescaled(net, width)
     if trained:
         own = net.state_dict()
-        net.load_state_dict(
-            {k: v for k, v in trained.state_dict().items() if k in own and v.shape == own[k].shape}, strict=False
-        )
+        fitting = {k: v for k, v in trained.state_dict().items() if k in own and v.shape == own[k].shape}
+        net.load_state_dict(fitting, strict=False)
     return net
 
-# %% ../nbs/17_model.ipynb #8ad9fcb9
+# %% ../nbs/17_model.ipynb #47012958
 def _n_out(backbone, scale):
-    "How many features come out (timm's `num_features` is not always it); None if the network does not take this side."
+    "Number of features that come out; None if the network does not take this side."
     try:
         with torch.no_grad():
             out = backbone.eval()(torch.zeros(1, 1, scale, scale))
@@ -131,7 +129,7 @@ def _sides_near(arch, scale, width):
     near = {max(scale // k * k + j * k, k) for k in (16, 32) for j in (0, 1)}
     return [s for s in sorted(near) if s != scale and _n_out(_backbone(arch, s, width), s)]
 
-# %% ../nbs/17_model.ipynb #ca55ac33
+
 def _fitting_backbone(arch, scale, width, pretrained):
     "A backbone and the number of its features."
     try:
@@ -143,8 +141,8 @@ def _fitting_backbone(arch, scale, width, pretrained):
     near = ' or '.join(map(str, _sides_near(arch, scale, width))) or 'others'
     raise InputError('scales', f'{scale} px', f'a side that {arch} takes', f'Near that: {near} px.')
 
-# %% ../nbs/17_model.ipynb #d34af72f
-N_FEATURES = 512  # a stream (paper, Fig. 3)
+# %% ../nbs/17_model.ipynb #aa8558e4
+N_FEATURES = 512  # of each stream (paper, Fig. 3)
 
 
 def _kaiming(m, before_relu=False):
@@ -155,22 +153,29 @@ def _kaiming(m, before_relu=False):
 
 
 def _stream(backbone, n):
+    "A backbone with `n` outputs, and a layer to `N_FEATURES` where it has another number."
     return nn.Sequential(backbone, *([nn.Linear(n, N_FEATURES), nn.ReLU(inplace=True)] if n != N_FEATURES else []))
+
+
+def _classifier(n, hidden, n_classes):
+    if not hidden:
+        return nn.Linear(n, n_classes)
+    return nn.Sequential(nn.Linear(n, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, n_classes))
 
 
 def _centre(x, side):
     y, z = (x.shape[2] - side) // 2, (x.shape[3] - side) // 2
     return x[:, :, y : y + side, z : z + side]
 
-# %% ../nbs/17_model.ipynb #9448eb3d
+# %% ../nbs/17_model.ipynb #dee8d82e
 class PatchNet(nn.Module):
-    "One stream a scale; the batch is the largest patch, smaller scales are its centre."
+    "One stream for each scale; the batch holds the largest patch, of which smaller scales are the centre."
 
     def __init__(
         self,
         arch: str,  # hrnet, vgg19, or a timm name
         scales,  # px, largest first
-        n_classes: int,
+        n_classes: int,  # outputs
         width: float = 1.0,  # of hrnet and vgg19: channels of every layer, as a factor
         pretrained: bool = False,  # begin with weights learnt from photographs
         hidden: int = 0,  # width of a hidden layer in the classifier; 0: none
@@ -179,13 +184,9 @@ class PatchNet(nn.Module):
         _check_arch(arch, width, pretrained)
         self.sides = tuple(scales)
         self.streams = nn.ModuleList(_stream(*_fitting_backbone(arch, s, width, pretrained)) for s in self.sides)
-        self.norm = nn.BatchNorm1d(N_FEATURES * len(self.sides))
         n = N_FEATURES * len(self.sides)
-        self.classifier = (
-            nn.Sequential(nn.Linear(n, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, n_classes))
-            if hidden
-            else nn.Linear(n, n_classes)
-        )
+        self.norm = nn.BatchNorm1d(n)
+        self.classifier = _classifier(n, hidden, n_classes)
         for m in [self.classifier] if pretrained else [self]:
             m.apply(_kaiming)
         for stream in self.streams:
@@ -195,50 +196,48 @@ class PatchNet(nn.Module):
         self,
         x: torch.Tensor,  # (B, 1, scale, scale), normalised
     ) -> torch.Tensor:  # (B, 512 × scales)
-        "What the classifier sees."
+        "The input of the classifier."
         return self.norm(torch.cat([stream(_centre(x, s)) for stream, s in zip(self.streams, self.sides)], 1))
 
     def forward(
         self,
         x: torch.Tensor,  # (B, 1, scale, scale), normalised
-        features: bool = False,  # the features, too
+        features: bool = False,  # return the features, too
     ):  # logits (B, n_classes), or a tuple of them and the features (B, 512 × scales)
         f = self.features(x)
         logits = self.classifier(f)
         return (logits, f) if features else logits
 
-# %% ../nbs/17_model.ipynb #99a44336
+# %% ../nbs/17_model.ipynb #869b25b6
 def create_model(
     arch: str,  # hrnet, vgg19, or any network of timm's
     scales,  # px, largest first: one or two, as numbers or as '224,112'
-    n_classes: int,
+    n_classes: int,  # outputs
     pretrained: bool = False,  # begin with weights learnt from photographs
     width: float = 1.0,  # of hrnet and vgg19: channels of every layer, as a factor
     device='cpu',  # where it will run
-    compile: bool = False,  # let torch.compile make it faster: takes a minute or more at its first steps
+    compile: bool = False,  # speed it up with torch.compile, which takes a minute or more at the first steps
     hidden: int = 0,  # width of a hidden layer in the classifier; 0: none
 ) -> PatchNet:
-    "A network in training mode, on its device, laid out in memory as is fastest there."
+    "A network in training mode, on its device, with the memory layout that is fastest there."
     scales, device = patch_scales(scales), torch.device(device)
     if len(scales) > 2:
         raise InputError('scales', f'{len(scales)} of them', 'one or two', 'For example 224,112.')
-    net = (
-        PatchNet(arch, scales, n_classes, width, pretrained, hidden)
-        .train()
-        .to(device, memory_format=torch.channels_last if device.type in ('cpu', 'cuda') else torch.preserve_format)
-    )
+    layout = torch.channels_last if device.type in ('cpu', 'cuda') else torch.preserve_format
+    net = PatchNet(arch, scales, n_classes, width, pretrained, hidden).train().to(device, memory_format=layout)
     if compile:
         net.compile()
     return net
 
-# %% ../nbs/17_model.ipynb #95fffc6b
+# %% ../nbs/17_model.ipynb #d4eee6b0
 def _parts(stream, scale):
-    "Sides and channels after each part of a backbone, a list a part, an entry a branch; parts that change neither are left out."
-    parts = []
+    "For each part of a backbone its branches, as (channels, side); parts that change neither are left out."
+    parts = [[(1, scale)]]
 
     def note(m, i, o):
-        shapes = [(t.shape[1], t.shape[-1]) for t in (o if isinstance(o, (list, tuple)) else [o]) if t.ndim == 4]
-        if shapes and parts[-1:] != [shapes]:
+        branches = o if isinstance(o, (list, tuple)) else [o]
+        shapes = [(t.shape[1], t.shape[-1]) for t in branches if t.ndim == 4]
+        if shapes and (len(parts) == 1 or parts[-1] != shapes):
             parts.append(shapes)
 
     pools = lambda m: isinstance(m, nn.Sequential) and any(isinstance(o, nn.MaxPool2d) for o in m)
@@ -250,50 +249,69 @@ def _parts(stream, scale):
     finally:
         for h in hooks:
             h.remove()
-    return [[(1, scale)], *parts]
+    return parts
+
+# %% ../nbs/17_model.ipynb #95fffc6b
+_GAP = 4
+
+
+def _height(part):
+    return sum(side**0.5 for _, side in part) + _GAP * (len(part) - 1)
+
+
+def _draw_box(ax, x, y, width, height, color, label):
+    corner = x - width / 2, y - height / 2
+    ax.add_patch(plt.Rectangle(corner, width, height, facecolor=color, edgecolor='k', lw=0.5))
+    ax.text(x, y - height / 2 - 0.5, label, ha='center', va='top', fontsize=7)
+
+
+def _draw_arrow(ax, start, end):
+    ax.annotate('', end, start, arrowprops=dict(arrowstyle='->', lw=0.6))
+
+
+def _draw_part(ax, x, y, part):
+    "The branches of one part, centred at `y`."
+    top = y + _height(part) / 2
+    for channels, side in part:
+        h = side**0.5
+        color = plt.cm.viridis(min(np.log2(channels) / 11, 1))
+        _draw_box(ax, x, top - h / 2, 0.16, h, color, str(channels))
+        ax.text(x, top + 0.4, str(side), ha='center', fontsize=7, color='#555555')
+        top -= h + _GAP
 
 # %% ../nbs/17_model.ipynb #33010d0a
 def show_network(
     net: PatchNet,
 ):  # figure
-    "The network as a diagram: a row a stream, a box a part, as high as its side (on a scale of roots), with its channels."
+    "The network as a diagram: one row for each stream, one box for each part or branch."
     training = net.training
-    rows = [_parts(stream, s) for stream, s in zip(net.eval().streams, net.sides)]
+    streams = [_parts(stream, s) for stream, s in zip(net.eval().streams, net.sides)]
     net.train(training)
-    tall = lambda part: sum(side**0.5 for _, side in part) + 4 * (len(part) - 1)
-    n, height = max(map(len, rows)), max(tall(part) for row in rows for part in row) + 7
-    fig, ax = plt.subplots(figsize=(10, 0.09 * height * len(rows)))
-    box = lambda x, y, w, h, c, text: (
-        ax.add_patch(plt.Rectangle((x - w / 2, y - h / 2), w, h, facecolor=c, edgecolor='k', lw=0.5)),
-        ax.text(x, y - h / 2 - 0.5, text, ha='center', va='top', fontsize=7),
-    )
-    for r, (row, scale) in enumerate(zip(rows, net.sides)):
-        y0 = -r * height
-        for k, part in enumerate(row):
-            x, y = k * 10 / n, y0 + tall(part) / 2
-            for channels, side in part:
-                h = side**0.5
-                box(x, y - h / 2, 0.16, h, plt.cm.viridis(min(np.log2(channels) / 11, 1)), str(channels))
-                ax.text(x, y + 0.4, str(side), ha='center', fontsize=7, color='#555555')
-                y -= h + 4
-        ax.annotate('', (10.1, y0), ((len(row) - 1) * 10 / n + 0.2, y0), arrowprops=dict(arrowstyle='->', lw=0.6))
-        box(10.25, y0, 0.12, 9, '#E69F00', f'{N_FEATURES}')
-        ax.annotate('', (11, -height * (len(rows) - 1) / 2), (10.4, y0), arrowprops=dict(arrowstyle='->', lw=0.6))
-        ax.text(-0.4, y0, f'{scale} px', ha='right', va='center', fontsize=8)
-    y = -height * (len(rows) - 1) / 2
-    box(11.15, y, 0.12, 13, '#56B4E9', f'{net.norm.num_features}\nbatch norm')
-    ax.annotate('', (11.9, y), (11.3, y), arrowprops=dict(arrowstyle='->', lw=0.6))
-    box(12, y, 0.12, 4, '#D55E00', f'{[*net.classifier.modules()][-1].out_features}\nclasses')
-    ax.set(xlim=(-1.4, 12.6), ylim=(-height * (len(rows) - 0.5), height * 0.5))
+    step = 10 / max(map(len, streams))
+    height = max(_height(part) for parts in streams for part in parts) + 7
+    middle = -height * (len(streams) - 1) / 2
+    fig, ax = plt.subplots(figsize=(10, 0.09 * height * len(streams)))
+    for row, (parts, scale) in enumerate(zip(streams, net.sides)):
+        y = -row * height
+        ax.text(-0.4, y, f'{scale} px', ha='right', va='center', fontsize=8)
+        for k, part in enumerate(parts):
+            _draw_part(ax, k * step, y, part)
+        _draw_arrow(ax, ((len(parts) - 1) * step + 0.2, y), (10.1, y))
+        _draw_box(ax, 10.25, y, 0.12, 9, '#E69F00', f'{N_FEATURES}')
+        _draw_arrow(ax, (10.4, y), (11, middle))
+    _draw_box(ax, 11.15, middle, 0.12, 13, '#56B4E9', f'{net.norm.num_features}\nbatch norm')
+    _draw_arrow(ax, (11.3, middle), (11.9, middle))
+    _draw_box(ax, 12, middle, 0.12, 4, '#D55E00', f'{[*net.classifier.modules()][-1].out_features}\nclasses')
+    ax.set(xlim=(-1.4, 12.6), ylim=(-height * (len(streams) - 0.5), height * 0.5))
     ax.axis('off')
     fig.tight_layout()
     return fig
 
 # %% ../nbs/17_model.ipynb #cffec95d
 def bf16_pays(
-    device='cpu',
+    device='cpu',  # torch device
 ) -> bool:
-    "Does this device compute faster in bfloat16? CUDA from compute capability 8.0; CPUs with AMX, and others than Intel's with AVX512-BF16."
+    "Whether a device is faster in bfloat16: CUDA from compute capability 8.0, CPUs with AMX or AMD's AVX512-BF16."
     device = torch.device(device)
     if device.type == 'cuda':
         return torch.cuda.get_device_capability(device) >= (8, 0)
@@ -302,17 +320,17 @@ def bf16_pays(
     has = torch.cpu.get_capabilities()
     return bool(has.get('amx_bf16') or has.get('avx512_bf16') and 'Intel' not in has.get('cpu_name', ''))
 
-# %% ../nbs/17_model.ipynb #a32d1c43
+# %% ../nbs/17_model.ipynb #d7a36b2a
 def autocast(
-    device,
-    on: bool = True,  # False: nothing changes
+    device,  # of the network
+    on: bool = True,  # False: change nothing
 ):
-    "A context in which torch computes in bfloat16 what is safe to."
+    "A context in which torch computes in bfloat16 where that is safe."
     return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=on)
 
-# %% ../nbs/17_model.ipynb #d7a36b2a
+# %% ../nbs/17_model.ipynb #3c4be39b
 class BFloat16(MixedPrecision):
-    "bfloat16 in a learner, on any device that has it; loss and weights stay float32."
+    "Train in bfloat16, on any device that has it; loss and weights stay float32."
 
     def __init__(self):
         super().__init__(AMPMode.BF16)
@@ -325,5 +343,5 @@ class BFloat16(MixedPrecision):
 def in_bfloat16(
     learn,  # a learner
 ) -> bool:
-    "Does this learner compute in bfloat16?"
+    "Whether a learner computes in bfloat16."
     return any(isinstance(cb, BFloat16) for cb in learn.cbs)

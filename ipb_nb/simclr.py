@@ -26,7 +26,9 @@ from .patch import PatchDL, more_keys, patch_views
 
 # %% ../nbs/24_simclr.ipynb #35e72242
 class PretextViews(Callback):
-    "Before each step the patches become views, all of them in one batch: first views, second views, … There is no validation, as there are no classes."
+    """Turn the patches into views before each step, all of them in one batch: first views, then second views, …
+
+    There is no validation, as there are no classes."""
 
     order = 20
 
@@ -49,10 +51,12 @@ class PretextViews(Callback):
 # %% ../nbs/24_simclr.ipynb #791fe27b
 def pretext_loaders(
     loaders,  # as `colony_dataloaders` gives them
-    pairs: int = 256,  # patches a step
+    pairs: int = 256,  # patches per step
     cls=PatchDL,
 ) -> DataLoaders:
-    "U for learning without labels: as many steps as in other methods, of more patches; a colony that comes again in an epoch shows another patch."
+    """The unlabelled set (U) for learning without labels: as many steps as in other methods, of more patches.
+
+    A colony that is drawn again in an epoch shows another patch."""
     u = loaders.unlabeled
     return DataLoaders(
         u.train.new(cls=cls, bs=pairs, n_draws=len(u.train) * pairs, fixed_patch=False),
@@ -65,7 +69,7 @@ def nt_xent(
     z1: torch.Tensor,  # (n, features): first views
     z2: torch.Tensor,  # (n, features): second views of the same patches
     temperature: float = 0.5,
-    tau_plus: float = 0.0,  # share of the negatives that are assumed to be of the same class (the debiased loss); 0: none
+    tau_plus: float = 0.0,  # assumed share of negatives of the same class (debiased loss); 0: none
 ) -> torch.Tensor:  # scalar, the mean over all 2n views
     "Normalised temperature-scaled cross-entropy (Chen et al. 2020, Eq. 1; debiased: Chuang et al. 2020, Eq. 8)."
     with torch.autocast(z1.device.type, enabled=False):
@@ -91,7 +95,7 @@ class NTXent:
 
 # %% ../nbs/24_simclr.ipynb #35d82267
 class Pretext(nn.Module):
-    "The features of a network, and a head on them that is needed for learning alone."
+    "The features of a network, and a head that only learning needs."
 
     def __init__(
         self,
@@ -168,7 +172,7 @@ def plot_embedding(
     embeddings: dict,  # features and targets (as `embed` gives them) by title
     classes,  # class names
 ):  # axes
-    "Features in two dimensions (t-SNE), a panel each; near points are alike to the network."
+    "Features in two dimensions (t-SNE), one panel per embedding; near points look alike to the network."
     fig, axs = plt.subplots(
         1, len(embeddings), figsize=(4.2 * len(embeddings), 3.6), layout='constrained', squeeze=False
     )
@@ -184,7 +188,7 @@ def plot_embedding(
 def loader_of_l(
     loaders,  # as `colony_dataloaders` gives them
 ):  # a loader
-    "L in its order, the middle patches."
+    "The labelled set (L) in its order, one centre patch per colony."
     return loaders.labeled.test_dl(loaders.labeled.train.items, with_labels=True)
 
 # %% ../nbs/24_simclr.ipynb #57942018
@@ -201,7 +205,7 @@ def linear_probe(
     out = net.classifier
     with torch.no_grad():
         out.weight.zero_()
-        out.bias.fill_(-30.0)  # (a class that L lacks is hardly ever said)
+        out.bias.fill_(-30.0)  # (a class that L lacks is hardly ever predicted)
         out.weight[fit.classes_], out.bias[fit.classes_] = (
             torch.as_tensor(o, dtype=torch.float32, device=out.weight.device) for o in (w, b)
         )
@@ -234,7 +238,7 @@ class PretextMethod(Method):
         return dict(pretext=pretext_loaders(loaders, cfg.pairs, self.loader), student=tuned)
 
     def classify(self, net, labeled):
-        "Give classes to what was learnt."
+        "Assign classes to what was learnt."
         linear_probe(net, labeled)
 
     def after(self, training, stage, learn):
@@ -245,13 +249,13 @@ class PretextMethod(Method):
             if 'student' in self.stages:
                 training.keep(self.classified, net)
 
-# %% ../nbs/24_simclr.ipynb #7fe44ef0
+# %% ../nbs/24_simclr.ipynb #3a2d388b
 @patch
 def unlabeled_learner(self: PretextMethod, training, dls, net, views, **kwargs) -> Learner:
     "The learner of the stage without labels; `kwargs` are those of the function `pretext_learner`."
     raise NotImplementedError
 
-
+# %% ../nbs/24_simclr.ipynb #bb9beeb7
 @patch
 def learner(self: PretextMethod, training, stage, cbs):
     if stage != 'pretext':

@@ -27,7 +27,7 @@ def neighbour_box(
     min_fraction: float = 0.25,  # share of the neighbour that should be colony
     small: str = 'context',  # as in `patch_box`
 ) -> tuple:  # the neighbour's box, and whether it is a whole side away
-    "The patch beside a patch: first of all in the colony, then as far away as can be, up to one side."
+    "The patch beside a patch: in the colony if possible, and as far away as possible, up to one side."
     side = box[2] - box[0]
     y0, x0, y1, x1, _ = patch_window(colony, side, small)
     order = counter_rng(key).permutation(4)
@@ -82,8 +82,11 @@ def triplet_loss(
 ) -> torch.Tensor:  # scalar
     "SimTriplet's loss (Liu et al. 2021): between -2 and 2."
     z, p = (F.normalize(o.float(), dim=1).chunk(3) for o in (z, p))
-    d = lambda i, j: -(p[i] * z[j].detach()).sum(1).mean()
-    return (d(0, 1) + d(1, 0) + d(0, 2) + d(2, 0)) / 2
+
+    def distance(i, j):
+        return -(p[i] * z[j].detach()).sum(1).mean()
+
+    return (distance(0, 1) + distance(1, 0) + distance(0, 2) + distance(2, 0)) / 2
 
 
 class SimTriplet:
@@ -98,7 +101,10 @@ class Siamese(nn.Module):
 
     def __init__(self, n_in, n=N_FEATURES):
         super().__init__()
-        layer = lambda i, o: [nn.Linear(i, o, bias=False), nn.BatchNorm1d(o)]
+
+        def layer(i, o):
+            return [nn.Linear(i, o, bias=False), nn.BatchNorm1d(o)]
+
         self.project = nn.Sequential(
             *layer(n_in, n), nn.ReLU(inplace=True), *layer(n, n), nn.ReLU(inplace=True), *layer(n, n)
         )

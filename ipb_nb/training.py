@@ -40,7 +40,7 @@ from .method import EMA, METHODS, STAGES, Ranks, SelectNetwork, fit_schedule
 from .model import BFloat16, autocast, create_model
 from .patch import colony_dataloaders
 
-# %% ../nbs/31_training.ipynb #6b1be44e
+# %% ../nbs/31_training.ipynb #7a5e411c
 def run_loaders(
     cfg: ExperimentConfig,
     ds: ColonyDataset,
@@ -66,7 +66,7 @@ def run_loaders(
         )
     return loaders
 
-
+# %% ../nbs/31_training.ipynb #96598278
 def create_network(
     cfg: ExperimentConfig,
     ds: ColonyDataset,
@@ -78,11 +78,11 @@ def create_network(
     n = len(ds.classes)
     return create_model(cfg.arch, cfg.sides, n, width=cfg.width, device=device, compile=compile, hidden=hidden)
 
-# %% ../nbs/31_training.ipynb #f3a6b910
+# %% ../nbs/31_training.ipynb #096bef2e
 def _copy(state):
     return {k: v.clone() for k, v in state.items()}
 
-
+# %% ../nbs/31_training.ipynb #7cc6e53e
 class Training:
     "The networks of a run, trained in stages."
 
@@ -121,7 +121,7 @@ class Training:
             net.load_state_dict(state['live'][name])
         self.kept, self.start = state['kept'], self.start - state['seconds']
 
-# %% ../nbs/31_training.ipynb #dfb097b5
+# %% ../nbs/31_training.ipynb #0a5789cb
 @patch
 def past(self: Training, stage: str) -> bool:
     "Was the checkpoint saved in a later stage?"
@@ -133,7 +133,7 @@ def epochs(self: Training, stage: str) -> int:
     "Epochs of a stage."
     return self.cfg.stage_epochs[stage]
 
-
+# %% ../nbs/31_training.ipynb #5b9cf17d
 @patch
 def left(self: Training, stage: str) -> int:
     "Epochs of a stage that are still to do."
@@ -191,7 +191,7 @@ def fit(
         fit_schedule(_quiet(learn), n, method.rate(cfg, stage), cfg.warmup, start_epoch=n - left, cycles=cycles)
     return learn
 
-# %% ../nbs/31_training.ipynb #e46e0f16
+# %% ../nbs/31_training.ipynb #3ae409e3
 @patch(as_prop=True)
 def selected_on(self: Training) -> str:
     "The set on which the student is chosen: V, T, or `last` where it is the last epoch's."
@@ -200,7 +200,7 @@ def selected_on(self: Training) -> str:
     valid = 'V' if self.loaders.valid_is == 'V' else 'last'
     return dict(valid=valid, last='last', test='T')[self.cfg.select]
 
-
+# %% ../nbs/31_training.ipynb #f984d96a
 @patch
 def choose(
     self: Training,
@@ -255,7 +255,7 @@ def _time_pass(net, dl, amp):
     net.train()
     return seconds / len(x), flops / len(x)
 
-# %% ../nbs/31_training.ipynb #dc8b9868
+# %% ../nbs/31_training.ipynb #83b9780e
 @patch
 def _time_stages(self: Training, n: dict, steps: int):
     "Seconds and operations of a step, by stage; `n` are the steps that are left."
@@ -268,7 +268,7 @@ def _time_stages(self: Training, n: dict, steps: int):
             flops[stage] = _flops(partial(time_steps, learn, 1)) / 2  # (it takes two)
     return seconds, flops
 
-
+# %% ../nbs/31_training.ipynb #9d8657ac
 @patch
 def estimate(
     self: Training,
@@ -293,7 +293,7 @@ def estimate(
     memory = peak_memory(self.loaders.test.device)
     return dict(steps=sum(n.values()), seconds=round(seconds, 1), flops=flops * n_ranks(), memory_gb=round(memory, 2))
 
-# %% ../nbs/31_training.ipynb #93e3019a
+# %% ../nbs/31_training.ipynb #f567415b
 def estimate_in_words(
     estimate: dict,  # as `Training.estimate` gives it
 ) -> str:
@@ -301,7 +301,7 @@ def estimate_in_words(
     time_left, steps = in_words(estimate['seconds']), estimate['steps']
     return f"about {time_left} and {estimate['memory_gb']:.1f} GB to the end ({steps:,} steps)"
 
-
+# %% ../nbs/31_training.ipynb #e857d815
 def estimate_run(
     cfg: ExperimentConfig,
     data,  # dataset folder

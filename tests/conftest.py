@@ -15,6 +15,19 @@ signal.signal(
 )  # (what a shell starts in the background ignores Ctrl-C, and so would the runs that tests stop by it)
 
 
+ALONE = ('inspect', 'survive', 'ranks', 'sweep')  # files whose tests measure, kill, or use a browser or all cores
+TRAINS = (*ALONE, 'related', 'wheel', 'predict', 'export', 'method', 'bccd', 'leaks', 'commands')
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        name = item.path.stem.removeprefix('test_')
+        if name in ALONE:
+            item.add_marker('alone')
+        if name in TRAINS:
+            item.add_marker('trains')
+
+
 @pytest.fixture(scope='session')
 def bccd():
     "364 real blood-smear fields with Pascal VOC boxes: the folder named by IPB_BCCD."
@@ -29,7 +42,8 @@ def bccd():
 
 @pytest.fixture(scope='session')
 def class_folders(tmp_path_factory):
-    "Three classes of 24 noisy squares with stripes of another width each, eight mixed ones and six that nobody has sorted."
+    """Three classes of 24 noisy squares with stripes of another width each, eight mixed ones and six that nobody has
+    sorted."""
     root, rng = tmp_path_factory.mktemp('drawn') / 'cells', np.random.default_rng(0)
     for label, n in {'fine': 24, 'middle': 24, 'coarse': 24, 'multi-label': 8, 'unlabelled': 6}.items():
         (root / label).mkdir(parents=True)
@@ -45,7 +59,9 @@ def class_folders(tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def voc(tmp_path_factory):
-    "Three fields with boxes of two classes: one is overlapped by the other class, one has no area, one field's picture is lost."
+    """Three fields with boxes of two classes.
+
+    One is overlapped by the other class, one has no area, one field's picture is lost."""
     root, rng = tmp_path_factory.mktemp('drawn') / 'voc', np.random.default_rng(0)
     for d in ('Annotations', 'JPEGImages'):
         (root / d).mkdir(parents=True)

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import cohen_kappa_score
 
-from ipb_nb.core import MULTI_LABEL, append_csv, read_table
+from ipb_nb.core import MULTI_LABEL, InputError, append_csv, read_table
 from ipb_nb.dataset import LOG_COLUMNS, ColonyDataset, write_dataset
 
 CLASSES = ['a', 'b', 'c']
@@ -143,3 +143,54 @@ def test_kappa_against_scikit_learn_and_fleiss(clean):
     assert k.loc['all', 'kappa'] == pytest.approx((p.mean() - pe) / (1 - pe))
     d = clean.disagreements()
     assert d.n.sum() == sum((rows[a] != rows[b]).sum() for a, b in [('ana', 'ben'), ('ana', 'cho'), ('ben', 'cho')])
+
+
+@pytest.mark.parametrize(
+    'verdict, says',
+    [
+        (('c000', 'Round', 'ana'), 'classes: found Round; expected a, b, c'),
+        (('nobody', 'b', 'ana'), 'colony_id: found nobody'),
+        (('c000', '', 'ana'), 'found .+; expected one of the two'),
+        (('c009', (), 'ana', '', 'undo'), 'action: found undo of c009; expected a verdict of ana'),
+        (('c000', 'b', 'ana', '', 'undo'), 'expected neither, for an undo'),
+        (('c000', 'b', 'Ana'), 'by: found Ana; expected ana'),
+        (('c000', 'b', '../ana'), 'by: found'),
+        (('c000', (), 'ana', 'ugly'), 'exclude: found ugly'),
+        (('c000', 'b', 'ana', 'unsure'), 'expected one of the two'),
+        (('c000', 'b', 'ana', '', 'remove'), 'action: found remove; expected set, undo, repeat'),
+    ],
+)
+def test_verdicts_that_cannot_be(clean, verdict, says):
+    clean.annotate('c000', 'a', by='ana')
+    now = clean.labels()
+    with pytest.raises(InputError, match=says):
+        clean.annotate(*verdict)
+    assert clean.labels().equals(now)
+
+
+@pytest.mark.parametrize(
+    'line, says',
+    [
+        ('c000,set,Round,,', 'ana.csv, line 3: found class Round; expected a, b, c'),
+        ('c000,remove,,,', 'line 3: found action remove; expected set, undo, repeat'),
+        ('x,set,b,,', 'line 3: found colony x'),
+        ('c009,undo,,,', 'line 3: found undo of c009'),
+        ('c000,set,,,', 'line 3: found neither classes nor a reason'),
+        ('c000,set,b,unsure,', 'line 3: found both classes and a reason'),
+        ('c000,set', 'line 3: found 2 fields'),
+    ],
+)
+def test_a_log_edited_by_hand(clean, line, says):
+    clean.annotate('c000', 'a', by='ana')
+    log = clean.path / 'annotations' / 'ana.csv'
+    log.write_text(log.read_text() + line + '\n')
+    with pytest.raises(InputError, match=says):
+        clean.labels()
+
+
+def test_two_logs_of_one_person(clean):
+    clean.annotate('c000', 'a', by='ana')
+    log = clean.path / 'annotations' / 'ana.csv'
+    log.with_name('Ana .csv').write_bytes(log.read_bytes())
+    with pytest.raises(InputError, match='ana.csv: found a second file of ana, beside Ana .csv'):
+        clean.labels()

@@ -8,6 +8,7 @@ import pytest
 
 from ipb_nb.config import ExperimentConfig
 from ipb_nb.core import InputError, read_json, write_json, write_png
+from ipb_nb.crop import colony_row
 from ipb_nb.dataset import ColonyDataset, write_dataset
 from ipb_nb.experiment import check_run
 from ipb_nb.importers import import_voc
@@ -152,6 +153,29 @@ def test_mask_of_another_shape_leaves_nothing(tmp_path):
     with pytest.raises(InputError, match=r'mask of a: found shape \(4, 5\)'):
         write_dataset(tmp_path / 'ds', [row], ['x'])
     assert not any(tmp_path.iterdir())
+
+
+def test_nothing_is_added_after_an_error(tmp_path):
+    def row(i, **fields):
+        im = np.random.default_rng(ord(i)).integers(0, 255, (9, 9), dtype=np.uint8)
+        return colony_row(im, (0, 0, 9, 9), im > 99, colony_id=i, source=i, group='w', sha256=i) | fields
+
+    ds = write_dataset(tmp_path / 'ds', [row('a', label='x'), row('b')], ['x', 'y'], pixel_size=0.8)
+    before = {f: f.read_bytes() for f in ds.path.rglob('*') if f.is_file()}
+    for rows, kwargs, says in [
+        ([row('c'), row('b', colony_id='A', sha256='other')], {}, 'colony_id, b: found a second colony A'),
+        ([row('c', label='z')], {}, 'found label z; expected one of x, y, multi-label'),
+        ([row('c')], dict(pixel_size=0.5), 'pixel_size: found 0.5 µm'),
+        ([row('c')], dict(margin=9), 'margin: found 9 px; expected 112 px'),
+        ([], {}, 'found nothing to add; expected at least one colony'),
+    ]:
+        with pytest.raises(InputError, match=says):
+            write_dataset(ds.path, rows, [], add=True, **kwargs)
+    assert {f: f.read_bytes() for f in ds.path.rglob('*') if f.is_file() and f.name != '.lock'} == before
+    with pytest.raises(InputError, match='nowhere: found no such folder; expected a dataset to add to'):
+        write_dataset(tmp_path / 'nowhere', [row('c')], [], add=True)
+    with pytest.raises(InputError, match='found no colonies; expected at least one colony'):
+        write_dataset(tmp_path / 'empty', [], ['x'])
 
 
 def test_shares():

@@ -49,7 +49,7 @@ def test_from_folders_to_report(class_folders, tiny, tmp_path):
     out = sh('ipb-dataset', data)
     assert 'imported' in out and (data / 'summary.png').stat().st_size > 1e4
     said = sh('ipb-split', data, '--labeled', 0.25, '--test', 0.25, '--folds', 4)
-    assert '4 folds' in said and 'V is empty in fold 0, 1, 2, 3: it takes 5 colonies of every class' in said
+    assert '4 folds' in said and '(V) is empty in fold 0, 1, 2, 3: it takes 5 colonies of every class' in said
     out = sh('ipb-train', data, '--out', run, '--fold', 3, *options(tiny))
     assert 'student' in out and 'macro recall' in out
     written = {f.name for f in run.iterdir()}
@@ -155,7 +155,7 @@ def test_voc_goes_on_past_a_lost_picture(voc, tmp_path):
         ('ipb_dataset', dict(dataset='{data}', out='{tmp}/x.foo'), 'expected a name that ends in .png'),
         ('ipb_split', dict(dataset='{data}', seed=-1, name='x'), 'seed: found -1'),
         ('ipb_split', dict(dataset='{data}', test=float('nan'), name='x'), 'labeled, test: found 0.1, nan'),
-        ('ipb_split', dict(dataset='{data}', labeled='1', name='x'), '--labeled rest takes all labels outside T'),
+        ('ipb_split', dict(dataset='{data}', labeled='1', name='x'), 'rest takes all labels outside the test set'),
         ('ipb_train', dict(data='{data}', out='{run}'), r'found a run \(done\); expected a new folder'),
         ('ipb_train', dict(data='{data}', out='{tmp}/r', fold=7), 'fold: found 7; expected 0 to 1'),
         ('ipb_train', dict(data='{data}', out='{tmp}/r', split='mine'), 'no such split; expected one of default'),
@@ -255,7 +255,8 @@ def test_simulate(tmp_path):
 def test_demo_makes_a_report_and_can_be_repeated(tmp_path):
     config = tmp_path / 'rows.yaml'
     config.write_text(
-        "defaults: {pretrain_epochs: 2, epochs: 2, steps: 4, batch_size: 8, scales: '32', ema: 0, threads: 1}\nrows:\n  ipb: {}\n  supervised: {method: supervised}\n"
+        "defaults: {pretrain_epochs: 2, epochs: 2, steps: 4, batch_size: 8, scales: '32', ema: 0, threads: "
+        "1}\nrows:\n  ipb: {}\n  supervised: {method: supervised}\n"
     )
     for _ in range(2):
         report = demo(tmp_path / 'demo', 80, config=config)

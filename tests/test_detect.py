@@ -1,4 +1,5 @@
-"Detection: the paper's mask to the pixel, every file format, bad files, and the same files whoever did the work and however often it was stopped."
+"""Detection: the paper's mask to the pixel, every file format, bad files, and the same files whoever did the work and
+however often it was stopped."""
 
 import errno
 import filecmp
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from inspect import signature
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,7 +25,7 @@ from skimage.filters import rank, threshold_otsu
 from skimage.morphology import disk, opening, remove_small_objects
 
 from ipb_nb import detect
-from ipb_nb.core import InputError, read_image, read_json
+from ipb_nb.core import InputError, command_parser, read_image, read_json
 from ipb_nb.dataset import ColonyDataset
 from ipb_nb.detect import detect_dataset
 from ipb_nb.frames import check_frames, list_frames, read_frame
@@ -59,7 +61,7 @@ def exp(tmp_path_factory):
 @pytest.fixture(scope='module')
 def whole(exp, tmp_path_factory):
     return detect_dataset(
-        exp.path / 'raw', tmp_path_factory.mktemp('detect') / 'whole', truth=exp.path / 'truth', contact_sheets=True
+        exp.path / 'raw', tmp_path_factory.mktemp('detect') / 'whole', truth=exp.path / 'truth', contact_sheet=True
     )
 
 
@@ -226,8 +228,11 @@ def test_a_multi_file_ome_set_is_read_once(frame, tmp_path):
     h, w = frame.shape
     for k in range(2):
         xml = (
-            f'<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="{uuids[k]}"><Image ID="Image:0" Name="C3"><Pixels ID="Pixels:0" DimensionOrder="XYZCT" Type="uint8" SizeX="{w}" SizeY="{h}" SizeZ="1" SizeC="1" SizeT="2" '
-            f'PhysicalSizeX="0.8" TimeIncrement="2" TimeIncrementUnit="h"><Channel ID="Channel:0:0" SamplesPerPixel="1"/>{blocks}</Pixels></Image></OME>'
+            f'<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="{uuids[k]}"><Image '
+            f'ID="Image:0" Name="C3"><Pixels ID="Pixels:0" DimensionOrder="XYZCT" Type="uint8" '
+            f'SizeX="{w}" SizeY="{h}" SizeZ="1" SizeC="1" SizeT="2" '
+            f'PhysicalSizeX="0.8" TimeIncrement="2" TimeIncrementUnit="h"><Channel ID="Channel:0:0" '
+            f'SamplesPerPixel="1"/>{blocks}</Pixels></Image></OME>'
         )
         tifffile.imwrite(tmp_path / names[k], frame if k == 0 else frame[::-1], description=xml, metadata=None)
     df, failures, _ = list_frames(tmp_path)
@@ -515,7 +520,8 @@ def test_killed_and_resumed_it_is_the_same(exp, tmp_path):
     said = subprocess.run(command('killed'), capture_output=True, text=True)
     assert (
         said.returncode == 1
-        and 'found an unfinished detection; expected a new or empty folder. Choose another name, or go on with it: --resume.'
+        and 'found an unfinished detection; expected a new or empty folder. Choose another name, or go on with '
+        'it: --resume.'
         in said.stderr
     )
     said = subprocess.run(command('killed', '--resume', '--refine'), capture_output=True, text=True)
@@ -624,3 +630,10 @@ def test_edited_label_images_keep_the_labels_of_untouched_colonies(exp, whole, t
     assert set(kept) <= set(ds.colonies.index) and (ds.colonies.label[kept] == whole.colonies.label[kept]).all()
     assert 'P1-A1-002-0001' not in ds.colonies.index and ds.colonies.label['P1-A1-002-0050'] == ''
     assert ds.failures.source.tolist() == ['P1-A2/004.tif']
+
+
+def test_the_command_has_the_options_of_the_function():
+    options = {action.dest for action in command_parser(detect.ipb_detect)._actions}
+    assert set(signature(detect_dataset).parameters) - {'resample'} == options - {'help', 'list', 'pdb', 'xtra'}
+    args = command_parser(detect.ipb_detect).parse_args(['raw', '--min_area', '1280um2', '--split', '5'])
+    assert (args.dest, args.min_area, args.split, args.radius, args.margin) == (None, '1280um2', 5, 3, 112)

@@ -90,6 +90,12 @@ def test_bad_input(run, tmp_path):
         export_student(run, tmp_path / 'x', 'pickle')
     with pytest.raises(InputError, match='author: found nobody'):
         export_student(run, tmp_path / 'x', 'bioimageio')
+    with pytest.raises(InputError, match='name: found x; expected Value should have at least 5 items'):
+        export_student(run, tmp_path / 'x', 'bioimageio', authors=['A. Author'])
+    with pytest.raises(InputError, match='found mine'):
+        export_student(run, tmp_path / 'x', 'bioimageio', 'colonies', ['A. Author'], 'mine')
+    with pytest.raises(InputError, match='no model.json'):
+        export_student(tmp_path, tmp_path / 'x')
     (tmp_path / 'there').mkdir()
     with pytest.raises(InputError, match='there: found an existing file or folder'):
         export_student(run, tmp_path / 'there')

@@ -13,7 +13,8 @@ import roifile
 import tifffile
 
 from ipb_nb.core import InputError, write_png
-from ipb_nb.dataset import BOX, ColonyDataset, write_dataset
+from ipb_nb.crop import BOX
+from ipb_nb.dataset import ColonyDataset, write_dataset
 from ipb_nb.importers import import_csv, import_folders, import_masks, import_rois, import_voc, ipb_import
 
 BOXES = [(20, 30, 80, 100), (0, 200, 40, 260), (120, 130, 190, 170)]
@@ -84,7 +85,9 @@ def test_two_plates_with_equal_names(class_folders, tmp_path):
         cv2.imwrite(str(f), 255 - cv2.imread(str(f), 0))
     ds = import_folders(class_folders, tmp_path / 'ds')
     before = {f: f.read_bytes() for f in ds.path.rglob('*.*')}
-    with pytest.raises(InputError, match='found a second colony .*-00; expected one colony a name. .*--prefix plate2-'):
+    with pytest.raises(
+        InputError, match='found a second colony .*-00; expected one colony per name. .*--prefix plate2-'
+    ):
         import_folders(other, tmp_path / 'ds', add=True)
     assert {f: f.read_bytes() for f in ds.path.rglob('*.*') if f.name != '.lock'} == before
     ds = import_folders(other, tmp_path / 'ds', add=True, prefix='plate2-')
@@ -163,7 +166,7 @@ def test_bad_files_are_passed_over(field, tmp_path):
         'small_cp_masks.tif: found a mask of 60×50 px; expected its image\'s size, 50×50 px',
         'none.png: found no label image for this image',
         'a stack of 7 planes',
-        'broken numbers',
+        'fractional numbers',
         'a name that is not UTF-8',
     ):
         assert words in said
@@ -219,6 +222,32 @@ def test_tables_that_cannot_be(tmp_path, text, says):
     assert not (tmp_path / 'ds').exists()
 
 
+@pytest.mark.parametrize(
+    'text, says',
+    [
+        ('image,label\na.png,nan\n', 'list.csv, line 2: found label nan; expected a class name, or nothing'),
+        ('image,label,colour\n', 'line 1: found column colour; expected some of image, label'),
+        ('image,label,y0,x0,y1,x1\na.png,round,0,0,9,\n', 'line 2: found nothing as x1'),
+        ('image,label\na.png,round\n\na.png,oval\n', 'line 4: found class oval; expected one of round'),
+        ('image,label,colony_id\na.png,round,A\nb.png,round,a\n', 'line 3: found colony_id a a second time'),
+    ],
+)
+def test_mistakes_in_a_table_are_named_by_their_line(tmp_path, text, says):
+    with pytest.raises(InputError, match=says):
+        listed(tmp_path, text, classes=['round'])
+
+
+def test_class_folders_that_cannot_be(class_folders, tmp_path):
+    says = 'with the groups well; expected named groups out of group, track_id'
+    with pytest.raises(InputError, match=says):
+        import_folders(class_folders, tmp_path / 'x', pattern='(?P<well>.)')
+    (tmp_path / 'empty').mkdir()
+    with pytest.raises(InputError, match='empty: found no class names'):
+        import_folders(tmp_path / 'empty', tmp_path / 'x')
+    with pytest.raises(InputError, match='found no colonies'):
+        import_folders(tmp_path / 'empty', tmp_path / 'x', classes=['Dense'])
+
+
 def test_blanks_around_a_name(tmp_path):
     textured(tmp_path / 'c1' / 'A' / 'a.png', 0)
     textured(tmp_path / 'c2' / 'A' / 'a .png', 1)
@@ -238,7 +267,7 @@ def test_the_published_layout_can_grow(tmp_path):
     textured(tmp_path / 'two' / 'fold_0' / 'odd' / 'x' / '1.png', 9)
     with pytest.raises(
         InputError,
-        match='found the folders odd, test, train, valid; expected a folder a class; or the published layout',
+        match='found the folders odd, test, train, valid; expected a folder for each class; or the published layout',
     ):
         import_folders(tmp_path / 'two', tmp_path / 'x')
 
@@ -300,7 +329,8 @@ def test_a_box_without_its_mask(tmp_path):
     cv2.imwrite(str(tmp_path / 'm.png'), m)
     with pytest.raises(
         InputError,
-        match='found no colonies and 1 failures, the first: list.csv, line 2: found a mask that is empty inside the box',
+        match='found no colonies and 1 failures, the first: list.csv, line 2: found a mask that is empty inside '
+        'the box',
     ):
         listed(tmp_path, 'image,label,mask,y0,x0,y1,x1\n0.png,D,m.png,0,0,9,9\n')
 

@@ -1,4 +1,6 @@
-"The widgets in a real browser, in JupyterLab and as pages by Voilà; and what is said where something stands in the way."
+"""The widgets in a real browser, in JupyterLab and as pages by Voilà.
+
+And what is said where something stands in the way."""
 
 import json
 import os
@@ -23,8 +25,9 @@ from selenium.webdriver.support.ui import WebDriverWait
 from ipb_nb.annotate import ColonyAnnotator, Labelling, assign
 from ipb_nb.core import InputError, read_json, write_json
 from ipb_nb.dataset import ColonyDataset
-from ipb_nb.inspect import _PAGE, Inspection, MisclassifiedExplorer
-from ipb_nb.panes import app_command, shown_pixels, surroundings
+from ipb_nb.inspect import MisclassifiedExplorer
+from ipb_nb.inspection import PAGE_SIZE, Inspection
+from ipb_nb.panes import app_command, apply_contrast, surroundings
 from ipb_nb.run import oracle_run
 from ipb_nb.simulate import simulate_dataset
 from ipb_nb.split import save_split
@@ -105,8 +108,8 @@ class Widget:
 def voila(driver, tmp_path):
     servers = []
 
-    def start(name, kw, theme='light'):
-        args, env, url = app_command(name, kw, tmp_path, theme=theme)
+    def start(widget, kw, theme='light'):
+        args, env, url = app_command(widget, kw, tmp_path, theme=theme)
         servers.append(subprocess.Popen(args, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
         return _opened(driver, url, servers[-1])
 
@@ -130,16 +133,17 @@ def look_through(w):
     "Matrix, pages, verdicts by mouse and by key, undo; what was judged."
     w.wait(lambda: 'All errors' in w.text('gallery'))
     w.driver.execute_script(
-        "const e = document.querySelector('.ipb'); window.busy = []; new MutationObserver(() => window.busy.push(e.ariaBusy)).observe(e, { attributeFilter: ['aria-busy'] })"
+        "const e = document.querySelector('.ipb'); window.busy = []; new MutationObserver(() => "
+        "window.busy.push(e.ariaBusy)).observe(e, { attributeFilter: ['aria-busy'] })"
     )
     n = int(re.search(r'(\d+) patches', w.text('gallery'))[1])
-    assert n > _PAGE and len(w.all('[data-pane=gallery] figure')) == _PAGE
+    assert n > PAGE_SIZE and len(w.all('[data-pane=gallery] figure')) == PAGE_SIZE
     w.click('[aria-label="page on"]')
-    w.wait(lambda: f'2 of {-(-n // _PAGE)}' in w.text('gallery'))
-    assert len(w.all('[data-pane=gallery] figure')) == min(n - _PAGE, _PAGE)
+    w.wait(lambda: f'2 of {-(-n // PAGE_SIZE)}' in w.text('gallery'))
+    assert len(w.all('[data-pane=gallery] figure')) == min(n - PAGE_SIZE, PAGE_SIZE)
     w.wait(lambda: w.driver.execute_script('return window.busy') == ['true', 'false'])  # it says so while it works
     w.press(Keys.PAGE_UP)
-    w.wait(lambda: f'1 of {-(-n // _PAGE)}' in w.text('gallery'))
+    w.wait(lambda: f'1 of {-(-n // PAGE_SIZE)}' in w.text('gallery'))
     w.click('[data-value="3,1"]')
     w.wait(lambda: 'Spread, seen as Dense' in w.text('gallery'))
     first, second = (e.get_attribute('data-value') for e in w.all('[data-pane=gallery] figure button')[:2])
@@ -172,7 +176,9 @@ def judged_again(w, found):
 @pytest.mark.parametrize('theme', ['light', 'dark'])
 def test_the_explorer_as_a_page(fresh, voila, driver, theme):
     w, url = voila(
-        'MisclassifiedExplorer', dict(run=str(fresh / 'run'), by='ana', against=str(fresh / 'better')), theme
+        'ipb_nb.inspect:MisclassifiedExplorer',
+        dict(run=str(fresh / 'run'), by='ana', against=str(fresh / 'better')),
+        theme,
     )
     found = look_through(w)
     assert standing(fresh) == found
@@ -265,7 +271,7 @@ def test_the_explorer_in_jupyterlab(fresh, driver, tmp_path):
 
 
 def test_the_annotator_as_a_page(fresh, voila, driver):
-    w, _ = voila('ColonyAnnotator', dict(ds=str(fresh / 'cells'), by='ben', among='all', n=60))
+    w, _ = voila('ipb_nb.annotate:ColonyAnnotator', dict(ds=str(fresh / 'cells'), by='ben', among='all', n=60))
     w.wait(lambda: '0 of 63' in w.text('main'))
     w.click('[data-pane=main] figure button')
     w.press('1')
@@ -356,6 +362,21 @@ def test_a_folder_that_cannot_be_written_is_said(fresh, monkeypatch):
     )
 
 
+def test_verdicts_that_cannot_be_written(fresh):
+    s = Inspection(fresh / 'run', by='ana')
+    i = s.rows().index[0]
+    for kw, said in (
+        (dict(verdict='label', value=s.table.actual[i], colony_id=i), 'another class'),
+        (dict(verdict='maybe', colony_id=i), 'verdict: found maybe'),
+        (dict(verdict='exclude', value='ugly', colony_id=i), 'exclude: found ugly'),
+    ):
+        with pytest.raises(InputError, match=said):
+            s.judge(**kw)
+    with pytest.raises(InputError, match='Fill in your name'):
+        Inspection(fresh / 'run').judge('network', colony_id=i)
+    assert not s.verdicts and not (fresh / 'cells' / 'annotations').exists()
+
+
 def test_two_annotators_at_once_and_one_in_two_windows(fresh):
     ids = [*Inspection(fresh / 'run').table.index]
 
@@ -428,7 +449,7 @@ def test_filters_that_leave_nothing_and_what_was_shown_before(fresh):
     w.act('filter', 'not yet', field='verdict')
     w.act('page', '1')
     shown = [o for o in w.state.rows().index]
-    while len(w.state.rows()) > _PAGE - 2:
+    while len(w.state.rows()) > PAGE_SIZE - 2:
         w.act('verdict', 'unsure')
         assert 'failed' not in w.message
     first = w.state.picked
@@ -508,6 +529,6 @@ def test_the_box_on_the_colony_is_what_the_network_saw(fresh):
         ).all()  # the small scale is the middle of the large one
         if min(y, x) < 0 or y + 64 > image.shape[0] or x + 64 > image.shape[1]:
             continue  # mirrored at the frame's edge
-        assert (shown_pixels(image[y : y + 64, x : x + 64], s.limits) == large).all()
+        assert (apply_contrast(image[y : y + 64, x : x + 64], s.limits) == large).all()
         seen += 1
     assert seen > 20

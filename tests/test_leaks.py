@@ -56,7 +56,7 @@ def test_labels_of_t_change_the_scores_alone(copy, run, tiny, tmp_path):
     t = (split.part == 'T') & (split.fold == 0)
     split.loc[t, 'label'] = split.label[t].sample(frac=1, random_state=0).values
     split.to_csv(copy / 'splits' / 'default.csv', index=False)
-    with pytest.raises(InputError, match='a T that was changed after it was drawn'):
+    with pytest.raises(InputError, match=r'a test set \(T\) that was changed after it was drawn'):
         Split(ColonyDataset(copy))
     info = copy / 'splits' / 'default.json'
     write_json(read_json(info) | dict(test_sha256=_digest(split[split.part == 'T'])), info)
@@ -96,14 +96,14 @@ def test_the_student_is_shown_the_patches_that_were_labelled(dataset):
                     )
                 )
 
-    labelled, ask = [], loaders['unlabeled'].train.new
+    labelled, ask = [], loaders.unlabeled.train.new
 
     def new(*args, **kwargs):  # the labelling pass asks for the loader in order
         dl = ask(*args, **kwargs)
         labelled.append(torch.cat([x for x, _ in ask(*args, **kwargs)]))
         return dl
 
-    loaders['unlabeled'].train.new = new
+    loaders.unlabeled.train.new = new
     learn = ipb_learner(loaders, teacher, student, ds.classes, cbs=[Look()])
     learn.remove_cb(learn.recorder)
     with learn.no_bar():

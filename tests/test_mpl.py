@@ -15,21 +15,13 @@ from scipy.stats import chisquare
 from torch import nn
 
 from ipb_nb.balance import PseudoBalance, pseudo_labels
-from ipb_nb.core import InputError, stable_hash
+from ipb_nb.core import InputError
 from ipb_nb.method import MaskedCrossEntropy, paper_sgd
 from ipb_nb.mpl import FEEDBACK, MetaPseudoLabels, PseudoLabels, exact_feedback, feedback_loss, taylor_feedback
-from ipb_nb.patch import PatchDL, uniforms
+from ipb_nb.patch import uniforms
+from ipb_nb.toy import Points
 
 B, D, K, N = 8, 5, 3, 48
-
-
-class Points(PatchDL):
-    "Points in place of patches: items (point, key), or (point, class) where there are classes."
-
-    def create_item(self, s):
-        draw, i = divmod(s or 0, self.n_colonies)
-        point, *target = self.dataset[i]
-        return point, *(target or [stable_hash(i, self.epoch, draw)])
 
 
 def views(x, keys, kind):
@@ -203,7 +195,9 @@ ALL_ON = dict(
 )
 @pytest.mark.parametrize('feedback', FEEDBACK)
 def test_three_steps_equal_longhand(feedback, options):
-    "The third batch has no confident patch. Weights, buffers and momenta of both networks, to 1e-10; gradients that were there before do not count."
+    """The third batch has no confident patch.
+
+    Weights, buffers and momenta of both networks, to 1e-10; gradients that were there before do not count."""
     student, teacher, threshold = network(1), network(2), 0.62 if 'temperature' in options else 0.53
     s, t = copy.deepcopy((student, teacher))
     teacher(torch.randn(4, D).double()).sum().backward()
@@ -232,7 +226,8 @@ def test_three_steps_equal_longhand(feedback, options):
 
 
 def trained(steps, lr):
-    "A student after some steps with momentum and weight decay, the gradient of its last, and where that step led with g = 0."
+    """A student after some steps with momentum and weight decay, the gradient of its last, and where that step led
+    with g = 0."""
     net = network(3)
     opt = torch.optim.SGD(net.parameters(), lr, momentum=0.9, weight_decay=1e-2)
     g = torch.Generator().manual_seed(5)

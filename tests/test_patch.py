@@ -21,7 +21,7 @@ from ipb_nb.dataset import ColonyDataset
 from ipb_nb.experiment import train
 from ipb_nb.importers import import_voc
 from ipb_nb.model import create_model
-from ipb_nb.patch import Crops, MultiScalePatchBlock, colony_dataloaders, patch_box
+from ipb_nb.patch import Crops, MultiScalePatchBlock, colony_dataloaders, patch_box, patch_scales
 
 PRINT_BOXES = """
 import json, sys
@@ -31,7 +31,8 @@ import torch
 crops = Crops(ColonyDataset(sys.argv[1]))
 c = crops(sys.argv[2])
 x = torch.arange(64*64, dtype=torch.uint8).view(1, 1, 64, 64)
-print(json.dumps([[patch_box(c, 64, 7, epoch, draw) for epoch in range(5) for draw in range(3)], views(x, torch.tensor([12345]), 'strong').sum().item()]))
+boxes = [patch_box(c, 64, 7, epoch, draw) for epoch in range(5) for draw in range(3)]
+print(json.dumps([boxes, views(x, torch.tensor([12345]), 'strong').sum().item()]))
 """
 
 
@@ -59,7 +60,10 @@ def test_positions_and_views_in_another_process(dataset):
 
 
 def test_positions_are_uniform_on_a_real_mask(bccd, tmp_path):
-    "The largest white blood cell: counted by SciPy, 30 strips of admissible corners; over 20 seeds of 2,000 draws, chi-square's p-values are themselves uniform."
+    """The largest white blood cell.
+
+    Counted by SciPy, 30 strips of admissible corners; over 20 seeds of 2,000 draws, chi-square's p-values are
+    themselves uniform."""
     voc = tmp_path / 'voc'
     for d in ('Annotations', 'JPEGImages'):
         (voc / d).mkdir(parents=True)
@@ -87,7 +91,7 @@ def test_workers_change_nothing(dataset, workers):
     ds = ColonyDataset(dataset)
     batches = []
     for n in (0, workers):
-        dl = colony_dataloaders(ds, scales='64,32', bs=8, steps=5, num_workers=n, device='cpu')['unlabeled'].train
+        dl = colony_dataloaders(ds, scales='64,32', bs=8, steps=5, num_workers=n, device='cpu').unlabeled.train
         for dl.epoch in range(2):
             batches.append([b for b in dl])
     for a, b in zip(batches[:2], batches[2:]):
@@ -128,7 +132,10 @@ def test_a_cut_cache_is_made_again(own):
 
 def test_many_open_one_cache(own):
     "Four processes at once: one reads, all see the same."
-    code = "import sys; from ipb_nb.dataset import ColonyDataset; from ipb_nb.patch import Crops; c = Crops(ColonyDataset(sys.argv[1])); print(int(c.data.sum(dtype='int64')))"
+    code = (
+        "import sys; from ipb_nb.dataset import ColonyDataset; from ipb_nb.patch import Crops; c = "
+        "Crops(ColonyDataset(sys.argv[1])); print(int(c.data.sum(dtype='int64')))"
+    )
     ps = [
         subprocess.Popen(
             [sys.executable, '-W', 'ignore', '-c', code, own.path],
@@ -190,7 +197,9 @@ def test_scales_in_um(own, tiny, tmp_path):
 
 @pytest.mark.long
 def test_a_compiled_run(dataset, tiny, tmp_path):
-    "The teacher is trained the same to rounding. (Later a label that is nearly a tie may fall to the other side, so students differ.)"
+    """The teacher is trained the same to rounding.
+
+    (Later a label that is nearly a tie may fall to the other side, so students differ.)"""
     import pandas as pd
 
     outs = [
@@ -235,8 +244,24 @@ def test_a_dataset_without_unlabelled_colonies_trains_the_baseline(class_folders
         shutil.rmtree(root / d)
     ds = import_folders(root, tmp_path / 'data')
     save_split(ds, labeled='rest', test=0.25, folds=2)
-    assert colony_dataloaders(ds, scales='32', device='cpu')['unlabeled'] is None
+    assert colony_dataloaders(ds, scales='32', device='cpu').unlabeled is None
     out = train(ExperimentConfig(**tiny | dict(method='supervised')), ds.path, tmp_path / 'run')
     assert read_json(out / 'run.json')['state'] == 'done'
     with pytest.raises(InputError, match='no colony in U'):
         train(ExperimentConfig(**tiny), ds.path, tmp_path / 'mpl')
+
+
+@pytest.mark.parametrize('scales', ['112,224', '0', 'abc', ''])
+def test_scales_that_are_none(scales):
+    with pytest.raises(InputError, match='scales: found .* largest first'):
+        patch_scales(scales)
+
+
+def test_scales_of_loaders_are_checked(dataset):
+    ds = ColonyDataset(dataset)
+    with pytest.raises(InputError, match='pixel_size: found nothing'):
+        patch_scales('180um')
+    with pytest.raises(InputError, match=r'scales: found 1024 px; expected at most \d+ px, the side of .* with its margin'):
+        colony_dataloaders(ds, scales=(1024, 64))
+    with pytest.raises(InputError, match='small: found stretch; expected context or enlarge'):
+        colony_dataloaders(ds, scales='32', small='stretch')

@@ -76,7 +76,7 @@ def test_every_row_names_its_source(answers, exp):
 
 def test_maps_are_where_the_colonies_are(answers):
     colonies, ds = pd.read_csv(answers / 'colonies.csv'), ColonyDataset(answers / 'cells')
-    for source, own in colonies.groupby('source'):
+    for _, own in colonies.groupby('source'):
         found, labels = (
             np.array(Image.open(answers / own['map'].iloc[0])),
             tifffile.imread(ds.path / 'outlines' / 'labels' / f"{own.colony_id.iloc[0][:-5]}.tif"),
@@ -116,7 +116,8 @@ def test_killed_and_resumed_it_is_the_same(run, exp, answers, tmp_path):
     said = subprocess.run(command, capture_output=True, text=True)
     assert (
         said.returncode == 1
-        and 'found an unfinished prediction; expected a new or empty folder. Choose another --out, or go on with it: --resume.'
+        and 'found an unfinished prediction; expected a new or empty folder. Choose another --out, or go on with '
+        'it: --resume.'
         in said.stderr
     )
     subprocess.run([*command, '--resume'], check=True, capture_output=True)
@@ -207,7 +208,7 @@ def test_what_cannot_be_compared_is_refused(run, exp, tmp_path):
     'rows, said',
     [
         ('P1-A1,treated,1\nP1-X9,treated,2', 'line 3: found well P1-X9; expected a well of the images'),
-        ('P1-A1,treated,1\nP1-A1,treated,2', 'line 3: found well P1-A1 a second time; expected one row a well'),
+        ('P1-A1,treated,1\nP1-A1,treated,2', 'line 3: found well P1-A1 a second time; expected one row per well'),
         ('P1-A1,,1', 'line 2: found no condition'),
     ],
 )
@@ -229,8 +230,8 @@ def test_weights_that_are_none(run, tmp_path):
     shutil.copytree(run, tmp_path / 'run')
     f, whole = tmp_path / 'run' / 'student.safetensors', (run / 'student.safetensors').read_bytes()
     for data, said in (
-        (whole[: len(whole) // 2], 'a file that is no safetensors file, or a damaged one'),
-        (b'\x80\x04\x95pickle', 'a file that is no safetensors file, or a damaged one'),
+        (whole[: len(whole) // 2], 'a file that is damaged or not in the safetensors format'),
+        (b'\x80\x04\x95pickle', 'a file that is damaged or not in the safetensors format'),
     ):
         f.write_bytes(data)
         with pytest.raises(InputError, match=said):
@@ -320,6 +321,22 @@ def test_the_audit_is_blind(run, exp, answers, tmp_path):
     (out / 'audit' / 'labels.csv').write_text('picture,label\n0001.png,Strange\n')
     with pytest.raises(InputError, match='labels.csv, line 2: found label Strange'):
         predict(run, exp.path / 'raw', out, conditions=exp.path / 'wells.csv')
+
+
+def test_questions_that_cannot_be_answered(run, exp, tmp_path):
+    wells, raw = exp.path / 'wells.csv', exp.path / 'raw'
+    with pytest.raises(InputError, match='within the images; expected a folder elsewhere'):
+        predict(run, raw, raw / 'answers')
+    with pytest.raises(InputError, match='control: found drug; expected treated, untreated'):
+        predict(run, raw, tmp_path / 'x', conditions=wells, control='drug')
+    with pytest.raises(InputError, match='nowhere: found no such file or folder'):
+        predict(run, tmp_path / 'nowhere', tmp_path / 'x')
+    said = 'audit: found no table of conditions; expected one, as an audit compares conditions'
+    with pytest.raises(InputError, match=said):
+        predict(run, raw, tmp_path / 'x', audit=5)
+    with pytest.raises(InputError, match='control: found no table of conditions; expected one'):
+        predict(run, raw, tmp_path / 'x', control='untreated')
+    assert not (tmp_path / 'x').exists()
 
 
 def test_against_the_truth(answers, exp):

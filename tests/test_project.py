@@ -1,14 +1,21 @@
 "The repository: notebooks stored as they ran, and a set-up that says in one line what stops it."
 
+import ast
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from collections import defaultdict
+from configparser import ConfigParser
+from importlib.metadata import entry_points
 from pathlib import Path
+from statistics import median
 
 import pytest
+
+from ipb_nb.commands import COMMANDS, help_text
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = [p for p in (ROOT / 'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts]
@@ -23,6 +30,93 @@ def test_notebook_is_stored_as_it_ran(path):
     assert outputs
     assert path.stat().st_size < 1e6
     assert not re.search(r'(?<![\w.])/(work|tmp|root|home)/', source + said)
+
+
+def exported(path):
+    "The exported code cells of a notebook, without nbdev's directives."
+    for cell in json.loads(path.read_text())['cells']:
+        lines = ''.join(cell['source']).splitlines()
+        if cell['cell_type'] == 'code' and lines and lines[0].startswith('#| export'):
+            yield [line for line in lines if not line.startswith('#|')]
+
+
+def modules():
+    "Numbered notebooks in their order: the module's name, and the notebook."
+    return {p.stem.partition('_')[2]: p for p in sorted((ROOT / 'nbs').glob('[0-9][0-9]_*.ipynb'))}
+
+
+def imports(path):
+    "What a notebook's exported code imports from this package: (module, name), also inside of functions."
+    for lines in exported(path):
+        for node in ast.walk(ast.parse('\n'.join(lines))):
+            if isinstance(node, ast.ImportFrom) and (node.module or '').startswith('ipb_nb.'):
+                yield from ((node.module.partition('.')[2], alias.name) for alias in node.names)
+
+
+def test_a_module_imports_only_earlier_ones():
+    order = list(modules())
+    late = [
+        f'{path.stem} imports {module}'
+        for name, path in modules().items()
+        for module, _ in imports(path)
+        if order.index(module) >= order.index(name)
+    ]
+    assert not late
+
+
+def test_no_method_is_imported_by_the_experiment():
+    methods = {point.value.partition(':')[0].partition('.')[2] for point in entry_points(group='ipb_nb.methods')}
+    assert {'ipb', 'simclr', 'baselines'} <= methods
+    for name in ('config', 'training', 'experiment'):
+        found = {(module, item) for module, item in imports(modules()[name]) if module in methods - {'method'}}
+        assert found <= {('simclr', 'loader_of_l')}, name
+
+
+def test_no_two_modules_export_one_name():
+    homes = defaultdict(list)
+    for name in modules():
+        for node in ast.parse((ROOT / 'ipb_nb' / f'{name}.py').read_text()).body:
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == '__all__':
+                for item in ast.literal_eval(node.value):
+                    homes[item].append(name)
+    assert not {item: found for item, found in homes.items() if len(found) > 1}
+
+
+def test_private_names_stay_at_home():
+    assert not [
+        (path.stem, module, name)
+        for path in modules().values()
+        for module, name in imports(path)
+        if name.startswith('_') and name != '__version__'
+    ]
+
+
+@pytest.mark.parametrize('path', modules().values(), ids=lambda p: p.stem)
+def test_cells_are_short(path):
+    cells = json.loads(path.read_text())['cells']
+    code = [''.join(c['source']).splitlines() for c in cells if c['cell_type'] == 'code']
+    assert median(len([line for line in lines if not line.startswith('#|')]) for lines in code) <= 12
+    assert max(map(len, exported(path))) <= 60
+
+
+def test_modules_are_short():
+    lines = {name: len((ROOT / 'ipb_nb' / f'{name}.py').read_text().splitlines()) for name in modules()}
+    assert not {name: n for name, n in lines.items() if n > (900 if name in ('simulate', 'dataset') else 800)}
+
+
+def test_stored_outputs_are_small():
+    assert sum(p.stat().st_size for p in NOTEBOOKS) < 6e6
+
+
+def test_every_command_has_its_help():
+    ini = ConfigParser()
+    ini.read(ROOT / 'settings.ini', encoding='utf-8')
+    assert ini['DEFAULT']['console_scripts'].split() == [f'{name}=ipb_nb.commands:run' for name in COMMANDS]
+    for name in COMMANDS:
+        text = help_text(name)
+        assert text.startswith(f'usage: {name} ') and f'example: {name}' in text
+        plain = text.partition('\noptions:\n')[2].partition('\n\n')[0].strip()
+        assert plain.startswith('-h, --help') and len(plain.splitlines()) == 1, f'{name}: options without a group'
 
 
 def set_up(tmp_path, **env):

@@ -81,16 +81,21 @@ with launched():
     loaders = colony_dataloaders(ds, scales=(32,), bs=8, steps=3)
     teacher, student = (doubled(frozen(create_model('test_resnet', (32,), len(ds.classes)))) for _ in range(2))
     shared = lambda: [Ranks()] if n_ranks() > 1 else []
-    learn = supervised_learner(loaders['labeled'], teacher, cbs=shared())
+    learn = supervised_learner(loaders.labeled, teacher, cbs=shared())
     learn.remove_cb(Recorder)                          # (its averages are single precision)
     with learn.no_bar(), learn.no_logging(): fit_schedule(learn, 4, .02)
-    learn = ipb_learner(loaders, teacher, student, ds.classes, lr=.004, threshold=.34, lambda_u=2., feedback=feedback, cbs=[*shared(), EMA(.5)])
+    options = dict(lr=.004, threshold=.34, lambda_u=2., feedback=feedback)
+    learn = ipb_learner(loaders, teacher, student, ds.classes, **options, cbs=[*shared(), EMA(.5)])
     learn.remove_cb(Recorder)
     with learn.no_bar(), learn.no_logging(): fit_schedule(learn, 2, .004)
     log = learn.meta_pseudo_labels.epoch_log | learn.pseudo_balance.epoch_log
     b = learn.pseudo_balance.table
-    counts = dict(balance=torch.tensor([[r[k] for k in ('share', 'weight', 'draws', 'distinct', 'largest_repeat', 'confident', 'taught')] for r in b], dtype=torch.double), h=torch.tensor(log['h']), relabelled=torch.tensor(log['relabelled']))
-    if rank() == 0: save_file({f'{n}.{k}': v.contiguous() for n, net in dict(t=teacher, s=student, a=learn.ema.average.module).items() for k, v in net.state_dict().items()} | counts, out)
+    columns = ('share', 'weight', 'draws', 'distinct', 'largest_repeat', 'confident', 'taught')
+    balance = torch.tensor([[r[k] for k in columns] for r in b], dtype=torch.double)
+    found = dict(balance=balance, h=torch.tensor(log['h']), relabelled=torch.tensor(log['relabelled']))
+    for n, net in dict(t=teacher, s=student, a=learn.ema.average.module).items():
+        found |= {f'{n}.{k}': v.contiguous() for k, v in net.state_dict().items()}
+    if rank() == 0: save_file(found, out)
 '''
 
 
@@ -107,7 +112,7 @@ def test_two_ranks_of_half_a_batch_are_one_of_a_whole(feedback, dataset, tmp_pat
 
 def test_draws_are_shared_out_without_overlap(dataset):
     ds = ColonyDataset(dataset)
-    dl = colony_dataloaders(ds, scales=(32,), bs=8, steps=3)['unlabeled'].train
+    dl = colony_dataloaders(ds, scales=(32,), bs=8, steps=3).unlabeled.train
     parts = [dl.new(bs=4, n_draws=24, rank=r, ranks=2) for r in range(2)]
     got = [[k.tolist() for x, k in p] for p in parts]
     assert [a + b for a, b in zip(*got)] == [k.tolist() for x, k in dl]  # batch by batch what one rank sees

@@ -1,4 +1,4 @@
-"The related methods as runs: each solves what is easy, none looks at hidden labels, and a run that was stopped ends as if it had not been."
+"All methods as runs: each solves an easy task, none uses hidden labels, and a stopped run ends as if it had not been."
 
 import shutil
 from pathlib import Path
@@ -10,16 +10,17 @@ from safetensors.torch import load_file
 
 from ipb_nb.checkpoint import Checkpoints
 from ipb_nb.compare import compare
-from ipb_nb.config import METHODS, PRETEXT, ExperimentConfig
+from ipb_nb.config import ExperimentConfig
 from ipb_nb.core import InputError, read_json
 from ipb_nb.dataset import ColonyDataset
 from ipb_nb.experiment import train
 from ipb_nb.figures import figure_8
+from ipb_nb.method import METHODS
 from ipb_nb.run import plot_losses, read_run
 from ipb_nb.split import Split, save_split
 from ipb_nb.sweep import read_grid
 from ipb_nb.toy import toy_dataset
-from ipb_nb.training import _loaders
+from ipb_nb.training import Training, run_loaders
 
 ROOT = Path(__file__).parent.parent
 TOY = dict(
@@ -36,6 +37,7 @@ TOY = dict(
     lr=0.02,
     ema=0.9,
 )
+PRETEXT = [m for m in METHODS if 'pretext' in METHODS[m].stages]
 SHORT = TOY | dict(steps=18, epochs=3, pretrain_epochs=3, generations=2)
 
 
@@ -83,7 +85,9 @@ def test_hidden_labels_change_nothing(method, toy, tmp_path):
     'method, states', [('simclr', 2), ('simclr', 3), ('simtriplet', 4), ('crest', 2), ('fixmatch', 1)]
 )
 def test_stopped_and_resumed(method, states, toy, tmp_path, monkeypatch):
-    "Stopped after so many epochs: in learning without labels, after it, in the main training, and after CReST has picked."
+    """Stopped after so many epochs.
+
+    In learning without labels, after it, in the main training, and after CReST has picked."""
     cfg = lambda: ExperimentConfig(method=method, align=True, **SHORT)
     whole, save = train(cfg(), toy, tmp_path / 'whole'), Checkpoints.save
 
@@ -104,27 +108,28 @@ def test_stopped_and_resumed(method, states, toy, tmp_path, monkeypatch):
     pd.testing.assert_frame_equal(one, other)
 
 
-def test_same_budget(toy):
+def test_same_budget(toy, tmp_path):
     "The student takes as many steps in the main training on U, and is scored on V as often."
-    ds, cfg = ColonyDataset(toy), {m: ExperimentConfig(method=m, **TOY) for m in METHODS if m != 'forest'}
-    loaders = {m: _loaders(c, ds) for m, c in cfg.items()}
-    on_u = {m: len(l.get('pretext', l['main']).train) * c.epochs for (m, l), c in zip(loaders.items(), cfg.values())}
-    assert set(on_u.values()) == {120}
-    assert {c.stage_epochs['student'] for m, c in cfg.items() if m != 'clustering'} == {6}
-    assert [loaders[m]['pretext'].train.bs for m in PRETEXT] == [96] * 4 and loaders['fixmatch'][
-        'main'
-    ].train.bs == 3 * 16
-    per_epoch = len(loaders['simclr']['labeled'].train)
-    assert (
-        len(loaders['simclr']['main'].train) * 6 == -(-12 * per_epoch // 6) * 6
-    )  # as many batches of L as IPB's teacher, rounded up to whole epochs
+    cfgs = {m: ExperimentConfig(method=m, **TOY) for m in METHODS if METHODS[m].trains_network}
+    ds = ColonyDataset(toy)
+    dls = {m: Training(c, ds, run_loaders(c, ds), tmp_path / m).dls for m, c in cfgs.items()}
+    main = {m: 'pretext' if m in PRETEXT else 'student' for m in cfgs}
+    assert {len(dls[m][main[m]].train) * c.epochs for m, c in cfgs.items()} == {120}
+    assert {c.stage_epochs['student'] for m, c in cfgs.items() if m != 'clustering'} == {6}
+    assert [dls[m]['pretext'].train.bs for m in PRETEXT] == [96] * 4
+    assert dls['fixmatch']['student'].train.bs == 3 * 16
+    per_epoch = len(dls['simclr']['finetune'].train)
+    # as many batches of L as IPB's teacher, rounded up to whole epochs
+    assert len(dls['simclr']['student'].train) * 6 == -(-12 * per_epoch // 6) * 6
 
 
 def test_u_is_needed(toy, tmp_path):
     copy = shutil.copytree(toy, tmp_path / 'copy')
     split = pd.read_csv(copy / 'splits' / 'default.csv', keep_default_na=False)
     split[split.part != 'U'].to_csv(copy / 'splits' / 'default.csv', index=False)
-    with pytest.raises(InputError, match='no colony in U; expected unlabelled colonies for method simtriplet'):
+    with pytest.raises(
+        InputError, match='no colony in the unlabelled set .U.; expected unlabelled colonies for method simtriplet'
+    ):
         train(ExperimentConfig(method='simtriplet', **SHORT), copy, tmp_path / 'run')
 
 

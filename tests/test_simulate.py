@@ -13,12 +13,11 @@ from skimage.measure import label, regionprops
 
 from ipb_nb import simulate
 from ipb_nb.core import CLASSES, MULTI_LABEL, InputError, read_image
+from ipb_nb.growth import DEBRIS, DIFF
+from ipb_nb.optics import Sheet
 from ipb_nb.simulate import (
     _MISTAKES,
-    DEBRIS,
-    DIFF,
     Experiment,
-    Sheet,
     crops_by_truth,
     simulate_annotators,
     simulate_dataset,
@@ -163,12 +162,12 @@ def test_territories_are_nearest_ellipses():
     own = sheet.owner >= 0
     seeds = np.zeros((512, 512), int)
     for i in sheet.flat:
-        long = (1.12 + 0.75 * sheet.width[i] * sheet.u[i, 0]) ** 0.5
+        long = (1.12 + 0.75 * sheet.width[i] * sheet.dice[i, 0]) ** 0.5
         one = np.zeros((512, 512), np.uint8)
         cv2.ellipse(
             one,
             (int(sheet.x[i]), int(sheet.y[i])),
-            (max(int(0.6 * sheet.r[i] * long), 1), max(int(0.6 * sheet.r[i] / long), 1)),
+            (max(int(0.6 * sheet.radius[i] * long), 1), max(int(0.6 * sheet.radius[i] / long), 1)),
             np.degrees(cells['angle'][i]),
             0,
             360,

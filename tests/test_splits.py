@@ -43,6 +43,31 @@ def tables(draw):
     return pd.DataFrame(rows, [f'{k:04d}' for k in rng.permutation(len(rows))])
 
 
+@pytest.mark.parametrize(
+    'kwargs, says',
+    [
+        (dict(test=0.2), 'folds: found 10; expected 1 to 5'),
+        (dict(valid=1), 'valid: found 1'),
+        (dict(labeled='all'), 'labeled: found all; expected a share from 0 to 1, or rest'),
+        (dict(fixed_u=0.95), 'fixed_u: found 0.95; expected the largest labelled share of the series, from 0.1 to 0.9'),
+        (dict(by='well'), 'by: found well; expected random, track, group'),
+    ],
+)
+def test_numbers_that_cannot_be(kwargs, says):
+    labels = np.repeat(['a', 'b', MULTI_LABEL, ''], [300, 57, 20, 10])
+    table = pd.DataFrame(dict(label=labels, exclude=''), [f'c{i:03d}' for i in range(387)])
+    with pytest.raises(InputError, match=says):
+        make_split(table, ['a', 'b'], **kwargs)
+
+
+@pytest.mark.parametrize('n', range(20, 120, 5))
+def test_no_colony_in_two_test_sets_whatever_the_size(n):
+    table = pd.DataFrame(dict(label='a', exclude=''), [f'c{i}' for i in range(n)])
+    rows = make_split(table, ['a'], labeled=0.9, test=0.1)[0]
+    t = rows[rows.part == 'T'].colony_id
+    assert t.is_unique and len(t) == n
+
+
 def sides(rows, fold):
     return rows[rows.fold == fold].set_index('colony_id').part.replace('V', 'L')
 
@@ -148,7 +173,8 @@ def test_a_class_with_one_colony(cells):
         cells.annotate(i, 'a', by='ana')
     with pytest.raises(
         InputError,
-        match='class b: found 1 colonies with labels; expected at least 10 for shares of 0.1, 0.1. Label more colonies, or take the class out',
+        match='class b: found 1 colonies with labels; expected at least 10 for shares of 0.1, 0.1. Label more '
+        'colonies, or take the class out',
     ):
         save_split(cells)
     assert not (cells.path / 'splits').exists()
@@ -166,7 +192,8 @@ def test_a_class_in_one_group_alone(tmp_path):
         tmp_path / 'ds', [drawn(f'c{k}', 'ab'[k < 4], group=f'g{k // 4}') for k in range(24)], ['a', 'b']
     )
     with pytest.raises(
-        InputError, match='class b, fold 0: found no colony in (T|L); expected at least one. Take larger shares'
+        InputError,
+        match=r'class b, fold 0: found no colony in the (test set \(T\)|labelled set \(L\)); expected at least one',
     ):
         save_split(ds, by='group', labeled=0.3, test=0.3, folds=3)
 

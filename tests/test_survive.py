@@ -209,7 +209,8 @@ def test_a_full_disk(dataset, longer, undisturbed, processes, tmp_path):
     p.join()
     run = json.loads((out / 'run.json').read_text())
     assert run['state'] == 'stopped' and re.search(
-        'NoRoom: .*/checkpoint: found .*File too large.*; expected room for a state of .* Make room and go on from checkpoint/00006.json',
+        'NoRoom: .*/checkpoint: found .*File too large.*; expected room for a state of .* Make room and go '
+        'on from checkpoint/00006.json',
         run['error'],
     )
     assert sorted(f.name for f in (out / 'checkpoint').iterdir()) == [

@@ -1,4 +1,6 @@
-"Sweeps: killed runners, kernels and workers, two runners on one folder, rows that fail. The same command again must end with the same results."
+"""Sweeps: killed runners, kernels and workers, two runners on one folder, rows that fail.
+
+The same command again must end with the same results."""
 
 import os
 import resource
@@ -14,13 +16,22 @@ import pytest
 import yaml
 
 from ipb_nb.config import ExperimentConfig
-from ipb_nb.core import read_json
+from ipb_nb.core import InputError, read_json
 from ipb_nb.experiment import run_state, train
 from ipb_nb.sweep import read_grid, state_of, sweep
 
 BIN, ROOT = Path(sys.executable).parent, Path(__file__).parent.parent
 GRID = """\
-defaults: {pretrain_epochs: 2, epochs: 4, steps: 24, batch_size: 8, scales: 32, threshold: 0.34, finetune: 1, ema: 0, threads: 1}
+defaults:
+  pretrain_epochs: 2
+  epochs: 4
+  steps: 24
+  batch_size: 8
+  scales: 32
+  threshold: 0.34
+  finetune: 1
+  ema: 0
+  threads: 1
 axes: {fold: [0, 1]}
 rows:
   ipb: {}
@@ -89,6 +100,26 @@ def test_the_grids_that_ship(dataset, tmp_path):
         out = train(ExperimentConfig(**small | own), dataset, tmp_path / name)
         h = pd.read_csv(out / 'history.csv').query('stage == "student"').h
         assert run_state(out) == 'done' and h.eq(0).all() == (name == 'h0')
+
+
+@pytest.mark.parametrize(
+    'text, says',
+    [
+        ('rows: {a: {lr: 1e-2}}', 'line 1, row a: lr: found .1e-2.; expected a number'),
+        ('rows:\n  a: {}\n  a: {}', 'line 3: found a a second time'),
+        ('rows:\n  a: {step: 3}', 'line 2: found field step'),
+        ('axes:\n  fold: []\nrows: {a: {}}', r'line 2: found fold: \[\]; expected a list'),
+        ('defaults: {steps: 3}', 'found no rows'),
+        ('rows: {a: [}', 'line 1: found .*; expected YAML'),
+        ('row: {a: {}}\nrows: {b: {}}', 'line 1: found row; expected defaults'),
+        ('axes: {lr: [0.1, -1]}\nrows:\n  a: {}', 'line 1, row a: lr: found -1'),
+    ],
+)
+def test_a_wrong_grid_is_reported_with_its_line(tmp_path, text, says):
+    f = tmp_path / 'odd.yaml'
+    f.write_text(text)
+    with pytest.raises(InputError, match='odd.yaml,? ?' + says if 'line' in says else says):
+        read_grid(f)
 
 
 def test_a_killed_runner(grid, dataset, undisturbed, tmp_path):

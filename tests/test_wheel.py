@@ -1,4 +1,6 @@
-"The built wheel in an environment of its own: every command runs from there, with the notebooks and grids that it carries."
+"""The built wheel in an environment of its own.
+
+Every command runs from there, with the notebooks and grids that it carries."""
 
 import json
 import os
@@ -30,7 +32,9 @@ def installed(tmp_path_factory):
     (d / 'src').mkdir()
     for f in ('setup.py', 'settings.ini', 'pyproject.toml', 'README.md', 'LICENSE', 'MANIFEST.in', 'constraints.txt'):
         shutil.copy(ROOT / f, d / 'src')
-    shutil.copytree(ROOT / 'ipb_nb', d / 'src' / 'ipb_nb', ignore=shutil.ignore_patterns('__pycache__'))
+    for folder in ('ipb_nb', 'nbs/experiments', 'configs'):
+        ignored = shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints')
+        shutil.copytree(ROOT / folder, d / 'src' / folder, ignore=ignored)
     call(
         sys.executable,
         '-m',
@@ -70,6 +74,9 @@ def test_every_command_is_there(installed, tmp_path):
         said = pool.map(lambda c: call(installed / c, '--help', cwd=tmp_path), commands())
     for c, text in zip(commands(), said):
         assert f'usage: {c}' in text
+    # the help is stored text, so this shows that every command can be imported
+    names = 'from ipb_nb.commands import COMMANDS, find_command; print(*[find_command(c).__name__ for c in COMMANDS])'
+    assert call(installed / 'python', '-c', names, cwd=tmp_path).split() == [c.replace('-', '_') for c in commands()]
 
 
 def test_from_simulation_to_report(installed, tmp_path, tiny):
@@ -101,7 +108,11 @@ def test_demo(installed, tmp_path, tiny):
 
 
 def test_grids_and_notebooks_are_inside(installed, tmp_path):
-    code = "from importlib.resources import files; print(*sorted(f.name for d in ('configs', 'experiments') for f in (files('ipb_nb')/d).iterdir() if f.suffix in ('.yaml', '.ipynb')))"
+    code = (
+        'from importlib.resources import files\n'
+        "folders = [files('ipb_nb') / name for name in ('configs', 'experiments')]\n"
+        "print(*sorted(f.name for folder in folders for f in folder.iterdir() if f.suffix in ('.yaml', '.ipynb')))"
+    )
     inside = call(installed / 'python', '-c', code, cwd=tmp_path).split()
     assert inside == sorted(
         f.name for d, e in (('configs', 'yaml'), ('nbs/experiments', 'ipynb')) for f in (ROOT / d).glob(f'*.{e}')

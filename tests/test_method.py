@@ -1,0 +1,69 @@
+"A method from another package: it trains, sweeps and has its row in the report like those of this one."
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from ipb_nb.core import InputError, read_json
+from ipb_nb.method import METHODS
+
+BIN = Path(sys.executable).parent
+METHOD = '''\
+from ipb_nb.method import Method, MaskedCrossEntropy, register
+
+
+@register('smoothed', 'Supervised, smoothed labels')
+class SmoothedMethod(Method):
+    "Supervised training with smoothed labels."
+
+    uses_unlabeled = False
+
+    def loss(self, training):
+        return MaskedCrossEntropy(label_smoothing=0.1)
+'''
+GRID = '''\
+defaults: {pretrain_epochs: 2, epochs: 2, steps: 8, batch_size: 8, scales: '32', finetune: 0, ema: 0, threads: 1}
+rows:
+  supervised: {method: supervised}
+  smoothed: {method: smoothed}
+'''
+
+
+@pytest.fixture(scope='module')
+def package(tmp_path_factory):
+    "A folder with an installed package that announces one method."
+    site = tmp_path_factory.mktemp('site')
+    (site / 'outside.py').write_text(METHOD)
+    info = site / 'outside-1.0.dist-info'
+    info.mkdir()
+    (info / 'METADATA').write_text('Metadata-Version: 2.1\nName: outside\nVersion: 1.0\n')
+    (info / 'entry_points.txt').write_text('[ipb_nb.methods]\nsmoothed = outside:SmoothedMethod\n')
+    return site
+
+
+def test_a_method_from_outside(package, dataset, tmp_path):
+    (tmp_path / 'grid.yaml').write_text(GRID)
+
+    def command(*args):
+        env = os.environ | {'PYTHONPATH': str(package)}
+        said = subprocess.run([BIN / args[0], *map(str, args[1:])], env=env, capture_output=True, text=True)
+        assert said.returncode == 0, said.stdout + said.stderr
+
+    command('ipb-sweep', tmp_path / 'grid.yaml', '--data', dataset, '--out', tmp_path / 'runs')
+    run = read_json(tmp_path / 'runs' / 'smoothed' / 'run.json')
+    assert (run['state'], run['name']) == ('done', 'Supervised, smoothed labels')
+    one, other = (pd.read_csv(tmp_path / 'runs' / row / 'history.csv') for row in ('supervised', 'smoothed'))
+    assert len(one) == len(other) and not one.train_loss.equals(other.train_loss)
+    command('ipb-report', tmp_path / 'runs')
+    tables = [pd.read_csv(f, dtype=str) for f in (tmp_path / 'runs' / 'report').glob('table_2*.csv')]
+    assert any('smoothed' in table.to_string() for table in tables)
+
+
+def test_an_unknown_method_is_an_error():
+    assert 'smoothed' not in METHODS and {'mpl', 'supervised', 'simclr', 'forest'} <= set(METHODS)
+    with pytest.raises(InputError, match='method: found smoothed; expected clustering or .* or supervised'):
+        METHODS['smoothed']
