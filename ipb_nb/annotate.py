@@ -97,10 +97,10 @@ def _check_request(n, order, student, among):
 # %% ../nbs/61_annotate.ipynb #8becdc6d
 def work_list(
     ds: ColonyDataset,
-    n: int = None,  # how many colonies; default: all
-    order: str = 'random',  # in which colonies come up
+    n: int = None,  # number of colonies; default: all
+    order: str = 'random',  # the order in which colonies come up
     student: str = None,  # for the orders uncertain and stratified: run folder, or colonies.csv of ipb-predict
-    among: str = 'unlabelled',  # colonies without a label, or all
+    among: str = 'unlabelled',  # choose among colonies without a label, or among all
     per_track: int = 3,  # frames of a track, at most
     seed: int = 0,
 ) -> list:  # of colony ids
@@ -567,8 +567,8 @@ def ipb_annotate(
     by: str = '',  # the annotator
     assign_to: str = None,  # names, separated by commas: only write their work lists
     overlap: float = 0.2,  # with assign_to: share of a person's colonies that everyone gets
-    port: int = 0,  # 0: a free one
-    theme: str = 'light',  # of the page
+    port: int = 0,  # of the page; 0: a free one
+    theme: str = 'light',  # its colours
     no_browser: bool = False,  # only print the address
     **kwargs,
 ):

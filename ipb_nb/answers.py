@@ -40,14 +40,14 @@ from ipb_nb.timecourse import (
     write_audit,
 )
 
-# %% ../nbs/52_answers.ipynb #a403e619
+# %% ../nbs/52_answers.ipynb #7b1c04f1
 def _empty_frames(df, quality):
     "The table of frames with those of `quality` that have no colonies."
     wanted = quality.colonies.eq(0) | quality.source.isin(df.source)
     known = quality[wanted][['group', 'frame', 'time_h', 'source', 'flag']]
     return known.merge(df.drop(columns=['group', 'frame', 'time_h']), on='source', how='left')
 
-
+# %% ../nbs/52_answers.ipynb #4ef6dd0d
 def frame_table(
     colonies: pd.DataFrame,  # colonies.csv: one row per colony
     classes,  # class names
@@ -86,7 +86,7 @@ def well_table(
     df = df.join(well_fractions(frames, classes, since).add_prefix('share_'))
     return (df if conditions is None else conditions.join(df, how='right')).reset_index(names='group')
 
-# %% ../nbs/52_answers.ipynb #f0e5eda4
+# %% ../nbs/52_answers.ipynb #222490f3
 def _text(s):
     return render('<p>{{ s }}</p>', s=s)
 
@@ -98,7 +98,7 @@ def _soft(s):
 def _note(s):
     return render('<p class="note">{{ s }}</p>', s=s)
 
-
+# %% ../nbs/52_answers.ipynb #cd48fad3
 def _scroll(df, digits=3):
     return render('<div class="scroll">{{ t }}</div>', t=table_html(df, digits))
 
@@ -111,11 +111,11 @@ def _save(axes, out, name, alt, caption):
         fig.savefig(tmp, format='png', dpi=200, facecolor='w')
     return picture(axes, alt, caption)
 
-# %% ../nbs/52_answers.ipynb #525e0776
+# %% ../nbs/52_answers.ipynb #5bd45a14
 def _when(since):
     return 'over the last third of its time' if since is None else f'from {since:g} h on'
 
-
+# %% ../nbs/52_answers.ipynb #a4715f54
 def _found_section(wells, since):
     "The table of wells, without columns that are the same in all of them or stand in wells.csv."
     left_out = ['unit', 'plate', 'line', 'passage', 'first_source', 'last_source']
@@ -185,7 +185,7 @@ def _test_parts(tests, replicates):
         table = _scroll(replicates.rename(columns=dict(unit='replicate')).set_index('condition'))
         yield render('<details><summary>Biological replicates</summary>{{ t }}</details>', t=table)
 
-# %% ../nbs/52_answers.ipynb #9cc16855
+# %% ../nbs/52_answers.ipynb #ed726921
 _CORRECTED = (
     'What the shares would be if the student erred as often as on its test colonies; 95 % intervals from drawing wells '
     'with replacement and from what the counts of the confusion matrix leave open (none below five wells; no '
@@ -193,7 +193,7 @@ _CORRECTED = (
     'colonies of one class.'
 )
 
-
+# %% ../nbs/52_answers.ipynb #04e0a0d7
 def _condition_section(frames, student, conditions, control, since, out):
     "Replicates by condition, tests and corrected shares; their tables are written."
     classes, wells = student.classes, well_fractions(frames, student.classes, since)
@@ -292,13 +292,13 @@ def whole_folder(
     finally:
         shutil.rmtree(tmp, ignore_errors=True)
 
-# %% ../nbs/52_answers.ipynb #81b88e94
+# %% ../nbs/52_answers.ipynb #d83bd45b
 _TO_LABEL = (
     'Pictures to label without knowing well, condition or prediction are in audit/. Fill in the column label of '
     'audit/labels.csv, and call the same command again.'
 )
 
-
+# %% ../nbs/52_answers.ipynb #98e68652
 def _verdict(p):
     "The result of `errors_differ` in words."
     if p < 0.05:
@@ -353,7 +353,7 @@ def check_questions(
     if control:
         raise InputError('control', 'no table of conditions', expected, do)
 
-# %% ../nbs/52_answers.ipynb #8ab1112e
+# %% ../nbs/52_answers.ipynb #83496758
 def _read_predictions(out):
     "The tables of colonies and of frames, of a folder that `predict` wrote."
     text = ('colony_id', 'source', 'group', 'track_id', 'predicted', 'map', 'overlay', 'flag')
@@ -361,7 +361,7 @@ def _read_predictions(out):
     kwargs = dict(dtype=dict.fromkeys(text, str), keep_default_na=False, na_values=missing)
     return pd.read_csv(out / 'colonies.csv', **kwargs), pd.read_csv(out / 'frames.csv', **kwargs)
 
-
+# %% ../nbs/52_answers.ipynb #f4f8881d
 def _remove_answers(out):
     "Remove the answers of an earlier call."
     for name in ('replicates', 'tests', 'corrected', 'audit'):
@@ -383,10 +383,10 @@ def _general_notes(colonies, frames, failures, departures, conditions):
             f'{first.source}: {first.reason}'
         )
 
-# %% ../nbs/52_answers.ipynb #1e3e5498
+# %% ../nbs/52_answers.ipynb #2a7a6965
 _FEW_FRAMES = 48  # shown on the page, at most
 
-
+# %% ../nbs/52_answers.ipynb #b8fc1767
 def _frames_section(frames, colonies, classes):
     "The last frame with colonies of each well, tinted by class."
     overlays = colonies.drop_duplicates('source')[['source', 'overlay']]
@@ -400,7 +400,7 @@ def _frames_section(frames, colonies, classes):
     )
     return dict(title='Frames', parts=[_soft(said), gallery])
 
-# %% ../nbs/52_answers.ipynb #1a5609fd
+# %% ../nbs/52_answers.ipynb #37dc1c3f
 _FILES = {
     'colonies.csv': 'a row a colony',
     'frames.csv': 'a row a well and frame',
@@ -413,7 +413,7 @@ _FILES = {
     'prediction.json': 'what was asked for',
 }
 
-
+# %% ../nbs/52_answers.ipynb #a482bb80
 def _write_page(student, out, colonies, frames, notes, sections):
     "Write report.html."
     page = render(

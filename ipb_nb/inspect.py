@@ -442,8 +442,8 @@ def do_export(self: MisclassifiedExplorer, value, **_):
 @delegates(Inspection.__init__)
 def ipb_inspect(
     run: str,  # run folder of ipb-train
-    port: int = 0,  # 0: a free one
-    theme: str = 'light',  # of the page
+    port: int = 0,  # of the page; 0: a free one
+    theme: str = 'light',  # its colours
     no_browser: bool = False,  # only print the address
     **kwargs,
 ):

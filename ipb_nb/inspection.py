@@ -61,7 +61,7 @@ def _conditions(ds, wells):
         return ''
     return wells.map(known.drop_duplicates('well').set_index('well').condition).fillna('')
 
-
+# %% ../nbs/62_inspection.ipynb #3c7bf658
 def prediction_table(
     run: Run,
     ds: ColonyDataset,  # of the run
@@ -176,7 +176,7 @@ def compare(
         self.against, self.other = str(against), self._student_of(against)
     self._add_comparison()
 
-
+# %% ../nbs/62_inspection.ipynb #520bbe4e
 @patch
 def _student_of(self: Inspection, path):
     "The student's predictions in another run, which must share classes and test colonies with this one."
@@ -190,7 +190,7 @@ def _student_of(self: Inspection, path):
         raise InputError(path, 'other test colonies', expected, 'Compare runs of one split and fold.')
     return other
 
-# %% ../nbs/62_inspection.ipynb #520bbe4e
+# %% ../nbs/62_inspection.ipynb #75307fb4
 @patch
 def _add_comparison(self: Inspection):
     "Columns `other`, its prediction, and `change`: mended or broken since the other network."
@@ -203,7 +203,7 @@ def _add_comparison(self: Inspection):
     change = np.select(cases, ['', 'both right', 'mended', 'broken'], 'both wrong')
     self.table = self.table.assign(other=other, change=change)
 
-
+# %% ../nbs/62_inspection.ipynb #d64a21b1
 @patch
 def reload(self: Inspection):
     "Read the verdicts that stand, including those of other windows and people."
@@ -232,7 +232,7 @@ def filter_values(
         return pd.Series(judged, self.table.index)
     return self.table[column].astype('string').fillna('')
 
-
+# %% ../nbs/62_inspection.ipynb #961d7350
 @patch
 def filtered(self: Inspection) -> pd.DataFrame:
     "The predictions that pass the filters."
@@ -280,7 +280,7 @@ def choose(
             raise InputError('cell', c, ', '.join(self.classes), 'Choose one of the classes.')
     self.cell, self.page, self.picked = (actual, predicted) if actual else None, 0, None
 
-
+# %% ../nbs/62_inspection.ipynb #b18f6fd1
 @patch
 def filter(
     self: Inspection,
@@ -294,7 +294,7 @@ def filter(
     self.filters = {k: v for k, v in (self.filters | {column: str(value)}).items() if v}
     self.page, self.picked = 0, None
 
-
+# %% ../nbs/62_inspection.ipynb #5f46b4a6
 @patch
 def order(
     self: Inspection,
@@ -314,7 +314,7 @@ def turn(
     "Turn pages."
     self.page = int(np.clip(self.page + pages, 0, max((len(self.rows()) - 1) // PAGE_SIZE, 0)))
 
-
+# %% ../nbs/62_inspection.ipynb #fcb7925d
 @patch
 def pick(
     self: Inspection,
@@ -428,7 +428,7 @@ def patch_picture(
     box = [int(v) for v in (row.y0, row.x0, row.y1, row.x1)]
     return apply_contrast(cached_colony(ds, row.colony_id).cut(box, side), limits)
 
-
+# %% ../nbs/62_inspection.ipynb #36da0694
 @patch
 def patch_pictures(
     self: Inspection,
@@ -459,7 +459,7 @@ def _classify_patches(student, colony):
     found = pd.DataFrame(dict(y=y, x=x, predicted=np.array(student.classes)[p.argmax(1)]))
     return found.join(pd.DataFrame(p, columns=[f'p_{c}' for c in student.classes])), side
 
-
+# %% ../nbs/62_inspection.ipynb #b2fc790c
 @patch
 def all_patches(
     self: Inspection,
@@ -511,7 +511,7 @@ def _read_features(run, ds):
         labelled, tested = (F.normalize(o.get_tensor(k).float(), dim=1) for k in ('L', 'T'))
     return _Features(labelled, ids['L'], tested, {i: k for k, i in enumerate(ids['T'])}, labels)
 
-
+# %% ../nbs/62_inspection.ipynb #66f310d2
 @patch
 def neighbours(
     self: Inspection,
@@ -565,7 +565,7 @@ def _roi(ds, i):
     roi.roitype, roi.name = roifile.ROI_TYPE.TRACED, i
     return roi.tobytes()
 
-
+# %% ../nbs/62_inspection.ipynb #8f2d7d4a
 def _write_rois(ds, source, folder):
     "One zip per frame, named after it; frames whose names would be the same get a number."
     taken = Counter()

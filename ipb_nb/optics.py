@@ -269,7 +269,7 @@ def paint(
     sheet: Sheet,
     rng: np.random.Generator,
 ) -> np.ndarray:  # float32 (size, size), grey levels above or below the background
-    "What the cells do to the light."
+    "Draw the cells: how they change the light."
     out, um = _paint_ground(sheet), sheet.um
     layers = _Layers(*np.zeros((3, sheet.size, sheet.size), np.uint8))
     _paint_borders(sheet, layers.bright)
@@ -290,7 +290,7 @@ def instrument(
 ) -> (
     dict
 ):  # `offset` (frames, 2) and `defocus` (frames,) in px; `tilt`, `level`, `contrast`, `tiles` as `expose` takes them
-    "What the stage, the lamp and the focus do in one well."
+    "Stage offsets, light and focus of one well."
     focus = np.zeros(frames)
     for t in range(1, frames):
         focus[t] = 0.8 * focus[t - 1] + 0.45 * rng.standard_normal()
@@ -314,7 +314,7 @@ def expose(
     contrast: float = 1.0,  # factor
     tiles=((1, 1, 1),) * 3,  # gain of each camera tile
 ) -> np.ndarray:  # uint8 (size, size)
-    "What the camera makes of the light."
+    "The picture that the camera takes."
     n = len(im)
     im = contrast * cv2.GaussianBlur(im, (0, 0), np.hypot(rng.uniform(0.5, 0.7), defocus))
     at, tile = np.linspace(-1, 1, n, dtype=np.float32), np.arange(n) * 3 // n

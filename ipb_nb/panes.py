@@ -73,7 +73,7 @@ def contrast(
     low, high = np.quantile(sample, [0.002, 0.998])
     return float(low), float(max(high, low + 16))
 
-
+# %% ../nbs/60_panes.ipynb #53f11403
 def apply_contrast(
     image: np.ndarray,  # uint8 (h, w)
     limits: tuple,  # from `contrast`
@@ -152,7 +152,7 @@ def _bar_length(width_px, pixel_size):
     n = max((v for v in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if v / px <= width_px / 3), default=1)
     return n / px, f'{n} {unit}'
 
-
+# %% ../nbs/60_panes.ipynb #02525d20
 def scale_bar(
     width_px: int,  # px of the picture, before it is scaled
     pixel_size: float,  # µm; None where it is unknown
@@ -181,7 +181,7 @@ def picture_html(
     bar = round(n * width / image.shape[1])
     return render(asset('picture.html'), uri=data_uri(image), width=round(width), bar=bar, text=text, alt=alt)
 
-
+# %% ../nbs/60_panes.ipynb #36806d11
 def select_html(
     name: str,  # stands beside it
     do: str,  # the action that a choice asks for
@@ -222,7 +222,7 @@ BUTTONS = [  # action and value, text, key
 ]
 _MOVES = {'ArrowRight': ['step', '1'], 'ArrowLeft': ['step', '-1'], 'PageDown': ['page', '1'], 'PageUp': ['page', '-1']}
 
-
+# %% ../nbs/60_panes.ipynb #f2cecef9
 def keyboard_shortcuts(
     classes: list,
     more: dict,  # further keys of the widget
@@ -345,7 +345,7 @@ from {module} import {name}
 Problem.of(lambda: {name}(**{kw!r}))
 """
 
-
+# %% ../nbs/60_panes.ipynb #8666da5b
 def _page_notebook(module, name, kw):
     "A notebook whose only cell makes the widget, as JSON."
     source = _CELL.format(cwd=os.getcwd(), module=module, name=name, kw=kw)
@@ -365,7 +365,7 @@ def _free_port():
         s.bind(('127.0.0.1', 0))
         return s.getsockname()[1]
 
-
+# %% ../nbs/60_panes.ipynb #41ce48aa
 def _check_page(port, theme):
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get('PATH', '')])
     if not shutil.which('voila', path=path):
@@ -406,7 +406,7 @@ def _wait_for_server(server, log, port):
         if _answers(port):
             return
 
-
+# %% ../nbs/60_panes.ipynb #b4ba143d
 def open_page(
     widget: str,  # module:class, like ipb_nb.annotate:ColonyAnnotator
     kw: dict,  # its arguments, plain values

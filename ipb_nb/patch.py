@@ -37,7 +37,8 @@ from torchvision.transforms import InterpolationMode
 from tqdm import tqdm
 
 from .core import MULTI_LABEL, InputError, atomic_path, counter_rng, in_pixels, read_pixels, stable_hash
-from .dataset import BOX, Colony, ColonyDataset, missing_margin
+from .crop import BOX, Colony, missing_margin
+from .dataset import ColonyDataset
 from .distributed import check_batch, in_blocks, n_ranks, rank
 from .split import Split
 
@@ -721,13 +722,10 @@ def check_scale(
 class ColonyLoaders:
     "The loaders of one fold."
 
-    labeled: DataLoaders  # train: L, class-balanced; valid: V, or L unaugmented where V is empty
+    labeled: DataLoaders  # train: labelled set (L), class-balanced; valid: validation set (V), or L
     unlabeled: DataLoaders | None  # train: U, as uint8 patches and keys; valid as in `labeled`; None where U is empty
     test: PatchDL  # T
     valid_is: str  # the part that `valid` really is: V or L
-
-    def __getitem__(self, name):
-        return getattr(self, name)
 
 # %% ../nbs/15_patch.ipynb #9b6fcf33
 def _n_draws(n, bs, steps=None):

@@ -35,13 +35,13 @@ from .segment import DETECTION
 from .student import Student, load_student, rescaled
 from .timecourse import RESERVED
 
-# %% ../nbs/53_predict.ipynb #0d1193d8
+# %% ../nbs/53_predict.ipynb #9931cb93
 def _palette(classes):
     "(n_classes+1, 3) RGB, uint8; black for no colony."
     colors = class_colors(classes)
     return np.round(255 * np.array([(0.0, 0, 0), *(to_rgb(colors[c]) for c in classes)])).astype(np.uint8)
 
-
+# %% ../nbs/53_predict.ipynb #d14c4cbe
 def class_map_png(
     class_map: np.ndarray,  # uint8 (H, W): 0 outside colonies, else the number of a class plus 1
     classes,  # class names
@@ -89,7 +89,7 @@ def _canvas(ds, colonies, size):
         part[:] = c.pixels[: part.shape[0], : part.shape[1]]
     return out
 
-# %% ../nbs/53_predict.ipynb #447872ff
+# %% ../nbs/53_predict.ipynb #0ded5b34
 def _frame_map(shape, rows, found):
     "The class map of a frame from the maps of its colonies, each enlarged to its box where it was scaled."
     out = np.zeros(shape, np.uint8)
@@ -100,7 +100,7 @@ def _frame_map(shape, rows, found):
         np.copyto(box, own, where=own > 0)
     return out
 
-
+# %% ../nbs/53_predict.ipynb #fb5f5928
 def _row(student, r, found, area):
     "A colony's row of the table; areas in µm² where the pixel size is known."
     p, limit = found['probs'], student.trust['usual_distance']
@@ -117,7 +117,7 @@ def _row(student, r, found, area):
     row |= {f'p_{c}': float(v) for c, v in zip(student.classes, p)}
     return row | {f'area_{c}': float(v) for c, v in zip(student.classes, areas)}
 
-# %% ../nbs/53_predict.ipynb #4095c14f
+# %% ../nbs/53_predict.ipynb #f5f89a6a
 def _read_colonies(ds, ids, failures):
     "Those colonies that can be read; the others are added to `failures`."
     for i in ids:
@@ -126,7 +126,7 @@ def _read_colonies(ds, ids, failures):
         except InputError as e:
             list_failure(failures, ds.colonies.source[i], e, i)
 
-
+# %% ../nbs/53_predict.ipynb #13a058de
 def _classify(student, colonies, stride, factor, batch=16):
     "As `Student.classify`, a batch of colonies at a time, so that memory does not grow with their number."
     found = []
@@ -262,7 +262,7 @@ def grey_departure(
         f"in training {255 * known['mean']:.0f} and {255 * known['std']:.0f}: look whether the pictures are alike."
     ]
 
-# %% ../nbs/53_predict.ipynb #ffacff99
+# %% ../nbs/53_predict.ipynb #1ad191cd
 @lru_cache(1)
 def _student(path, changed, threads):
     "`changed`, the time of model.json, so that a student that was trained again is read again."
@@ -270,7 +270,7 @@ def _student(path, changed, threads):
         torch.set_num_threads(threads)
     return Student(path)
 
-
+# %% ../nbs/53_predict.ipynb #a769cee4
 @lru_cache(1)
 def _dataset(path, changed):
     "`changed`, times of its files, so that a dataset that was corrected is read again."
@@ -287,7 +287,7 @@ def _work(job):
         results.append(done | dict(stem=stem))
     return results
 
-# %% ../nbs/53_predict.ipynb #45175ebd
+# %% ../nbs/53_predict.ipynb #95102318
 def _store(out, results):
     "Write the files of a task, the record of each source last; return how many colonies there are."
     for r in results:
@@ -297,16 +297,16 @@ def _store(out, results):
         write_json(r, out / '.predict' / f"{r['stem']}.json")
     return sum(len(r['rows']) for r in results)
 
-
+# %% ../nbs/53_predict.ipynb #8bc8ab1f
 def _work_and_store(out, job):
     return _store(out, _work(job))
 
-# %% ../nbs/53_predict.ipynb #352c4299
+# %% ../nbs/53_predict.ipynb #84c01920
 def _frame_size(ds, stem):
     f = ds.path / 'outlines' / 'labels' / f'{stem}.tif'
     return Image.open(f).size[::-1] if f.exists() else None
 
-
+# %% ../nbs/53_predict.ipynb #a0c5f1ad
 def _stems(ds, sources):
     "A file name for each source: that of a detected frame, else one made from the path; unique."
     detected, names, taken = (ds.path / 'outlines').exists(), {}, set()
@@ -316,7 +316,7 @@ def _stems(ds, sources):
         taken.add(names[source])
     return names
 
-
+# %% ../nbs/53_predict.ipynb #b4e59937
 def _is_done(out, stem):
     return (out / '.predict' / f'{stem}.json').exists()
 
@@ -347,11 +347,9 @@ def _tasks(student, ds, stride, factor, area, workers, out, least=16):
         colonies += len(ids)
     return jobs, names
 
-# %% ../nbs/53_predict.ipynb #a3f49a4b
+# %% ../nbs/53_predict.ipynb #5b887637
 def _run_tasks(jobs, out, workers, dask):
     "Yields (job, how many colonies were done, or None or an exception where the task failed)."
-    from ipb_nb.predict import _work, _work_and_store  # other processes do not find a notebook's own definitions
-
     if not dask:
         yield from in_processes(partial(_work_and_store, out), jobs, workers)
         return
@@ -383,7 +381,7 @@ def _classify_all(student, ds, stride, factor, area, workers, dask, out):
     failures += [f for r in records for f in r['failures']]
     return rows, failures, np.sum([r['grey'] for r in records], 0), names, len(names) - len(records)
 
-# %% ../nbs/53_predict.ipynb #7e64c581
+# %% ../nbs/53_predict.ipynb #92dd7ca4
 _KNOWN = ['colony_id', 'source', 'group', 'frame', 'time_h', 'track_id', 'touches_border', *BOX, 'area_px']
 
 
@@ -398,14 +396,14 @@ def _colony_table(ds, rows, classes, names):
     stem = df.source.map(names).astype(str)
     return df.assign(map='maps/' + stem + '.png', overlay='overlays/' + stem + '.jpg')
 
-
+# %% ../nbs/53_predict.ipynb #956c2253
 def _read_quality(f):
     "qc.csv of a dataset, or None."
     if f.exists():
         text, missing = dict.fromkeys(('source', 'group', 'flag'), str), dict(time_h=[''], frame=[''])
         return pd.read_csv(f, dtype=text, keep_default_na=False, na_values=missing)
 
-# %% ../nbs/53_predict.ipynb #27a9445f
+# %% ../nbs/53_predict.ipynb #1680b806
 def _doubts(student, df, grey):
     "What the table of colonies and their grey levels say against trusting the student."
     yield from grey_departure(student, grey)
@@ -417,7 +415,7 @@ def _doubts(student, df, grey):
             'seen there.'
         )
 
-
+# %% ../nbs/53_predict.ipynb #bb6dd6f1
 def _write_tables(student, ds, out, departures, rows, failures, grey, names):
     "Write colonies.csv, frames.csv and failures.csv."
     folder = ds.path if ds is not None else out / 'cells'
@@ -448,7 +446,7 @@ def _same_task(out, asked, resume):
         raise InputError(out, 'an unfinished prediction', 'a new or empty folder', do)
     return known['state'] == 'done'
 
-# %% ../nbs/53_predict.ipynb #a4266940
+# %% ../nbs/53_predict.ipynb #127ca8d4
 def _look_up(images, pixel_size, listing):
     "What the images are: a dataset, or tables of frames and of bad ones; their wells; a digest."
     if (images / 'colonies.csv').exists():
@@ -459,7 +457,7 @@ def _look_up(images, pixel_size, listing):
     digest = hashlib.sha256('|'.join(sorted(both.source)).encode()).hexdigest()
     return (frames, bad), sorted(both.group.unique()), digest
 
-
+# %% ../nbs/53_predict.ipynb #e861716e
 def _check_arguments(images, out, workers, stride):
     if workers < 1:
         raise InputError('workers', workers, 'at least 1', 'Choose another --workers.')
@@ -471,7 +469,7 @@ def _check_arguments(images, out, workers, stride):
         do = 'Its pictures would be taken for images the next time.'
         raise InputError('out', f'{out}, within the images', 'a folder elsewhere', do)
 
-
+# %% ../nbs/53_predict.ipynb #3ed7eece
 def _check_classes(classes):
     if odd := RESERVED & set(classes):
         expected = f"other names than {', '.join(sorted(RESERVED))}"
@@ -552,7 +550,7 @@ def predict(
             shutil.rmtree(out / '.predict', ignore_errors=True)
     return write_answers(student, out, conditions, control, since, audit)
 
-# %% ../nbs/53_predict.ipynb #e0c242e2
+# %% ../nbs/53_predict.ipynb #859a9a92
 def _composition_errors(own, found, true, n):
     "Half the summed difference between the found and true class shares of each colony's pixels: 0 … 1."
     for r in own.itertuples():
@@ -562,7 +560,7 @@ def _composition_errors(own, found, true, n):
             difference = np.bincount(a[both], minlength=n) - np.bincount(b[both], minlength=n)
             yield r.colony_id, 0.5 * np.abs(difference).sum() / both.sum()
 
-
+# %% ../nbs/53_predict.ipynb #c6f1d523
 def _true_map(truth, row, shape):
     "The class map of a simulated frame."
     f = truth / row.group / f'{int(row.frame):03d}.png'

@@ -547,7 +547,7 @@ def _check_annotators(n):
 
 # %% ../nbs/10_simulate.ipynb #b89892e4
 def _verdict(colony_id, label, k, seed):
-    "What annotator `k` takes a colony for."
+    "The class that annotator `k` takes a colony for."
     rng = counter_rng(stable_hash(colony_id, k), seed)
     if rng.random() >= _ERRORS[k]:
         return label

@@ -16,7 +16,8 @@ from sklearn.metrics import recall_score
 from torch import nn
 
 from .core import PALETTE, counter_rng, stable_hash
-from .dataset import ColonyDataset, colony_row, write_dataset
+from .crop import colony_row
+from .dataset import ColonyDataset, write_dataset
 from .patch import PatchDL, uniforms
 from .split import save_split
 
@@ -75,10 +76,10 @@ def toy_recall(
     "Recall on the test set (T)."
     net.eval()
     said, actual = [], []
-    for x, y in loaders['test']:
+    for x, y in loaders.test:
         said.append(net(x).argmax(1))
         actual.append(y)
-    classes = loaders['labeled'].vocab
+    classes = loaders.labeled.vocab
     said, actual = torch.cat(said).cpu(), torch.cat(actual).cpu()
     recalls = recall_score(actual, said, labels=range(len(classes)), average=None)
     return dict(zip(classes, recalls.tolist()))

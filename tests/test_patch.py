@@ -247,7 +247,7 @@ def test_a_dataset_without_unlabelled_colonies_trains_the_baseline(class_folders
     assert colony_dataloaders(ds, scales='32', device='cpu').unlabeled is None
     out = train(ExperimentConfig(**tiny | dict(method='supervised')), ds.path, tmp_path / 'run')
     assert read_json(out / 'run.json')['state'] == 'done'
-    with pytest.raises(InputError, match='no colony in U'):
+    with pytest.raises(InputError, match='no colony in the unlabelled set'):
         train(ExperimentConfig(**tiny), ds.path, tmp_path / 'mpl')
 
 
@@ -261,7 +261,9 @@ def test_scales_of_loaders_are_checked(dataset):
     ds = ColonyDataset(dataset)
     with pytest.raises(InputError, match='pixel_size: found nothing'):
         patch_scales('180um')
-    with pytest.raises(InputError, match=r'scales: found 1024 px; expected at most \d+ px, the side of .* with its margin'):
+    with pytest.raises(
+        InputError, match=r'scales: found 1024 px; expected at most \d+ px, the side of .* with its margin'
+    ):
         colony_dataloaders(ds, scales=(1024, 64))
     with pytest.raises(InputError, match='small: found stretch; expected context or enlarge'):
         colony_dataloaders(ds, scales='32', small='stretch')
