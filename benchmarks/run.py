@@ -11,6 +11,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 LATEST = HERE / 'results' / 'latest.jsonl'
+NO_BENCHMARKS = {'run', 'figures', 'beside'}
 
 
 def lines(text):
@@ -24,11 +25,10 @@ def verdict(r):
 
 
 def main(only):
-    names = sorted(
-        p.stem for p in HERE.glob('*.py') if p.stem not in ('run', 'figures', 'beside') and not p.stem.startswith('long_')
-    )
+    scripts = {p.stem for p in HERE.glob('*.py')} - NO_BENCHMARKS
+    names = sorted(name for name in scripts if not name.startswith('long_'))
     chosen = [n for n in only.split(',') if n] or names
-    if odd := set(chosen) - ({p.stem for p in HERE.glob('*.py')} - {'run', 'figures', 'beside'}):
+    if odd := set(chosen) - scripts:
         sys.exit(f"ONLY: found {', '.join(sorted(odd))}; expected some of {', '.join(names)}.")
     kept = {r['figure']: r for r in lines(LATEST.read_text())} if LATEST.exists() else {}
     for n in chosen:
