@@ -17,13 +17,12 @@ from tqdm import trange
 
 from .core import InputError, class_colors, command, read_table, stable_hash, write_csv
 from .dataset import ColonyDataset, annotator_log
-from .page import render
+from .page import read_asset, render
 from ipb_nb.panes import (
     BUTTONS,
     THEMES,
     ErrorMessage,
     Panes,
-    asset,
     contrast,
     crop_picture,
     data_uri,
@@ -412,7 +411,7 @@ def _guide_html(state, thumbs, examples, texts):
         entry = dict(name=name, color=colors[name], key=k + 1 if k < 9 else '', n=counts.get(name, 0))
         uris = [thumbs.uri(i) for i in examples[name]]
         classes.append(entry | dict(examples=uris, text=texts.get(name, '')))
-    return render(asset('annotator-guide.html'), classes=classes, buttons=BUTTONS)
+    return render(read_asset('annotator-guide.html'), classes=classes, buttons=BUTTONS)
 
 # %% ../nbs/61_annotate.ipynb #3096e331
 def _page_html(state, thumbs):
@@ -426,7 +425,7 @@ def _page_html(state, thumbs):
         entry = dict(k=k, uri=thumbs.uri(i), said=said, color=colors.get(said, '#999'))
         cells.append(entry | dict(now=k == state.at, selected=k in state.selected, large=thumbs.larger[i]))
     return render(
-        asset('annotator-page.html'),
+        read_asset('annotator-page.html'),
         done=done,
         total=total,
         page=state.page,
@@ -451,7 +450,7 @@ def _large_html(state):
         own = state.ds.votes().loc[i]
         votes = ', '.join(f'{v} {n}' for v, n in own[own.ne('')].value_counts().items())
     return render(
-        asset('annotator-large.html'),
+        read_asset('annotator-large.html'),
         done=done,
         total=total,
         k=state.at,
@@ -492,7 +491,7 @@ class ColonyAnnotator(Panes):
     def html_foot(self):
         side, size = self.thumbs.side, self.state.ds.pixel_size
         return render(
-            asset('annotator-foot.html'),
+            read_asset('annotator-foot.html'),
             message=self.message,
             bad=isinstance(self.message, ErrorMessage),
             by=self.state.log,

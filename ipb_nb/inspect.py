@@ -17,13 +17,12 @@ from fastcore.meta import delegates
 
 from .core import class_colors, command
 from .inspection import FILTERS, PAGE_SIZE, SORTS, Inspection, patch_picture, read_quality
-from .page import render
+from .page import read_asset, render
 from ipb_nb.panes import (
     BUTTONS,
     THEMES,
     ErrorMessage,
     Panes,
-    asset,
     crop_picture,
     data_uri,
     keyboard_shortcuts,
@@ -52,7 +51,7 @@ def _head_html(s):
     "Run, name, networks, order and filters."
     others = [n for n in s.run.networks if n != s.network]
     return render(
-        asset('explorer-head.html'),
+        read_asset('explorer-head.html'),
         run=s.run.id,
         about=f'{s.run.name}, fold {s.run.config["fold"]}, {len(s.table)} test colonies',
         by=s.by,
@@ -71,7 +70,7 @@ def _counts_html(s, by):
     "Errors by group, the most first."
     counts = s.error_counts(by).sort_values(['errors', 'n'], ascending=False, kind='stable')
     return render(
-        asset('explorer-counts.html'),
+        read_asset('explorer-counts.html'),
         counts=counts.head(10),
         alike=s.table.track.duplicated().any(),
         more=max(len(counts) - 10, 0),
@@ -87,7 +86,7 @@ def _review_html(s):
         return ''
     drawn, after = s.run.scores(s.network), s.scores_after_review()
     return render(
-        asset('explorer-review.html'),
+        read_asset('explorer-review.html'),
         recall=f'{drawn["macro_tpr"]:.3f}',
         precision=f'{drawn["macro_precision"]:.3f}',
         by=s.by,
@@ -104,7 +103,7 @@ def _matrix_html(s, by):
     "The confusion matrix, scores after review, and errors by group."
     m = s.matrix()
     matrix = render(
-        asset('explorer-matrix.html'),
+        read_asset('explorer-matrix.html'),
         m=m,
         now=s.cell,
         total=m.sum(axis=1),
@@ -162,7 +161,7 @@ def _gallery_html(s, thumbs):
     sides = s.table.y1 - s.table.y0
     side = int(sides.max())
     return render(
-        asset('explorer-gallery.html'),
+        read_asset('explorer-gallery.html'),
         title=_gallery_title(s.cell),
         n=len(rows),
         side=side,
@@ -263,7 +262,7 @@ def _detail_html(s, thumbs):
     i, r = s.picked, s.table.loc[s.picked]
     context, from_frame = _context_html(s, i)
     return render(
-        asset('explorer-detail.html'),
+        read_asset('explorer-detail.html'),
         r=r,
         frame='–' if pd.isna(r.frame) else r.frame,
         hours='' if pd.isna(r.time_h) else f'{r.time_h:g}',
@@ -315,7 +314,7 @@ class MisclassifiedExplorer(Panes):
     def html_foot(self):
         marked = len(self.state.marked)
         return render(
-            asset('explorer-foot.html'),
+            read_asset('explorer-foot.html'),
             message=self.message,
             bad=isinstance(self.message, ErrorMessage),
             notes=self.state.notes,

@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['BUTTONS', 'THEMES', 'cached_colony', 'surroundings', 'contrast', 'apply_contrast', 'hex_to_bgr', 'crop_picture',
-           'with_outline', 'data_uri', 'scale_bar', 'asset', 'picture_html', 'select_html', 'track_names',
-           'verdict_text', 'keyboard_shortcuts', 'Panes', 'ErrorMessage', 'screenshot', 'Problem', 'app_command',
-           'open_page']
+           'with_outline', 'data_uri', 'scale_bar', 'picture_html', 'select_html', 'track_names', 'verdict_text',
+           'keyboard_shortcuts', 'Panes', 'ErrorMessage', 'screenshot', 'Problem', 'app_command', 'open_page']
 
 # %% ../nbs/60_panes.ipynb #a2809958
 import base64
@@ -22,7 +21,6 @@ import tempfile
 import time
 import webbrowser
 from functools import lru_cache
-from importlib import resources
 from pathlib import Path
 
 import anywidget
@@ -36,7 +34,7 @@ from markupsafe import Markup
 from .core import MULTI_LABEL, InputError
 from .dataset import BOX, Colony, ColonyDataset
 from .frames import dataset_frame, shows
-from .page import render
+from .page import read_asset, render
 
 # %% ../nbs/60_panes.ipynb #36f656de
 _frame = lru_cache(maxsize=32)(dataset_frame)
@@ -162,14 +160,6 @@ def scale_bar(
     return round(100 * n / width_px, 1), text
 
 # %% ../nbs/60_panes.ipynb #aa03d75e
-@lru_cache(maxsize=None)
-def asset(
-    name: str,  # of a file in ipb_nb/assets
-) -> str:
-    "A template, style sheet or script of the package."
-    return (resources.files('ipb_nb') / 'assets' / name).read_text(encoding='utf-8')
-
-# %% ../nbs/60_panes.ipynb #46374403
 def picture_html(
     image: np.ndarray,  # uint8, grey or BGR
     width: float,  # px on the page
@@ -179,9 +169,11 @@ def picture_html(
     "A picture with its scale bar."
     n, text = _bar_length(image.shape[1], pixel_size)
     bar = round(n * width / image.shape[1])
-    return render(asset('picture.html'), uri=data_uri(image), width=round(width), bar=bar, text=text, alt=alt)
+    return render(
+        read_asset('panes-picture.html'), uri=data_uri(image), width=round(width), bar=bar, text=text, alt=alt
+    )
 
-# %% ../nbs/60_panes.ipynb #36806d11
+# %% ../nbs/60_panes.ipynb #46374403
 def select_html(
     name: str,  # stands beside it
     do: str,  # the action that a choice asks for
@@ -191,7 +183,7 @@ def select_html(
 ):
     "A drop-down list."
     pairs = [o if isinstance(o, tuple) else (o, o) for o in options]
-    return render(asset('select.html'), name=name, do=do, field=field or do, options=pairs, now=now)
+    return render(read_asset('panes-select.html'), name=name, do=do, field=field or do, options=pairs, now=now)
 
 # %% ../nbs/60_panes.ipynb #ffca082b
 def track_names(
@@ -236,7 +228,7 @@ def keyboard_shortcuts(
 class Panes(anywidget.AnyWidget):
     "HTML in named panes (methods html_…); what is clicked, chosen or pressed arrives at `act`, and from there at do_…"
 
-    _esm, _css = asset('panes.js'), asset('panes.css')
+    _esm, _css = read_asset('panes.js'), read_asset('panes.css')
     kind = traitlets.Unicode().tag(sync=True)
     names = traitlets.List().tag(sync=True)
     shortcuts = traitlets.Dict().tag(sync=True)
@@ -301,8 +293,8 @@ def screenshot(
 ) -> bytes:  # JPEG
     "A picture of a widget by Chromium, which must be installed: the same panes and styles, on a page."
     panes = [(n, Markup(getattr(widget, f'pane_{n}'))) for n in widget.names]
-    style = Markup(asset('panes.css'))
-    page = render(asset('screenshot.html'), kind=widget.kind, panes=panes, style=style, dark=dark)
+    style = Markup(read_asset('panes.css'))
+    page = render(read_asset('panes-screenshot.html'), kind=widget.kind, panes=panes, style=style, dark=dark)
     with tempfile.TemporaryDirectory() as d:
         html, png = Path(d) / 'page.html', Path(d) / 'page.png'
         html.write_text(page, encoding='utf-8')
