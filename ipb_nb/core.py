@@ -21,7 +21,6 @@ import random
 import re
 import shutil
 import sys
-import warnings
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,7 +34,6 @@ from filelock import FileLock
 
 # %% ../nbs/00_core.ipynb #d1fdcc8c
 cv2.utils.logging.setLogLevel(0)  # an unreadable file is reported once, by us
-warnings.filterwarnings('ignore', message='`torch.jit.script` is deprecated')  # fastai 2.8 uses it at import
 
 # %% ../nbs/00_core.ipynb #c200593a
 class InputError(ValueError):

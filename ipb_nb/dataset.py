@@ -42,9 +42,6 @@ from ipb_nb.core import (
 )
 from .crop import BOX, MARGIN, Colony, missing_margin, show_crop
 
-# %% ../nbs/03_dataset.ipynb #f44f7adf
-from .crop import colony_row, cut_crop  # noqa: F401  imported from here by later notebooks
-
 # %% ../nbs/03_dataset.ipynb #33354c7d
 TEXT_COLUMNS = 'colony_id image mask label source group track_id parent_ids event'.split()
 COLUMNS = 'colony_id image mask label source group frame time_h track_id parent_ids event'.split() + [

@@ -129,7 +129,20 @@ def _sides_near(arch, scale, width):
     near = {max(scale // k * k + j * k, k) for k in (16, 32) for j in (0, 1)}
     return [s for s in sorted(near) if s != scale and _n_out(_backbone(arch, s, width), s)]
 
+# %% ../nbs/17_model.ipynb #onepix02
+def _take_stride_1(m, inputs):
+    if inputs[0].shape[2:] == (1, 1) and all(k == 2 * p + 1 for k, p in zip(m.kernel_size, m.padding)):
+        m.stride = (1, 1)
 
+
+def _unstride(backbone, scale):
+    "Take stride 1 in convolutions whose input is one pixel."
+    hooks = [m.register_forward_pre_hook(_take_stride_1) for m in backbone.modules() if type(m) is nn.Conv2d]
+    _n_out(backbone, scale)
+    for hook in hooks:
+        hook.remove()
+
+# %% ../nbs/17_model.ipynb #onepix04
 def _fitting_backbone(arch, scale, width, pretrained):
     "A backbone and the number of its features."
     try:
@@ -137,6 +150,7 @@ def _fitting_backbone(arch, scale, width, pretrained):
     except (RuntimeError, AssertionError):
         net = None
     if net and (n := _n_out(net, scale)) and not (arch == 'hrnet' and scale % 16):
+        _unstride(net, scale)
         return net, n
     near = ' or '.join(map(str, _sides_near(arch, scale, width))) or 'others'
     raise InputError('scales', f'{scale} px', f'a side that {arch} takes', f'Near that: {near} px.')

@@ -32,7 +32,8 @@ from fastcore.basics import patch
 from markupsafe import Markup
 
 from .core import MULTI_LABEL, InputError
-from .dataset import BOX, Colony, ColonyDataset
+from .crop import BOX, Colony
+from .dataset import ColonyDataset
 from .frames import dataset_frame, shows
 from .page import read_asset, render
 

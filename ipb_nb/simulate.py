@@ -35,7 +35,8 @@ from ipb_nb.core import (
     write_json,
     write_png,
 )
-from .dataset import MARGIN, ColonyDataset, cut_crop, write_dataset
+from .crop import MARGIN, cut_crop
+from .dataset import ColonyDataset, write_dataset
 from .growth import OVERLAP, TREATMENT, Well
 from .jobs import KILLED, in_processes
 from .optics import Sheet, expose, instrument, paint

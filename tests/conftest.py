@@ -15,7 +15,13 @@ signal.signal(
 )  # (what a shell starts in the background ignores Ctrl-C, and so would the runs that tests stop by it)
 
 
-ALONE = ('inspect', 'survive', 'ranks', 'sweep')  # files whose tests measure, kill, or use a browser or all cores
+ALONE = (
+    'inspect',
+    'report',
+    'survive',
+    'ranks',
+    'sweep',
+)  # files whose tests measure, kill, or use a browser or all cores
 TRAINS = (*ALONE, 'related', 'wheel', 'predict', 'export', 'method', 'bccd', 'leaks', 'commands')
 
 

@@ -26,7 +26,9 @@ def run(tmp_path_factory):
     d = tmp_path_factory.mktemp('run')
     save_split(simulate_dataset(d / 'cells', 60), labeled='rest', test=0.3, folds=1)
     return train(
-        ExperimentConfig(method='supervised', scales='64,32', epochs=1, steps=10, batch_size=8), d / 'cells', d / 'run'
+        ExperimentConfig(method='supervised', scales='64,32', epochs=1, steps=10, batch_size=8, threads=1),
+        d / 'cells',
+        d / 'run',
     )
 
 

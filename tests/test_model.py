@@ -1,9 +1,10 @@
-"Networks that cannot be built are refused before anything is trained."
+"Networks that cannot be built are refused before anything is trained; those that can have finite gradients."
 
 import pytest
+import torch
 
 from ipb_nb.core import InputError
-from ipb_nb.model import create_model
+from ipb_nb.model import autocast, create_model
 
 
 @pytest.mark.parametrize(
@@ -27,3 +28,20 @@ from ipb_nb.model import create_model
 def test_what_cannot_be_built(kwargs, match):
     with pytest.raises(InputError, match=match):
         create_model(**(dict(arch='hrnet', scales=(64,), n_classes=4) | kwargs))
+
+
+def _leave_nan_in_freed_memory():
+    [torch.full((int(2**k),), float('nan')) for k in torch.arange(4, 20, 0.25) for _ in range(4)]
+
+
+@pytest.mark.parametrize('arch, side', [('test_resnet', 8), ('test_resnet', 16), ('resnet10t', 16), ('hrnet', 16)])
+def test_gradients_in_bfloat16_are_finite(arch, side):
+    net = create_model(arch, (side,), 3)
+    for _ in range(4):
+        _leave_nan_in_freed_memory()
+        with autocast('cpu'):
+            out = net(torch.randn(16, 1, side, side))
+        _leave_nan_in_freed_memory()
+        out.float().square().sum().backward()
+        assert all(torch.isfinite(p.grad).all() for p in net.parameters())
+        net.zero_grad()

@@ -32,7 +32,9 @@ def run(tmp_path_factory):
     d = tmp_path_factory.mktemp('run')
     save_split(simulate_dataset(d / 'cells', 90, seed=1), labeled='rest', test=0.2, folds=1)
     return train(
-        ExperimentConfig(method='supervised', scales='32', epochs=2, steps=40, batch_size=16), d / 'cells', d / 'run'
+        ExperimentConfig(method='supervised', scales='32', epochs=2, steps=40, batch_size=16, threads=1),
+        d / 'cells',
+        d / 'run',
     )
 
 
@@ -417,7 +419,7 @@ def test_probabilities_are_calibrated_where_there_is_a_v(tmp_path):
     df.to_csv(ds.table, index=False)
     save_split(ColonyDataset(ds.path), labeled='rest', test=0.1, valid=0.4, folds=1)
     run = train(
-        ExperimentConfig(method='supervised', scales='32', epochs=2, steps=60, batch_size=16, lr=0.05),
+        ExperimentConfig(method='supervised', scales='32', epochs=2, steps=60, batch_size=16, lr=0.05, threads=1),
         ds.path,
         tmp_path / 'run',
     )
