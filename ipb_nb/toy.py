@@ -34,18 +34,18 @@ def _texture(kind, rng, side):
     return np.clip(128 + 40 * (noise - noise.mean()) / noise.std(), 0, 255).astype(np.uint8)
 
 # %% ../nbs/16_toy.ipynb #644e92c8
-def _toy_colony(kind, number, rng):
+def _toy_colony(kind, label, number, rng):
     side, margin, radius = 112, 20, 36
     inside = np.hypot(*np.mgrid[-radius:radius, -radius:radius]) < radius
     box = (margin, margin, side - margin, side - margin)
-    name = f'{kind}{number:03d}'
+    name = f'{label}{number:03d}'
     return colony_row(
         _texture(kind, rng, side),
         box,
         inside,
         margin,
         colony_id=name,
-        label=kind,
+        label=label,
         source=f'{name}.png',
         group=name,
     )
@@ -53,18 +53,20 @@ def _toy_colony(kind, number, rng):
 # %% ../nbs/16_toy.ipynb #5a8a5976
 def toy_dataset(
     dest,  # dataset folder to make
-    counts=(60, 60, 60),  # colonies of fine, coarse and dots
+    counts=(60, 60, 60),  # colonies of each class
     labeled: float = 0.3,  # share in the labelled set (L)
     seed: int = 0,
+    classes=TEXTURES,  # names of the classes; a fourth class looks like the first
+    **split,  # other settings of `save_split`
 ) -> ColonyDataset:
     "Round colonies of three textures, with a split that puts 30 % of them into the test set (T)."
     rows = (
-        _toy_colony(kind, k, counter_rng(seed, TEXTURES.index(kind), k))
-        for kind, n in zip(TEXTURES, counts)
+        _toy_colony(TEXTURES[i % 3], classes[i], k, counter_rng(seed, i, k))
+        for i, n in enumerate(counts)
         for k in range(n)
     )
-    ds = write_dataset(dest, rows, list(TEXTURES), margin=20)
-    save_split(ds, labeled=labeled, test=0.3, folds=1)
+    ds = write_dataset(dest, rows, list(classes), margin=20)
+    save_split(ds, **dict(labeled=labeled, test=0.3, folds=1) | split)
     return ds
 
 # %% ../nbs/16_toy.ipynb #32fb6656
