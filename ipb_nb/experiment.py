@@ -23,15 +23,12 @@ from pathlib import Path
 import fastai
 import numpy as np
 import pandas as pd
-import papermill
 import timm
 import torch
 import torch.nn.functional as F
 import torchvision
 from fastcore.meta import delegates
 from filelock import FileLock, Timeout
-from nbclient.exceptions import DeadKernelError
-from papermill.exceptions import PapermillExecutionError
 from safetensors.torch import save_file
 from tqdm import tqdm
 from traitlets.config import Config
@@ -407,6 +404,8 @@ def check_parameters(
     notebook,  # path
 ):
     "Raise an `InputError` unless the parameters are the fields of the configuration, `data`, `out` and `resume`."
+    import papermill
+
     found = set(papermill.inspect_notebook(str(notebook)))
     expected = {*ExperimentConfig.fields(), 'data', 'out', 'resume'}
     if found == expected:
@@ -484,6 +483,8 @@ def environment(**values):
 # %% ../nbs/32_experiment.ipynb #9191167a
 def _execute(notebook, partial, parameters, threads):
     "Execute a notebook in a kernel whose sockets are its own (the default names are the same for all kernels)."
+    import papermill
+
     with environment(OMP_NUM_THREADS=str(threads), TQDM_DISABLE='1'), tempfile.TemporaryDirectory(prefix='ipb-') as d:
         papermill.execute_notebook(
             str(notebook),
@@ -503,6 +504,9 @@ def run_notebook(
     resume: bool = False,  # resume a run that was stopped
 ) -> Path:  # the run folder
     "Execute a notebook with the parameters of a run; it is left in the run folder, also when the run fails."
+    from nbclient.exceptions import DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+
     out = Path(out).resolve()
     out.mkdir(parents=True, exist_ok=True)
     partial, done = out / '.train.partial.ipynb', out / 'train.ipynb'

@@ -15,14 +15,8 @@ signal.signal(
 )  # (what a shell starts in the background ignores Ctrl-C, and so would the runs that tests stop by it)
 
 
-ALONE = (
-    'inspect',
-    'report',
-    'survive',
-    'ranks',
-    'sweep',
-)  # files whose tests measure, kill, or use a browser or all cores
-TRAINS = (*ALONE, 'related', 'wheel', 'predict', 'export', 'method', 'bccd', 'leaks', 'commands')
+ALONE = ('inspect', 'report')  # files whose tests use a browser
+TRAINS = (*ALONE, *'survive ranks sweep related wheel predict export method bccd leaks commands'.split())
 
 
 def pytest_collection_modifyitems(items):

@@ -13,7 +13,6 @@ import pytest
 
 from ipb_nb.config import ExperimentConfig
 from ipb_nb.core import InputError
-from ipb_nb.demo import demo
 from ipb_nb.experiment import check_parameters, ipb_train, train_in_notebook, train_notebook
 from ipb_nb.importers import ipb_import
 from ipb_nb.report import ipb_report
@@ -250,20 +249,6 @@ def test_simulate(tmp_path):
         len(list((tmp_path / 'exp').glob('raw/*/*.tif'))) == 6
         and len(list((tmp_path / 'cells' / 'annotations').glob('*.csv'))) == 2
     )
-
-
-def test_demo_makes_a_report_and_can_be_repeated(tmp_path):
-    config = tmp_path / 'rows.yaml'
-    config.write_text(
-        "defaults: {pretrain_epochs: 2, epochs: 2, steps: 4, batch_size: 8, scales: '32', ema: 0, threads: "
-        "1}\nrows:\n  ipb: {}\n  supervised: {method: supervised}\n"
-    )
-    for _ in range(2):
-        report = demo(tmp_path / 'demo', 80, config=config)
-        (tmp_path / 'demo' / 'mine.txt').write_text('stays')
-    assert report.exists() and (tmp_path / 'demo' / 'mine.txt').read_text() == 'stays'
-    for name in ('ipb', 'supervised'):
-        assert (tmp_path / 'demo' / name / 'train.ipynb').exists()
 
 
 def test_parameters_of_the_notebook_are_those_of_the_configuration(tmp_path):

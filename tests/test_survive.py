@@ -80,6 +80,7 @@ def same(a, b):
     assert {f.name for f in b.iterdir()} - {'train.ipynb'} == FILES
 
 
+@pytest.mark.alone  # (the kills come after random times)
 def test_five_kills(dataset, longer, undisturbed, processes, tmp_path):
     whole, seconds = undisturbed
     out, epochs = tmp_path / 'run', []

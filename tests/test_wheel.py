@@ -99,12 +99,13 @@ def test_from_simulation_to_report(installed, tmp_path, tiny):
     assert '3 colonies' in call(installed / 'ipb-import', 'cells', 'own', cwd=tmp_path)
 
 
-def test_demo(installed, tmp_path, tiny):
+def test_demo_makes_a_report_and_can_be_repeated(installed, tmp_path, tiny):
     (tmp_path / 'rows.yaml').write_text(f'defaults: {json.dumps(tiny)}\nrows:\n  ipb: {{}}\n')
-    assert 'report.html' in call(
-        installed / 'ipb-demo', '--dest', 'demo', '--colonies', 80, '--config', 'rows.yaml', cwd=tmp_path
-    )
-    assert (tmp_path / 'demo' / 'ipb' / 'train.ipynb').exists()
+    for _ in range(2):
+        said = call(installed / 'ipb-demo', '--dest', 'demo', '--colonies', 40, '--config', 'rows.yaml', cwd=tmp_path)
+        assert 'report.html' in said and (tmp_path / 'demo' / 'ipb' / 'train.ipynb').exists()
+        (tmp_path / 'demo' / 'mine.txt').write_text('stays')
+    assert (tmp_path / 'demo' / 'mine.txt').read_text() == 'stays'
 
 
 def test_grids_and_notebooks_are_inside(installed, tmp_path):
