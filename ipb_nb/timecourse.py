@@ -271,6 +271,11 @@ def compare_conditions(
     names=None,  # all conditions, also those without a replicate; None: those of `replicates`
 ) -> pd.DataFrame:  # one row per condition and class: replicates of both, means, difference, low, high, p, note, p_holm
     "Each condition against the control, over biological replicates."
+    df = _compared(replicates, classes, control, names)
+    return df.assign(p_holm=holm(df.p))
+
+
+def _compared(replicates, classes, control=None, names=None):
     names = sorted({*replicates.condition, *(names if names is not None else ())})
     control = control or control_of(names)
     if control not in names:
@@ -279,8 +284,7 @@ def compare_conditions(
     for name in names:
         if name != control:
             rows += _tests(replicates[replicates.condition.eq(name)], base, classes, name, control)
-    df = pd.DataFrame(rows, columns=_TESTED)
-    return df.assign(p_holm=holm(df.p))
+    return pd.DataFrame(rows, columns=_TESTED)
 
 # %% ../nbs/51_timecourse.ipynb #b7f31f1f
 def null_tests(
@@ -300,7 +304,7 @@ def null_tests(
         offsets = rng.normal(size=(plates, 1)) * wells.std().to_numpy()
         own = own + offsets[plate] * (plates > 1)
         df = own.assign(condition=condition, unit=unit, plate=plate.astype(str))
-        out.append(compare_conditions(df, wells.columns).p.to_numpy())
+        out.append(_compared(df, wells.columns).p.to_numpy())
     return pd.DataFrame(out, columns=wells.columns)
 
 # %% ../nbs/51_timecourse.ipynb #4e203ae3
