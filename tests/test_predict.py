@@ -424,7 +424,7 @@ def test_probabilities_are_calibrated_where_there_is_a_v(tmp_path):
     trust = read_json(run / 'model.json')['trust']
     assert trust['calibrated_on'] == 'V' and trust['n'] >= 20
     assert trust['temperature'] > 1 and trust['ece']['after'] <= trust['ece']['before']
-    predict(run, ds.path, tmp_path / 'out')
+    predict(run, ds.path, tmp_path / 'out', unscaled=True)
     assert (tmp_path / 'out' / 'figures' / 'reliability.png').exists()
     departures = read_json(tmp_path / 'out' / 'prediction.json')['departures']
     assert not any('temperature' in d for d in departures)
