@@ -115,32 +115,30 @@ def _backbone(arch, scale, width=1.0, pretrained=False):
     return net
 
 # %% ../nbs/17_model.ipynb #47012958
+def _take_stride_1(conv, inputs):
+    one_output = isinstance(conv.padding, tuple) and all(k == 2 * p + 1 for k, p in zip(conv.kernel_size, conv.padding))
+    if inputs[0].shape[2:] == (1, 1) and one_output:
+        conv.stride = (1, 1)
+
+
 def _n_out(backbone, scale):
-    "Number of features that come out; None if the network does not take this side."
+    "Number of features that come out; None if the network does not take this side. One-pixel stages take stride 1."
+    convs = [m for m in backbone.modules() if isinstance(m, nn.Conv2d)]
+    hooks = [conv.register_forward_pre_hook(_take_stride_1) for conv in convs]
     try:
         with torch.no_grad():
             out = backbone.eval()(torch.zeros(1, 1, scale, scale))
     except (RuntimeError, AssertionError, ValueError):
         return None
+    finally:
+        for hook in hooks:
+            hook.remove()
     return out.shape[1] if out.ndim == 2 else None
 
 
 def _sides_near(arch, scale, width):
     near = {max(scale // k * k + j * k, k) for k in (16, 32) for j in (0, 1)}
     return [s for s in sorted(near) if s != scale and _n_out(_backbone(arch, s, width), s)]
-
-# %% ../nbs/17_model.ipynb #onepix02
-def _take_stride_1(m, inputs):
-    if inputs[0].shape[2:] == (1, 1) and all(k == 2 * p + 1 for k, p in zip(m.kernel_size, m.padding)):
-        m.stride = (1, 1)
-
-
-def _unstride(backbone, scale):
-    "Take stride 1 in convolutions whose input is one pixel."
-    hooks = [m.register_forward_pre_hook(_take_stride_1) for m in backbone.modules() if type(m) is nn.Conv2d]
-    _n_out(backbone, scale)
-    for hook in hooks:
-        hook.remove()
 
 # %% ../nbs/17_model.ipynb #onepix04
 def _fitting_backbone(arch, scale, width, pretrained):
@@ -150,7 +148,6 @@ def _fitting_backbone(arch, scale, width, pretrained):
     except (RuntimeError, AssertionError):
         net = None
     if net and (n := _n_out(net, scale)) and not (arch == 'hrnet' and scale % 16):
-        _unstride(net, scale)
         return net, n
     near = ' or '.join(map(str, _sides_near(arch, scale, width))) or 'others'
     raise InputError('scales', f'{scale} px', f'a side that {arch} takes', f'Near that: {near} px.')

@@ -34,7 +34,9 @@ def _leave_nan_in_freed_memory():
     [torch.full((int(2**k),), float('nan')) for k in torch.arange(4, 20, 0.25) for _ in range(4)]
 
 
-@pytest.mark.parametrize('arch, side', [('test_resnet', 8), ('test_resnet', 16), ('resnet10t', 16), ('hrnet', 16)])
+@pytest.mark.parametrize(
+    'arch, side', [('test_resnet', 8), ('test_resnet', 16), ('resnet10t', 16), ('hrnet', 16), ('resnetv2_50', 16)]
+)
 def test_gradients_in_bfloat16_are_finite(arch, side):
     net = create_model(arch, (side,), 3)
     for _ in range(4):
