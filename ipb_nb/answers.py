@@ -211,7 +211,7 @@ def _condition_section(frames, student, conditions, control, since, out):
         out,
         'conditions',
         'share of the area by condition',
-        f'A dot a biological replicate (mean of its wells, {_when(since)}), a bar at their mean; p after Holm.',
+        f'One dot per biological replicate (mean of its wells, {_when(since)}), a bar at their mean; p after Holm.',
     )
     heading = render('<h3>Corrected by the confusion matrix</h3>')
     shown = [heading, _scroll(corrected.set_index('condition')), _soft(_CORRECTED)]
@@ -402,10 +402,10 @@ def _frames_section(frames, colonies, classes):
 
 # %% ../nbs/52_answers.ipynb #37dc1c3f
 _FILES = {
-    'colonies.csv': 'a row a colony',
-    'frames.csv': 'a row a well and frame',
-    'wells.csv': 'a row a well',
-    'replicates.csv': 'a row a biological replicate',
+    'colonies.csv': 'one row per colony',
+    'frames.csv': 'one row per well and frame',
+    'wells.csv': 'one row per well',
+    'replicates.csv': 'one row per biological replicate',
     'tests.csv': 'tests between conditions',
     'corrected.csv': 'shares corrected for errors',
     'audit.csv': 'errors by condition',

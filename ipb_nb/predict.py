@@ -191,7 +191,7 @@ def _adopt(student, ds, images, pixel_size, unscaled, departures):
     if size and student.pixel_size and not unscaled and abs(size / student.pixel_size - 1) > 0.01:
         factor = size / student.pixel_size
         departures.append(
-            f'The images have {size:g} µm a pixel, the model {student.pixel_size:g}: '
+            f'The images have {size:g} µm per pixel, the model {student.pixel_size:g}: '
             f'colonies are scaled by {factor:.3g}.'
         )
     check_scale(ds, ds.colonies.index, int(np.ceil(student.side / factor)), student.small)
@@ -212,7 +212,7 @@ def _frame_departures(student, frames, bad, settings, unscaled):
     for size in [] if unscaled else frames.pixel_size.dropna().unique():
         if abs(size / student.pixel_size - 1) > 0.01:
             yield (
-                f'The images have {size:g} µm a pixel, the model {student.pixel_size:g}: '
+                f'The images have {size:g} µm per pixel, the model {student.pixel_size:g}: '
                 f'frames are scaled by {size / student.pixel_size:.3g} before anything else.'
             )
 

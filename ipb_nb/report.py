@@ -87,7 +87,7 @@ def _agreement_words(agreement):
 def _data_words(c):
     ds, um, labels = c.dataset, c.dataset.pixel_size, c.dataset.labels()
     sources = f'{ds.colonies.source.nunique():,} images of {ds.colonies.group.nunique()} wells or sequences'
-    size = f'at {um:g} µm a pixel' if um else 'of unknown pixel size'
+    size = f'at {um:g} µm per pixel' if um else 'of unknown pixel size'
     classes = _listed(f'{n:,} {k}' for k, n in ds.counts.items() if n)
     yield f'The dataset has {len(ds):,} colonies from {sources}, {size} ({classes}).'
     if detection := ds.info.get('detection'):

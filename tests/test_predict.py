@@ -177,7 +177,7 @@ def test_frames_at_another_pixel_size(run, exp, tmp_path):
     predict(run, tmp_path / 'large', tmp_path / 'a')
     predict(run, tmp_path / 'plain', tmp_path / 'b')
     assert any(
-        'The images have 0.5 µm a pixel, the model 0.8: frames are scaled by 0.625' in d
+        'The images have 0.5 µm per pixel, the model 0.8: frames are scaled by 0.625' in d
         for d in read_json(tmp_path / 'a' / 'prediction.json')['departures']
     )
     a, b = (pd.read_csv(tmp_path / o / 'colonies.csv') for o in 'ab')
