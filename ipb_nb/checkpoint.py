@@ -15,9 +15,7 @@ import io
 import json
 import random
 import resource
-import signal
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -275,25 +273,17 @@ class StopAtCtrlC(Callback):
 
     order = 64
 
-    def before_fit(self):
-        self.pressed = False
-        in_main_thread = threading.current_thread() is threading.main_thread()
-        self.ours = in_main_thread and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        if self.ours:
-            signal.signal(signal.SIGINT, self.press)
-
-    def press(self, *_):
-        self.pressed = True
-        raise KeyboardInterrupt
+    def __init__(
+        self,
+        ctrl_c,  # the `CtrlC` of the block in which the fit runs
+    ):
+        store_attr()
 
     def after_batch(self):
-        if self.pressed:
-            raise KeyboardInterrupt
+        self.ctrl_c.check()
 
     def after_fit(self):
-        if self.ours:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-        self.after_batch()
+        self.ctrl_c.check()
 
 # %% ../nbs/19_checkpoint.ipynb #7e908159
 class _Stopwatch(Callback):

@@ -208,7 +208,8 @@ def _record(run, training, out):
     The time counts from the first start."""
     write_json(run, out / 'run.json')
     try:
-        yield
+        with training.ctrl_c:
+            yield
     except BaseException as e:
         if isinstance(e, InputError):
             e = type(e)(e.where, e.found, e.expected, e.do)  # (fastai puts the callback's name before it)

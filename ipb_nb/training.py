@@ -33,7 +33,7 @@ from ipb_nb.checkpoint import (
     time_steps,
 )
 from .config import ExperimentConfig
-from .core import seed_all
+from .core import CtrlC, seed_all
 from .dataset import ColonyDataset
 from .distributed import n_ranks
 from .method import EMA, METHODS, STAGES, Ranks, SelectNetwork, fit_schedule
@@ -100,7 +100,7 @@ class Training:
         networks = self.method.networks(cfg, lambda: create_network(cfg, ds, device, cfg.compile))
         self.live = {name: net.to(device) for name, net in networks.items()}
         self.kept, self.store, self.saved = {}, Checkpoints(out / 'checkpoint'), None
-        self.view, self.start = live_view(), time.time()
+        self.view, self.start, self.ctrl_c = live_view(), time.time(), CtrlC()
 
     def keep(self, name: str, net):
         "Keep a network's weights as they are now, to be tested under this name."
@@ -160,7 +160,7 @@ def learner(
             cbs.append(EMA(cfg.ema))
         cbs += self.cbs or []
     cbs.append(History(self.out / 'history.csv', stage, f'{cfg.name}: {stage}', self.view))
-    cbs += [StopAtNaN(self.store), StopAtCtrlC()]
+    cbs += [StopAtNaN(self.store), StopAtCtrlC(self.ctrl_c)]
     if cfg.amp:
         cbs.append(BFloat16())
     return self.method.learner(self, stage, cbs)

@@ -170,8 +170,16 @@ def test_ctrl_c(dataset, longer, undisturbed, tmp_path):
     same(undisturbed[0], out)
 
 
-class Swallowed(Callback):
-    "Ctrl-C in the third epoch, at a moment when Python swallows it: while an object is being removed."
+class CtrlCInAnEpoch(Callback):
+    "Ctrl-C in the third epoch."
+
+    def before_batch(self):
+        if self.epoch == 2 and self.iter == 1:
+            self.press()
+
+
+class Swallowed(CtrlCInAnEpoch):
+    "Ctrl-C at a moment when Python swallows it: while an object is being removed."
 
     class Removed:
         def __del__(self):
@@ -179,14 +187,24 @@ class Swallowed(Callback):
             for _ in range(1000):
                 pass
 
-    def before_batch(self):
-        if self.epoch == 2 and self.iter == 1:
-            self.Removed()
+    def press(self):
+        self.Removed()
 
 
-def test_a_swallowed_ctrl_c(dataset, longer, undisturbed, processes, tmp_path):
+class Disguised(CtrlCInAnEpoch):
+    "Ctrl-C while a module is being imported: what comes out is the import's own error."
+
+    def press(self):
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise RuntimeError('cannot release un-acquired lock') from None
+
+
+@pytest.mark.parametrize('ctrl_c', [Swallowed, Disguised])
+def test_a_lost_ctrl_c(ctrl_c, dataset, longer, undisturbed, processes, tmp_path):
     cfg, out = ExperimentConfig(**longer), tmp_path / 'run'
-    p = processes.Process(target=train, args=(cfg, dataset, out), kwargs=dict(cbs=[Swallowed()]))
+    p = processes.Process(target=train, args=(cfg, dataset, out), kwargs=dict(cbs=[ctrl_c()]))
     p.start()
     p.join()
     run = json.loads((out / 'run.json').read_text())
