@@ -284,7 +284,7 @@ def _check_export(format, authors):
         raise InputError('format', format, ', '.join(FORMATS), 'Choose one of them.')
     if format == 'bioimageio' and not authors:
         expected = 'who made the model, as the zoo asks for it'
-        raise InputError('author', 'nobody', expected, "Say it: --author 'Ana Ruiz'.")
+        raise InputError('author', 'nobody', expected, "Say it: --author 'Your Name'.")
 
 
 def _copy_weights(student, folder, patches):

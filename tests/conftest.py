@@ -1,12 +1,15 @@
 "Small data that tests draw themselves, and the folder of real images where there is one."
 
+import multiprocessing
 import os
+import shutil
 import signal
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).parent.parent
 os.environ.setdefault('TQDM_DISABLE', '1')
@@ -26,6 +29,25 @@ def pytest_collection_modifyitems(items):
             item.add_marker('alone')
         if name in TRAINS:
             item.add_marker('trains')
+
+
+@pytest.fixture(scope='session')
+def once(tmp_path_factory):
+    "A function (name, make): the folder that `make(folder)` fills, in the first test process that needs it."
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if 'PYTEST_XDIST_WORKER' in os.environ else root
+
+    def folder(name, make):
+        made = root / f'once-{name}'
+        with FileLock(root / f'{name}.lock'):
+            if not (made / '.made').exists():
+                shutil.rmtree(made, ignore_errors=True)
+                made.mkdir()
+                make(made)
+                (made / '.made').touch()
+        return made
+
+    return folder
 
 
 @pytest.fixture(scope='session')
@@ -95,6 +117,41 @@ def dataset(class_folders, tmp_path_factory):
     ds = import_folders(class_folders, tmp_path_factory.mktemp('data') / 'colonies')
     save_split(ds, labeled=0.25, test=0.25, folds=2)
     return ds.path
+
+
+@pytest.fixture(scope='session')
+def simulated(once):
+    "The folder of 90 simulated colonies with a split. Tests that change it take a copy, or `few`."
+    from ipb_nb.simulate import simulate_dataset
+    from ipb_nb.split import save_split
+
+    def make(folder):
+        save_split(simulate_dataset(folder / 'cells', 90, seed=1), labeled='rest', test=0.2, folds=1)
+
+    return once('simulated', make) / 'cells'
+
+
+@pytest.fixture
+def few(simulated, tmp_path):
+    "A function (name, n): a dataset of n simulated colonies."
+    from ipb_nb.dataset import ColonyDataset
+
+    def copy(name, n):
+        shutil.copytree(simulated, tmp_path / name, ignore=shutil.ignore_patterns('splits', '.cache'))
+        table = tmp_path / name / 'colonies.csv'
+        head, *rows = table.read_text(encoding='utf-8').splitlines(True)
+        table.write_text(''.join([head, *rows[:: len(rows) // n][:n]]), encoding='utf-8')
+        return ColonyDataset(tmp_path / name)
+
+    return copy
+
+
+@pytest.fixture(scope='session')
+def processes():
+    "Processes that have imported everything already."
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(['ipb_nb.experiment'])
+    return context
 
 
 TINY = dict(

@@ -44,7 +44,7 @@ def test_import(cells):
 def test_train_and_report(cells, tmp_path):
     save_split(cells, labeled=0.2, test=0.2, folds=5)
     out = train(
-        ExperimentConfig(pretrain_epochs=25, epochs=4, steps=60, finetune=2, batch_size=16, ema=0.0, threads=1),
+        ExperimentConfig(pretrain_epochs=25, epochs=2, steps=20, finetune=2, batch_size=16, ema=0.0, threads=1),
         cells.path,
         tmp_path / 'run',
     )

@@ -13,7 +13,7 @@ import pytest
 
 from ipb_nb.config import ExperimentConfig
 from ipb_nb.core import InputError
-from ipb_nb.experiment import check_parameters, ipb_train, train_in_notebook, train_notebook
+from ipb_nb.experiment import check_parameters, ipb_train, train, train_in_notebook, train_notebook
 from ipb_nb.importers import ipb_import
 from ipb_nb.report import ipb_report
 from ipb_nb.split import ipb_dataset, ipb_split
@@ -33,47 +33,6 @@ def sh(*args, ok=True, **env):
     return r.stdout if ok else r.stderr
 
 
-def options(fields):
-    return [o for k, v in fields.items() for o in (f'--{k}', v)]
-
-
-def test_from_folders_to_report(class_folders, tiny, tmp_path):
-    data, run = tmp_path / 'colonies', tmp_path / 'run'
-    assert '86 colonies' in sh('ipb-import', class_folders, data)
-    assert (data / 'colonies.csv').exists()
-    assert (
-        'nothing' not in sh('ipb-import', class_folders, data, '--add')
-        and len(pd.read_csv(data / 'colonies.csv')) == 86
-    )
-    out = sh('ipb-dataset', data)
-    assert 'imported' in out and (data / 'summary.png').stat().st_size > 1e4
-    said = sh('ipb-split', data, '--labeled', 0.25, '--test', 0.25, '--folds', 4)
-    assert '4 folds' in said and '(V) is empty in fold 0, 1, 2, 3: it takes 5 colonies of every class' in said
-    out = sh('ipb-train', data, '--out', run, '--fold', 3, *options(tiny))
-    assert 'student' in out and 'macro recall' in out
-    written = {f.name for f in run.iterdir()}
-    assert written == {
-        'run.json',
-        'train.ipynb',
-        'history.csv',
-        'balance.csv',
-        'predictions.csv',
-        'features.safetensors',
-        'metrics.json',
-        'student.safetensors',
-        'teacher.safetensors',
-        'reference.safetensors',
-        'model.json',
-    }
-    info = json.loads((run / 'run.json').read_text())
-    assert (info['state'], info['config']['fold'], info['data']) == ('done', 3, '../colonies')
-    nb = json.loads((run / 'train.ipynb').read_text())
-    assert any('image/png' in o.get('data', {}) for c in nb['cells'] for o in c.get('outputs', []))
-    assert 'report.html' in sh('ipb-report', run)
-    page = (run / 'report.html').read_text()
-    assert 'src="data:image/' in page and '://' not in page
-
-
 def test_an_option_given_twice_is_not_half_lost(dataset, tmp_path):
     said = sh(
         'ipb-sweep',
@@ -91,9 +50,9 @@ def test_an_option_given_twice_is_not_half_lost(dataset, tmp_path):
 
 
 def test_notebook_and_library_give_the_same(dataset, run, tiny, tmp_path):
-    sh('ipb-train', dataset, '--out', tmp_path / 'nb', *options(tiny))
+    train_in_notebook(ExperimentConfig(**tiny), dataset, tmp_path / 'nb')
     assert (tmp_path / 'nb' / 'metrics.json').read_text() == (run / 'metrics.json').read_text()
-    sh('ipb-train', dataset, '--out', tmp_path / 'other', '--no_notebook', *options(tiny | {'seed': 1}))
+    train(ExperimentConfig(**tiny | {'seed': 1}), dataset, tmp_path / 'other')
     assert (tmp_path / 'other' / 'predictions.csv').read_text() != (run / 'predictions.csv').read_text()
 
 

@@ -99,9 +99,10 @@ def test_constant_images_have_no_colony():
 
 def test_colonies_tables_and_crops(exp, whole):
     assert len(whole) >= 10
+    frames = {key: exp.frame(*key) for key in whole.colonies.groupby(['group', 'frame']).groups}
+    masks = {key: chain(image) for key, (image, _) in frames.items()}
     for r in whole.colonies.itertuples():
-        image, truth = exp.frame(r.group, r.frame)
-        mask = chain(image)
+        (image, truth), mask = frames[r.group, r.frame], masks[r.group, r.frame]
         y, x = max(r.y0 - 112, 0), max(r.x0 - 112, 0)
         crop, inside, own = (
             read_image(whole.path / r.image),

@@ -14,44 +14,35 @@ from ipb_nb.core import InputError, read_json, write_json
 from ipb_nb.experiment import train
 from ipb_nb.export import export_student, package_errors, write_onnx
 from ipb_nb.predict import predict
-from ipb_nb.simulate import simulate_dataset
-from ipb_nb.split import save_split
 from ipb_nb.student import load_student
 
 BIN = Path(sys.executable).parent
 
 
 @pytest.fixture(scope='module')
-def run(tmp_path_factory):
-    d = tmp_path_factory.mktemp('run')
-    save_split(simulate_dataset(d / 'cells', 60), labeled='rest', test=0.3, folds=1)
-    return train(
-        ExperimentConfig(method='supervised', scales='64,32', epochs=1, steps=10, batch_size=8, threads=1),
-        d / 'cells',
-        d / 'run',
-    )
+def run(once, simulated):
+    cfg = dict(method='supervised', scales='64,32', epochs=1, steps=10, batch_size=8, threads=1)
+    return once('two_scales', lambda d: train(ExperimentConfig(**cfg), simulated, d / 'run')) / 'run'
 
 
-def test_from_a_terminal_in_all_formats(run, tmp_path):
-    for f, more in (('safetensors', []), ('onnx', []), ('bioimageio', ['--author', 'A. Author, B. Author'])):
-        subprocess.run(
-            [BIN / 'ipb-export', run, '--out', tmp_path / f, '--format', f, *more], check=True, capture_output=True
-        )
+def test_all_formats(run, tmp_path):
+    packed = tmp_path / 'bioimageio' / 'package.zip'
+    command = [BIN / 'ipb-export', run, '--out', packed.parent, '--format', 'bioimageio', '--author', 'A. B, C. D']
+    subprocess.run(command, check=True, capture_output=True)
+    for f in ('safetensors', 'onnx'):
+        export_student(run, tmp_path / f, format=f)
+    for f in ('safetensors', 'onnx', 'bioimageio'):
         card = (tmp_path / f / 'README.md').read_text()
         assert '## Validation' in card and str(tmp_path) not in card and str(run) not in card
-    assert package_errors(tmp_path / 'bioimageio' / 'package.zip') == []
-    said = subprocess.run(
-        [BIN / 'bioimageio', 'test', tmp_path / 'bioimageio' / 'package.zip'], capture_output=True, text=True
-    )  # by the zoo's own command
-    assert said.returncode == 0, said.stdout + said.stderr
-    assert {'rdf.yaml', 'student.onnx', 'README.md'} <= set(
-        zipfile.ZipFile(tmp_path / 'bioimageio' / 'package.zip').namelist()
-    )
+    assert package_errors(packed) == []
+    zoo = subprocess.run([BIN / 'bioimageio', 'test', packed], capture_output=True, text=True)  # the zoo's own command
+    assert zoo.returncode == 0, zoo.stdout + zoo.stderr
+    assert {'rdf.yaml', 'student.onnx', 'README.md'} <= set(zipfile.ZipFile(packed).namelist())
 
 
-def test_what_is_given_away_predicts_the_same(run, tmp_path):
+def test_what_is_given_away_predicts_the_same(run, few, tmp_path):
     export_student(run, tmp_path / 'student')
-    ds = simulate_dataset(tmp_path / 'cells', 15, seed=3)
+    ds = few('cells', 15)
     predict(run, ds.path, tmp_path / 'a')
     predict(tmp_path / 'student', ds.path, tmp_path / 'b')
     assert (tmp_path / 'a' / 'colonies.csv').read_bytes() == (tmp_path / 'b' / 'colonies.csv').read_bytes()

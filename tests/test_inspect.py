@@ -23,14 +23,14 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
 from ipb_nb.annotate import ColonyAnnotator, Labelling, assign
-from ipb_nb.core import InputError, read_json, write_json
+from ipb_nb.core import CLASSES, InputError, read_json, write_json
 from ipb_nb.dataset import ColonyDataset
 from ipb_nb.inspect import MisclassifiedExplorer
 from ipb_nb.inspection import PAGE_SIZE, Inspection
 from ipb_nb.panes import app_command, apply_contrast, surroundings
 from ipb_nb.run import oracle_run
-from ipb_nb.simulate import simulate_dataset
 from ipb_nb.split import save_split
+from ipb_nb.toy import toy_dataset
 
 BIN = Path(sys.executable).parent
 
@@ -38,8 +38,7 @@ BIN = Path(sys.executable).parent
 @pytest.fixture(scope='module')
 def made(tmp_path_factory):
     root = tmp_path_factory.mktemp('inspect')
-    ds = simulate_dataset(root / 'cells', 260, seed=3)
-    save_split(ds, labeled='rest', test=0.5, folds=1)
+    ds = toy_dataset(root / 'cells', (45, 50, 30, 135), 'rest', classes=CLASSES, test=0.5)
     oracle_run(root / 'run', ds, 'IPB', dict(method='mpl', fold=0), skill=0.2)
     oracle_run(root / 'better', ds, 'IPB', dict(method='mpl', fold=0), skill=2.0)
     return root
@@ -463,8 +462,8 @@ def test_filters_that_leave_nothing_and_what_was_shown_before(fresh):
     assert 'failed' not in w.message
 
 
-def test_odd_names_and_missing_things(tmp_path):
-    ds = simulate_dataset(tmp_path / 'cells', 120, seed=4)
+def test_odd_names_and_missing_things(few, tmp_path):
+    ds = few('cells', 90)
     names = {'Debris': 'live/dead', 'Dense': 'a=b', 'Diff': 'NA', 'Spread': '<b>"x"</b>'}
     write_json(
         read_json(ds.path / 'dataset.json') | dict(classes=[names[c] for c in ds.classes], pixel_size=None),

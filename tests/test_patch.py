@@ -130,27 +130,20 @@ def test_a_cut_cache_is_made_again(own):
     assert (Crops(own)(i).image == own.colony(i).image).all()
 
 
-def test_many_open_one_cache(own):
+def sum_of_crops(path, sums):
+    sums.put(int(Crops(ColonyDataset(path)).data.sum(dtype='int64')))
+
+
+def test_many_open_one_cache(own, processes):
     "Four processes at once: one reads, all see the same."
-    code = (
-        "import sys; from ipb_nb.dataset import ColonyDataset; from ipb_nb.patch import Crops; c = "
-        "Crops(ColonyDataset(sys.argv[1])); print(int(c.data.sum(dtype='int64')))"
-    )
-    ps = [
-        subprocess.Popen(
-            [sys.executable, '-W', 'ignore', '-c', code, own.path],
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | {'OMP_NUM_THREADS': '1'},
-        )
-        for _ in range(4)
-    ]
-    outs = [p.communicate()[0] for p in ps]
-    assert (
-        all(p.returncode == 0 for p in ps)
-        and len(set(outs)) == 1
-        and len(list((own.path / '.cache').glob('*.bin'))) == 1
-    )
+    sums = processes.SimpleQueue()
+    ps = [processes.Process(target=sum_of_crops, args=(own.path, sums)) for _ in range(4)]
+    for p in ps:
+        p.start()
+    for p in ps:
+        p.join()
+    assert [p.exitcode for p in ps] == [0] * 4 and len({sums.get() for _ in ps}) == 1
+    assert len(list((own.path / '.cache').glob('*.bin'))) == 1
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -19,7 +18,7 @@ from ipb_nb.core import CLASSES, InputError, read_json, write_json
 from ipb_nb.dataset import ColonyDataset
 from ipb_nb.experiment import train
 from ipb_nb.predict import against_truth, predict
-from ipb_nb.simulate import simulate_dataset, simulate_experiment
+from ipb_nb.simulate import Experiment, simulate_experiment
 from ipb_nb.split import save_split
 from ipb_nb.student import load_student
 from ipb_nb.toy import toy_dataset
@@ -29,26 +28,25 @@ TABLES = ('colonies.csv', 'frames.csv', 'wells.csv', 'replicates.csv', 'tests.cs
 
 
 @pytest.fixture(scope='module')
-def run(tmp_path_factory):
-    d = tmp_path_factory.mktemp('run')
-    save_split(simulate_dataset(d / 'cells', 90, seed=1), labeled='rest', test=0.2, folds=1)
-    return train(
-        ExperimentConfig(method='supervised', scales='32', epochs=2, steps=40, batch_size=16, threads=1),
-        d / 'cells',
-        d / 'run',
-    )
+def run(once, simulated):
+    cfg = dict(method='supervised', scales='32', epochs=2, steps=40, batch_size=16, threads=1)
+    return once('student', lambda d: train(ExperimentConfig(**cfg), simulated, d / 'run')) / 'run'
 
 
 @pytest.fixture(scope='module')
-def exp(tmp_path_factory):
-    return simulate_experiment(tmp_path_factory.mktemp('exp') / 'exp', 'tiny', seed=2, wells=6, frames=3, size=640)
+def exp(once):
+    def make(d):
+        simulate_experiment(d / 'exp', 'tiny', seed=2, wells=6, frames=3, size=640)
+
+    return Experiment(once('frames', make) / 'exp')
 
 
 @pytest.fixture(scope='module')
-def answers(run, exp, tmp_path_factory):
-    out = tmp_path_factory.mktemp('answers') / 'out'
-    predict(run, exp.path / 'raw', out, conditions=exp.path / 'wells.csv')
-    return out
+def answers(once, run, exp):
+    def make(d):
+        predict(run, exp.path / 'raw', d / 'out', conditions=exp.path / 'wells.csv')
+
+    return once('answers', make) / 'out'
 
 
 def same(a, b):
@@ -99,33 +97,19 @@ def test_two_workers_and_dask_give_the_same(run, exp, answers, tmp_path):
 
 
 def test_killed_and_resumed_it_is_the_same(run, exp, answers, tmp_path):
-    command = [
-        BIN / 'ipb-predict',
-        run,
-        exp.path / 'raw',
-        '--out',
-        tmp_path / 'out',
-        '--conditions',
-        exp.path / 'wells.csv',
-        '--stride',
-        '4',
-    ]
+    raw, out, conditions = exp.path / 'raw', tmp_path / 'out', exp.path / 'wells.csv'
+    command = [BIN / 'ipb-predict', run, raw, '--out', out, '--conditions', conditions]
     p = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while p.poll() is None and not [*(tmp_path / 'out' / '.predict').glob('*.json')]:
+    while p.poll() is None and not [*(out / '.predict').glob('*.json')]:
         time.sleep(0.01)
-    p.send_signal(signal.SIGKILL)
+    p.kill()
     p.wait()
-    assert not (tmp_path / 'out' / 'colonies.csv').exists()
-    said = subprocess.run(command, capture_output=True, text=True)
-    assert (
-        said.returncode == 1
-        and 'found an unfinished prediction; expected a new or empty folder. Choose another --out, or go on with '
-        'it: --resume.'
-        in said.stderr
-    )
-    subprocess.run([*command, '--resume'], check=True, capture_output=True)
-    predict(run, exp.path / 'raw', tmp_path / 'through', conditions=exp.path / 'wells.csv', stride=4)
-    same(tmp_path / 'through', tmp_path / 'out')
+    assert not (out / 'colonies.csv').exists()
+    said = 'found an unfinished prediction; expected a new or empty folder. Choose another --out, or .*: --resume.'
+    with pytest.raises(InputError, match=said):
+        predict(run, raw, out, conditions=conditions)
+    predict(run, raw, out, conditions=conditions, resume=True)
+    same(answers, out)
 
 
 def test_a_second_call_only_answers_anew(run, exp, answers, tmp_path):
@@ -186,7 +170,7 @@ def test_frames_at_another_pixel_size(run, exp, tmp_path):
     assert read_json(tmp_path / 'a' / 'cells' / 'dataset.json')['pixel_size'] == 0.8
 
 
-def test_what_cannot_be_compared_is_refused(run, exp, tmp_path):
+def test_what_cannot_be_compared_is_refused(run, exp, few, tmp_path):
     with pytest.raises(InputError, match='no pixel size of the images'):
         predict(run, exp.path / 'raw', tmp_path / 'x', pixel_size=0)
     assert not (tmp_path / 'x').exists()
@@ -195,13 +179,13 @@ def test_what_cannot_be_compared_is_refused(run, exp, tmp_path):
     write_json(read_json(run / 'model.json') | dict(pixel_size=None), tmp_path / 'run' / 'model.json')
     with pytest.raises(InputError, match='no pixel size of the model'):
         predict(tmp_path / 'run', exp.path / 'raw', tmp_path / 'y')
-    other = simulate_dataset(tmp_path / 'other', 8)
+    other = few('other', 8)
     write_json(
         read_json(other.path / 'dataset.json') | dict(classes=[*CLASSES, 'Strange']), other.path / 'dataset.json'
     )
     with pytest.raises(InputError, match='found the classes .* Strange; expected those of the model'):
         predict(run, other.path, tmp_path / 'z')
-    narrow = simulate_dataset(tmp_path / 'narrow', 8)
+    narrow = few('narrow', 8)
     write_json(read_json(run / 'model.json') | dict(scales=[512]), tmp_path / 'run' / 'model.json')
     with pytest.raises(InputError, match='found 512 px; expected at most'):
         predict(tmp_path / 'run', narrow.path, tmp_path / 'z')
@@ -271,8 +255,8 @@ def check_bad_frame(run, raw, out):
     assert set(pd.read_csv(out / 'frames.csv').frame) == {0, 2}
 
 
-def test_a_damaged_colony_is_passed_over(run, tmp_path):
-    ds = simulate_dataset(tmp_path / 'cells', 12)
+def test_a_damaged_colony_is_passed_over(run, few, tmp_path):
+    ds = few('cells', 12)
     (ds.path / ds.colonies.image.iloc[3]).write_bytes(b'no picture')
     predict(run, ds.path, tmp_path / 'out')
     assert len(pd.read_csv(tmp_path / 'out' / 'colonies.csv')) == 11 and pd.read_csv(
@@ -280,9 +264,9 @@ def test_a_damaged_colony_is_passed_over(run, tmp_path):
     ).item.tolist() == [ds.colonies.index[3]]
 
 
-def test_what_looks_strange_is_flagged(run, tmp_path):
+def test_what_looks_strange_is_flagged(run, few, tmp_path):
     "Colonies in negative: the classes are still named, but with a flag."
-    ds = simulate_dataset(tmp_path / 'cells', 20, seed=5)
+    ds = few('cells', 20)
     predict(run, ds.path, tmp_path / 'plain')
     for f in ds.colonies.image:
         Image.fromarray(255 - np.array(Image.open(ds.path / f))).save(ds.path / f)
@@ -376,8 +360,8 @@ def test_what_could_not_be_classified_is_missing_and_not_zero(run, exp, answers,
     same(answers, out)
 
 
-def test_areas_are_in_the_pixel_size_that_is_given(run, tmp_path):
-    ds = simulate_dataset(tmp_path / 'cells', 10, seed=4)
+def test_areas_are_in_the_pixel_size_that_is_given(run, few, tmp_path):
+    ds = few('cells', 10)
     write_json(read_json(ds.path / 'dataset.json') | dict(pixel_size=None), ds.path / 'dataset.json')
     predict(run, ds.path, tmp_path / 'out', pixel_size=0.8)
     df = pd.read_csv(tmp_path / 'out' / 'colonies.csv')

@@ -10,7 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ipb_nb.core import InputError
 from ipb_nb.dataset import ColonyDataset
+from ipb_nb.distributed import check_batch
 from ipb_nb.patch import colony_dataloaders
 
 BIN = Path(sys.executable).parent
@@ -73,9 +75,7 @@ def doubled(net):
     return net
 
 
-dataset, out, feedback = sys.argv[1:]
-with launched():
-    torch.set_num_threads(1)
+def six_steps(dataset, out, feedback):
     seed_all(0, 1)
     ds = ColonyDataset(dataset)
     loaders = colony_dataloaders(ds, scales=(32,), bs=8, steps=3)
@@ -95,16 +95,33 @@ with launched():
     found = dict(balance=balance, h=torch.tensor(log['h']), relabelled=torch.tensor(log['relabelled']))
     for n, net in dict(t=teacher, s=student, a=learn.ema.average.module).items():
         found |= {f'{n}.{k}': v.contiguous() for k, v in net.state_dict().items()}
-    if rank() == 0: save_file(found, out)
+    if rank() == 0: save_file(found, f'{out}-{feedback}.safetensors')
+
+
+dataset, out, *modes = sys.argv[1:]
+with launched():
+    for feedback in modes: six_steps(dataset, out, feedback)
 '''
 
 
-@pytest.mark.parametrize('feedback', ['exact', 'taylor', 'reference'])
-def test_two_ranks_of_half_a_batch_are_one_of_a_whole(feedback, dataset, tmp_path):
-    (tmp_path / 'steps.py').write_text(STEPS)
-    subprocess.run([sys.executable, tmp_path / 'steps.py', dataset, tmp_path / 'one.safetensors', feedback], check=True)
-    two('torchrun', tmp_path / 'steps.py', dataset, tmp_path / 'two.safetensors', feedback)
-    one, both = load_file(tmp_path / 'one.safetensors'), load_file(tmp_path / 'two.safetensors')
+FEEDBACK = 'exact', 'taylor', 'reference'
+
+
+@pytest.fixture(scope='module')
+def steps(dataset, once):
+    "A folder with the state of one process after six steps, and of two, for every kind of feedback."
+
+    def make(out):
+        (out / 'steps.py').write_text(STEPS)
+        subprocess.run([sys.executable, out / 'steps.py', dataset, out / 'one', *FEEDBACK], check=True)
+        two('torchrun', out / 'steps.py', dataset, out / 'two', *FEEDBACK)
+
+    return once('steps', make)
+
+
+@pytest.mark.parametrize('feedback', FEEDBACK)
+def test_two_ranks_of_half_a_batch_are_one_of_a_whole(feedback, steps):
+    one, both = (load_file(steps / f'{n}-{feedback}.safetensors') for n in ('one', 'two'))
     assert one['h'].abs() > 1e-6 and len(one['balance'].unique()) > 5  # there was something to compare
     for k, v in one.items():
         torch.testing.assert_close(both[k], v, rtol=1e-6, atol=1e-6, msg=lambda m: f'{k}: {m}')
@@ -135,14 +152,10 @@ def test_a_run_by_two(launcher, dataset, tiny, tmp_path):
 def test_a_notebook_is_for_one(dataset, tiny, tmp_path):
     err = two('torchrun', BIN / 'ipb-train', dataset, '--out', tmp_path / 'run', *options(tiny), ok=False)
     assert 'no_notebook: found no, with 2 processes; expected yes' in err
-    err = two(
-        'torchrun',
-        BIN / 'ipb-train',
-        dataset,
-        '--out',
-        tmp_path / 'run',
-        '--no_notebook',
-        *options(tiny | dict(batch_size=7)),
-        ok=False,
-    )
-    assert 'batch_size: found 7; expected a multiple of the 2 processes' in err
+
+
+def test_a_batch_is_divided_evenly(monkeypatch):
+    monkeypatch.setattr('ipb_nb.distributed.n_ranks', lambda: 2)
+    assert check_batch(8) == 4
+    with pytest.raises(InputError, match='batch_size: found 7; expected a multiple of the 2 processes'):
+        check_batch(7)

@@ -1,7 +1,6 @@
 "Runs that are killed, stopped, starved of disk or blown up: what is left, and what comes of it when they go on."
 
 import json
-import multiprocessing
 import os
 import random
 import re
@@ -22,7 +21,7 @@ from safetensors.torch import load_file
 
 from ipb_nb.config import ExperimentConfig
 from ipb_nb.core import InputError
-from ipb_nb.experiment import run_state, train
+from ipb_nb.experiment import run_state, train, train_in_notebook
 
 BIN = Path(sys.executable).parent
 FILES = {
@@ -42,14 +41,6 @@ FILES = {
 @pytest.fixture(scope='module')
 def longer(tiny):
     return tiny | dict(pretrain_epochs=4, epochs=6, steps=48, finetune=2, ema=0.8)
-
-
-@pytest.fixture(scope='module')
-def processes():
-    "Processes that have imported everything already."
-    context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['ipb_nb.experiment'])
-    return context
 
 
 @pytest.fixture(scope='module')
@@ -166,7 +157,7 @@ def test_ctrl_c(dataset, longer, undisturbed, tmp_path):
     assert p.returncode == 1 and 'the same command with --resume goes on from there' in err and 'Traceback' not in err
     run = json.loads((out / 'run.json').read_text())
     assert run['state'] == 'stopped' and run['error'].startswith('by hand; the last state is checkpoint/0000')
-    subprocess.run([*command, '--resume'], check=True, capture_output=True)
+    train(ExperimentConfig(**longer), dataset, out, resume=True)
     same(undisturbed[0], out)
 
 
@@ -256,7 +247,7 @@ def test_the_notebook_goes_on(dataset, longer, undisturbed, tmp_path):
         time.sleep(0.01)
     p.kill()
     p.wait()  # the kernel sees that its parent is gone and ends, too
-    subprocess.run([*command, '--resume'], check=True, capture_output=True)
+    train_in_notebook(ExperimentConfig(**longer), dataset, out, resume=True)
     same(undisturbed[0], out)
     assert (out / 'train.ipynb').exists()
 

@@ -18,7 +18,7 @@ import yaml
 from ipb_nb.config import ExperimentConfig
 from ipb_nb.core import InputError, read_json
 from ipb_nb.experiment import run_state, train
-from ipb_nb.sweep import read_grid, state_of, sweep
+from ipb_nb.sweep import plan_runs, read_grid, state_of, sweep
 
 BIN, ROOT = Path(sys.executable).parent, Path(__file__).parent.parent
 GRID = """\
@@ -48,8 +48,11 @@ def grid(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def undisturbed(grid, dataset, tmp_path_factory):
+    "The results of all runs, trained one after the other in this process."
     out = tmp_path_factory.mktemp('sweep') / 'runs'
-    assert sweep(grid, dataset, out, workers=2).state.eq('done').all()
+    for name, cfg in plan_runs(grid, out, 1).items():
+        train(cfg, dataset, out / name)
+    assert sweep(grid, dataset, out).state.eq('done').all()
     return results(out)
 
 
@@ -128,7 +131,7 @@ def test_a_killed_runner(grid, dataset, undisturbed, tmp_path):
     wait_for(lambda: epochs(out) >= 4)
     p.kill()
     p.wait()
-    subprocess.run(command(grid, dataset, out, '--only', '*-fold0'), check=True, capture_output=True)
+    assert sweep(grid, dataset, out, only='*-fold0', workers=2).state.eq('done').all()
     expected = undisturbed[undisturbed.run.str.endswith('fold0')].reset_index(drop=True)
     pd.testing.assert_frame_equal(results(out), expected)
 
@@ -157,19 +160,12 @@ def test_two_runners(grid, dataset, undisturbed, tmp_path):
 
 def test_what_fails_does_not_stop_the_rest(grid, dataset, tmp_path):
     bad, out = tmp_path / 'bad.yaml', tmp_path / 'runs'
-    bad.write_text(GRID.replace('  ipb: {}\n', '  blown: {lr: 1.0e+20, warmup: 0.0, fold: 0}\n'))
+    rows = '  blown: {lr: 1.0e+20, warmup: 0.0, fold: 0}\n  supervised: {method: supervised, fold: 0}\n'
+    bad.write_text(GRID.partition('  ipb:')[0] + rows)
     r = subprocess.run(command(bad, dataset, out), capture_output=True, text=True)
-    assert (
-        r.returncode == 1
-        and '1 of 3 runs not done (blown); expected all done' in r.stderr
-        and 'Traceback' not in r.stderr
-    )
-    runs = read_grid(bad)
-    assert {n: state_of(out / n)[0] for n in runs} == {
-        'blown': 'failed',
-        'supervised-fold0': 'done',
-        'supervised-fold1': 'done',
-    }
+    assert r.returncode == 1 and 'Traceback' not in r.stderr
+    assert '1 of 2 runs not done (blown); expected all done' in r.stderr
+    assert {n: state_of(out / n)[0] for n in read_grid(bad)} == {'blown': 'failed', 'supervised': 'done'}
     assert 'a loss that is' in state_of(out / 'blown')[1]
     assert (out / 'blown' / 'train.ipynb').exists()
     before = (out / 'blown' / 'run.json').read_text()
@@ -214,7 +210,7 @@ def test_a_full_disk(grid, dataset, undisturbed, tmp_path):
         and 'Make room and go on' in r.stdout
     )
     assert {state_of(f.parent)[0] for f in out.glob('*/run.json')} == {'stopped'}
-    subprocess.run(command(grid, dataset, out, '--only', 'ipb-fold1'), check=True, capture_output=True)
+    assert sweep(grid, dataset, out, only='ipb-fold1').state.eq('done').all()
     assert read_json(out / 'sweep.json')['asked'] == [
         'ipb-fold1'
     ]  # the others were not asked for, so a report doesn't miss them

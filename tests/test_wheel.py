@@ -13,6 +13,7 @@ from configparser import ConfigParser
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -26,40 +27,29 @@ def call(*args, cwd, ok=True):
 
 
 @pytest.fixture(scope='module')
-def installed(tmp_path_factory):
+def installed(once):
     "An empty environment with the wheel in it; the packages that it needs are those of this one."
-    d = tmp_path_factory.mktemp('wheel')
+    return once('wheel', install) / 'env' / 'bin'
+
+
+def install(d):
     (d / 'src').mkdir()
     for f in ('setup.py', 'settings.ini', 'pyproject.toml', 'README.md', 'LICENSE', 'MANIFEST.in', 'constraints.txt'):
         shutil.copy(ROOT / f, d / 'src')
     for folder in ('ipb_nb', 'nbs/experiments', 'configs'):
         ignored = shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints')
         shutil.copytree(ROOT / folder, d / 'src' / folder, ignore=ignored)
-    call(
-        sys.executable,
-        '-m',
-        'pip',
-        'wheel',
-        '--no-deps',
-        '--no-build-isolation',
-        '--no-index',
-        '-w',
-        d,
-        d / 'src',
-        cwd=d,
-    )
+    offline = ('--no-deps', '--no-index')
+    call(sys.executable, '-m', 'pip', 'wheel', *offline, '--no-build-isolation', '-w', d, d / 'src', cwd=d)
     venv.create(d / 'env', with_pip=False)
     site = d / 'env' / 'lib' / f'python{sys.version_info.major}.{sys.version_info.minor}' / 'site-packages'
-    (site / 'borrowed.pth').write_text(
-        sysconfig.get_paths()['purelib'] + '\n'
-    )  # its own .pth files, the editable install's too, are not read
+    # (the borrowed packages' own .pth files, the editable install's too, are not read)
+    (site / 'borrowed.pth').write_text(sysconfig.get_paths()['purelib'] + '\n')
     python = d / 'env' / 'bin' / 'python'
-    call(python, '-m', 'pip', 'install', '--no-deps', '--no-index', '--ignore-installed', next(d.glob('*.whl')), cwd=d)
-    assert call(python, '-c', 'import ipb_nb; print(ipb_nb.__file__)', cwd=d).strip() == str(
-        site / 'ipb_nb' / '__init__.py'
-    )
+    call(python, '-m', 'pip', 'install', *offline, '--ignore-installed', next(d.glob('*.whl')), cwd=d)
+    found = call(python, '-c', 'import ipb_nb; print(ipb_nb.__file__)', cwd=d).strip()
+    assert found == str(site / 'ipb_nb' / '__init__.py')
     shutil.rmtree(d / 'src')
-    return d / 'env' / 'bin'
 
 
 def commands():
@@ -79,32 +69,40 @@ def test_every_command_is_there(installed, tmp_path):
     assert call(installed / 'python', '-c', names, cwd=tmp_path).split() == [c.replace('-', '_') for c in commands()]
 
 
-def test_from_simulation_to_report(installed, tmp_path, tiny):
-    call(installed / 'ipb-simulate', 'sim', '--colonies', 60, cwd=tmp_path)
-    call(installed / 'ipb-dataset', 'sim', cwd=tmp_path)
-    call(installed / 'ipb-split', 'sim', '--labeled', 0.3, '--test', 0.3, '--folds', 1, cwd=tmp_path)
-    call(
-        installed / 'ipb-train',
-        'sim',
-        '--out',
-        'run',
-        *[o for k, v in tiny.items() for o in (f'--{k}', v)],
-        cwd=tmp_path,
-    )  # through the notebook in the wheel
-    call(installed / 'ipb-report', 'run', cwd=tmp_path)
-    assert (tmp_path / 'run' / 'train.ipynb').exists() and (tmp_path / 'run' / 'report.html').exists()
-    (tmp_path / 'cells' / 'round').mkdir(parents=True)
-    for f in sorted((tmp_path / 'sim' / 'images').iterdir())[:3]:
-        shutil.copy(f, tmp_path / 'cells' / 'round')
-    assert '3 colonies' in call(installed / 'ipb-import', 'cells', 'own', cwd=tmp_path)
+def test_from_folders_to_report(installed, class_folders, tiny, tmp_path):
+    data, run = tmp_path / 'colonies', tmp_path / 'run'
+
+    def sh(name, *args):
+        return call(installed / name, *args, cwd=tmp_path)
+
+    assert '86 colonies' in sh('ipb-import', class_folders, data)
+    assert (data / 'colonies.csv').exists()
+    assert 'nothing' not in sh('ipb-import', class_folders, data, '--add')
+    assert len(pd.read_csv(data / 'colonies.csv')) == 86
+    assert 'imported' in sh('ipb-dataset', data) and (data / 'summary.png').stat().st_size > 1e4
+    said = sh('ipb-split', data, '--labeled', 0.25, '--test', 0.25, '--folds', 4)
+    assert '4 folds' in said and '(V) is empty in fold 0, 1, 2, 3: it takes 5 colonies of every class' in said
+    options = [o for k, v in tiny.items() for o in (f'--{k}', v)]
+    said = sh('ipb-train', data, '--out', run, '--fold', 3, *options)  # through the notebook in the wheel
+    assert 'student' in said and 'macro recall' in said
+    tables = {'run.json', 'history.csv', 'balance.csv', 'predictions.csv', 'metrics.json', 'model.json', 'train.ipynb'}
+    weights = {f'{name}.safetensors' for name in ('features', 'student', 'teacher', 'reference')}
+    assert {f.name for f in run.iterdir()} == tables | weights
+    info = json.loads((run / 'run.json').read_text())
+    assert (info['state'], info['config']['fold'], info['data']) == ('done', 3, '../colonies')
+    nb = json.loads((run / 'train.ipynb').read_text())
+    assert any('image/png' in o.get('data', {}) for c in nb['cells'] for o in c.get('outputs', []))
+    assert 'report.html' in sh('ipb-report', run)
+    page = (run / 'report.html').read_text()
+    assert 'src="data:image/' in page and '://' not in page
 
 
-def test_demo_makes_a_report_and_can_be_repeated(installed, tmp_path, tiny):
+def test_demo_makes_a_report(installed, tmp_path, tiny):
     (tmp_path / 'rows.yaml').write_text(f'defaults: {json.dumps(tiny)}\nrows:\n  ipb: {{}}\n')
-    for _ in range(2):
-        said = call(installed / 'ipb-demo', '--dest', 'demo', '--colonies', 80, '--config', 'rows.yaml', cwd=tmp_path)
-        assert 'report.html' in said and (tmp_path / 'demo' / 'ipb' / 'train.ipynb').exists()
-        (tmp_path / 'demo' / 'mine.txt').write_text('stays')
+    (tmp_path / 'demo').mkdir()
+    (tmp_path / 'demo' / 'mine.txt').write_text('stays')
+    said = call(installed / 'ipb-demo', '--dest', 'demo', '--colonies', 80, '--config', 'rows.yaml', cwd=tmp_path)
+    assert 'report.html' in said and (tmp_path / 'demo' / 'ipb' / 'train.ipynb').exists()
     assert (tmp_path / 'demo' / 'mine.txt').read_text() == 'stays'
 
 
