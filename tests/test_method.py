@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 
+from ipb_nb.config import ExperimentConfig
 from ipb_nb.core import InputError, read_json
+from ipb_nb.experiment import train
 from ipb_nb.method import METHODS
 
 BIN = Path(sys.executable).parent
@@ -28,7 +31,6 @@ class SmoothedMethod(Method):
 GRID = '''\
 defaults: {pretrain_epochs: 2, epochs: 2, steps: 8, batch_size: 8, scales: '32', finetune: 0, ema: 0, threads: 1}
 rows:
-  supervised: {method: supervised}
   smoothed: {method: smoothed}
 '''
 
@@ -54,6 +56,8 @@ def test_a_method_from_outside(package, dataset, tmp_path):
         assert said.returncode == 0, said.stdout + said.stderr
 
     command('ipb-sweep', tmp_path / 'grid.yaml', '--data', dataset, '--out', tmp_path / 'runs')
+    plain = ExperimentConfig(**yaml.safe_load(GRID)['defaults'] | dict(method='supervised'))
+    train(plain, dataset, tmp_path / 'runs' / 'supervised')
     run = read_json(tmp_path / 'runs' / 'smoothed' / 'run.json')
     assert (run['state'], run['name']) == ('done', 'Supervised, smoothed labels')
     one, other = (pd.read_csv(tmp_path / 'runs' / row / 'history.csv') for row in ('supervised', 'smoothed'))

@@ -85,15 +85,18 @@ def test_maps_are_where_the_colonies_are(answers):
         assert found.shape == labels.shape and ((found > 0) == (labels > 0)).all()
 
 
-def test_two_workers_and_dask_give_the_same(run, exp, answers, tmp_path):
+def test_two_workers_give_the_same(run, exp, answers, tmp_path):
+    predict(run, exp.path / 'raw', tmp_path / 'out', conditions=exp.path / 'wells.csv', workers=2)
+    same(answers, tmp_path / 'out')
+
+
+@pytest.mark.long
+def test_dask_gives_the_same(run, exp, answers, tmp_path):
     distributed = pytest.importorskip('distributed')
-    predict(run, exp.path / 'raw', tmp_path / 'two', conditions=exp.path / 'wells.csv', workers=2)
-    same(answers, tmp_path / 'two')
+    raw, wells = exp.path / 'raw', exp.path / 'wells.csv'
     with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
-        predict(
-            run, exp.path / 'raw', tmp_path / 'dask', conditions=exp.path / 'wells.csv', dask=cluster.scheduler_address
-        )
-    same(answers, tmp_path / 'dask')
+        predict(run, raw, tmp_path / 'out', conditions=wells, dask=cluster.scheduler_address)
+    same(answers, tmp_path / 'out')
 
 
 def test_killed_and_resumed_it_is_the_same(run, exp, answers, tmp_path):

@@ -138,7 +138,7 @@ def test_draws_are_shared_out_without_overlap(dataset):
     assert len(set(ids[0]) | set(ids[1])) == len(ids[0]) + len(ids[1]) == dl.n_colonies
 
 
-@pytest.mark.parametrize('launcher', LAUNCH)
+@pytest.mark.parametrize('launcher', ['torchrun', pytest.param('accelerate', marks=pytest.mark.long)])
 def test_a_run_by_two(launcher, dataset, tiny, tmp_path):
     out = tmp_path / 'run'
     fields = tiny | dict(finetune=1, ema=0.8)

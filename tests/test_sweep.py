@@ -195,6 +195,7 @@ def test_a_killed_dask_worker(grid, dataset, undisturbed, tmp_path):
     pd.testing.assert_frame_equal(results(out), undisturbed)
 
 
+@pytest.mark.long
 def test_a_full_disk(grid, dataset, undisturbed, tmp_path):
     out = tmp_path / 'runs'
     r = subprocess.run(
