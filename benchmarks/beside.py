@@ -2,7 +2,8 @@
 
     python benchmarks/beside.py ../other --only=step,patch,detect,predict --rounds=3
 
-The two take turns, so that a machine whose speed drifts slows both; the figure is the median over the rounds."""
+Of a long benchmark a short form runs. The two checkouts take turns, so that a machine whose speed drifts slows both;
+the figure is the median over the rounds."""
 
 import argparse
 import json
@@ -11,7 +12,6 @@ import subprocess
 import sys
 from pathlib import Path
 from statistics import median
-from textwrap import indent
 
 HERE = Path(__file__).resolve().parent.parent
 
@@ -61,16 +61,15 @@ def seconds(f, n=5):
         took.append(time.perf_counter() - start)
     return min(took)
 
-if __name__ == '__main__':
-    d = Path(tempfile.mkdtemp())
+made = tempfile.TemporaryDirectory()
+d = Path(made.name)
 """
 
 
 def figures(checkout, name):
     "What a benchmark prints, by figure."
     script = checkout / 'benchmarks' / f'{name}.py'
-    code = START + indent(SHORT[name], ' ' * 4) if name in SHORT else ''
-    args = ['-c', code] if code else [script]
+    args = ['-c', START + SHORT[name]] if name in SHORT else [script]
     env = os.environ | {'PYTHONPATH': os.pathsep.join([str(checkout), str(script.parent)])}
     own = checkout / '.venv' / 'bin' / 'python'  # (some benchmarks call the commands beside it)
     python = own if own.exists() else sys.executable

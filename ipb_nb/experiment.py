@@ -208,8 +208,7 @@ def _record(run, training, out):
     The time counts from the first start."""
     write_json(run, out / 'run.json')
     try:
-        with training.ctrl_c:
-            yield
+        yield
     except BaseException as e:
         if isinstance(e, InputError):
             e = type(e)(e.where, e.found, e.expected, e.do)  # (fastai puts the callback's name before it)
@@ -391,7 +390,7 @@ def train(
         if not lead:
             ds = ColonyDataset(data)
         training = Training(cfg, ds, run_loaders(cfg, ds), out, cbs)
-        with _record(run, training, out) if lead else nullcontext():
+        with _record(run, training, out) if lead else nullcontext(), training.ctrl_c:
             _train(training, run, lead)
     return out
 

@@ -157,7 +157,7 @@ def test_ctrl_c(dataset, longer, undisturbed, tmp_path):
     assert p.returncode == 1 and 'the same command with --resume goes on from there' in err and 'Traceback' not in err
     run = json.loads((out / 'run.json').read_text())
     assert run['state'] == 'stopped' and run['error'].startswith('by hand; the last state is checkpoint/0000')
-    train(ExperimentConfig(**longer), dataset, out, resume=True)
+    subprocess.run([*command, '--resume'], check=True, capture_output=True)
     same(undisturbed[0], out)
 
 
