@@ -40,7 +40,7 @@ from ipb_nb.method import (
     register,
 )
 from .model import in_bfloat16
-from .mpl import PseudoLabels, batch_statistics, beside
+from .mpl import PseudoLabels, batch_statistics
 from .patch import balanced_weights, patch_views
 
 # %% ../nbs/27_baselines.ipynb #5cce8283
@@ -122,25 +122,20 @@ class FixMatch(PseudoLabels):
         decay: float = 0.99,  # of the mean that is aligned
         **kwargs,  # of `PseudoLabels`
     ):
-        super().__init__(None, views or patch_views(labeled_dl), threshold=threshold, **kwargs)
-        store_attr('labeled_dl,lambda_u,aligned,decay')
+        super().__init__(None, views or patch_views(labeled_dl), threshold=threshold, labeled_dl=labeled_dl, **kwargs)
+        store_attr('lambda_u,aligned,decay')
         self.counts, self.mean = class_counts(labeled_dl), None
-
-    def before_train(self):
-        super().before_train()
-        self.labeled_now = beside(self.dl, self.labeled_dl, self.epoch)
-        self.labeled = iter(self.labeled_now)
 
     def before_batch(self):
         if not self.training:
             return
-        self.x_l, self.y_l = next(self.labeled)
         super().before_batch()
         self.learn.xb = (torch.cat([self.x_l, *self.xb]),)
-        self.learn.yb = (torch.cat([self.y_l, *self.yb]),)
+        y_l = F.one_hot(self.y_l, len(self.counts)).float() if self.label == 'soft' else self.y_l
+        self.learn.yb = (torch.cat([y_l, *self.yb]),)
 
-    def before_step(self):
-        "Every step counts, because L teaches in each."
+    def after_backward(self):
+        "L was in the same pass."
 
 # %% ../nbs/27_baselines.ipynb #f5f8ade4
 @patch
@@ -392,9 +387,8 @@ class CountedMethod(SupervisedMethod):
     "Supervised training with a loss that knows the class counts of L."
 
     def loaders(self, cfg, loaders):
-        found = super().loaders(cfg, loaders)
         loaders.labeled.train.weights = None
-        return found
+        return super().loaders(cfg, loaders)
 
     def loss(self, training):
         return counted_loss(self.name, class_counts(training.loaders.labeled.train))

@@ -17,12 +17,25 @@ from .balance import BALANCE_ON
 from .core import InputError
 from .method import METHODS
 from .model import bf16_pays
-from .mpl import FEEDBACK
+from .mpl import FEEDBACK, LABELS
 from .patch import SMALL, VIEWS, patch_scales
 
 # %% ../nbs/30_config.ipynb #765f94e3
+_FROM_SCRATCH = dict(
+    pretrained=False,
+    freeze=False,
+    label='argmax',
+    student_labeled=False,
+    student_from_teacher=False,
+    labeled_in_u=False,
+    pretrain_steps=0,
+    teacher_frozen=False,
+    test_patches=1,
+    tta=False,
+)
 PRESETS = {
-    'paper': dict(
+    'paper': _FROM_SCRATCH
+    | dict(
         arch='hrnet',
         scales='224,112',
         small='enlarge',
@@ -37,7 +50,8 @@ PRESETS = {
         threshold=0.65,
         finetune=20,
     ),
-    'quick': dict(
+    'quick': _FROM_SCRATCH
+    | dict(
         arch='test_resnet',
         scales='64',
         small='context',
@@ -52,6 +66,31 @@ PRESETS = {
         threshold=0.95,
         finetune=30,
     ),
+    'best': dict(
+        arch='tf_efficientnet_lite0',
+        pretrained=True,
+        freeze=True,
+        scales='64',
+        small='context',
+        pretrain_epochs=4,
+        pretrain_steps=400,
+        epochs=6,
+        steps=600,
+        batch_size=32,
+        lr=0.01,
+        warmup=0.05,
+        ema=0.99,
+        lambda_u=1.0,
+        threshold=0.0,
+        finetune=0,
+        label='soft',
+        student_labeled=True,
+        student_from_teacher=False,
+        labeled_in_u=True,
+        teacher_frozen=True,
+        test_patches=10,
+        tta=False,
+    ),
 }
 
 # %% ../nbs/30_config.ipynb #6c9c5e8e
@@ -63,14 +102,19 @@ class ExperimentConfig:
         preset: str = 'quick',  # gives every field that is not named
         method: str = 'mpl',  # mpl: meta pseudo labels, with balancing IPB; others: see the chapters on methods
         feedback: str = 'exact',  # of the student's step to the teacher; reference: as published; none: h = 0
-        teacher_frozen: bool = False,  # keep the teacher as pre-trained: no feedback, no step
+        teacher_frozen: bool_arg = None,  # keep the teacher as pre-trained: no feedback, no step
         balance: bool = True,  # resample the unlabelled set (U) every epoch so that all classes come equally often
         balance_on: str = 'all',  # pseudo-labels that balancing counts and draws
         max_repeat: int = 0,  # how often a colony may be drawn in an epoch; 0: any number
-        label: str = 'argmax',  # the teacher's label: its most likely class, or a sample from its distribution
+        label: str = None,  # the teacher's likeliest class, a sample from its distribution, or all of it (soft)
+        student_labeled: bool_arg = None,  # the student learns from the labelled set (L), too, in every step
+        student_from_teacher: bool_arg = None,  # the student begins with the weights of the pre-trained teacher
+        labeled_in_u: bool_arg = None,  # the colonies of L, without their labels, belong to U, too
         multi_label: bool = True,  # use multi-label colonies in the unlabelled set (U)
         arch: str = None,  # hrnet, vgg19, or any timm network
         width: float = 1.0,  # of hrnet and vgg19: channels of every layer, as a factor
+        pretrained: bool_arg = None,  # begin with weights learnt from photographs: yes or no
+        freeze: bool_arg = None,  # keep the pretrained layers as they are, and train the last ones
         scales: str = None,  # sides of the patch, largest first: 64 or 224,112 (px), or 180um,90um
         split: str = 'default',  # name of the dataset's split
         fold: int = 0,  # of the split
@@ -86,9 +130,12 @@ class ExperimentConfig:
         strong: str = 'strong',  # strong augmentation; strong: the paper's
         small: str = None,  # colonies smaller than the patch: show their surroundings, or enlarge as in the paper
         warmup: float = None,  # fraction of training in which the learning rate rises
+        test_patches: int = None,  # per colony in validation and test; the mean decides; 1: the middle one; 0: all over
+        tta: bool_arg = None,  # average over the eight orientations of a patch in test and prediction
         select: str = 'valid',  # student: best on V (valid), last epoch, or best on T (test: as published, biased)
         ema: float = None,  # decay of the averaged network that is validated and kept; 0: none
         pretrain_epochs: int = None,  # of the teacher on L; simclr and others: of the network on L, after U
+        pretrain_steps: int = None,  # of the teacher, spread over its epochs; 0: one pass over L per epoch
         epochs: int = None,  # of the main training
         finetune: int = None,  # epochs on L at the end, at a tenth of the learning rate; 0: none
         steps: int = None,  # of the main training, spread over the epochs; 0: one pass over the data per epoch
@@ -165,13 +212,16 @@ CHOICES = {
     'preset': tuple(PRESETS),
     'feedback': FEEDBACK,
     'balance_on': BALANCE_ON,
-    'label': ('argmax', 'sample'),
+    'label': LABELS,
     'strong': VIEWS[2:],
     'small': SMALL,
     'select': ('valid', 'last', 'test'),
 }
 _ABOVE_0 = ('epochs', 'lr', 'temperature', 'threads', 'width', 'mu', 'generations')
-_AT_LEAST_0 = ('pretrain_epochs', 'finetune', 'steps', 'fold', 'seed', 'max_repeat', 'wd', 'lambda_u')
+_AT_LEAST_0 = (
+    *('pretrain_epochs', 'pretrain_steps', 'finetune', 'steps', 'test_patches'),
+    *('fold', 'seed', 'max_repeat', 'wd', 'lambda_u'),
+)
 _FRACTIONS = ('threshold', 'ramp', 'warmup', 'ema', 'momentum', 'tau_plus')
 
 
@@ -183,6 +233,7 @@ def _check(self: ExperimentConfig):
     for field, values in CHOICES.items():
         self._need(getattr(self, field) in values, field, ' or '.join(values))
     self._need(not (self.amp and self.feedback == 'reference'), 'amp', 'no, with feedback reference')
+    self._need(not self.freeze or self.pretrained, 'freeze', 'no, without pretrained layers')
     self._need(self.batch_size > 1, 'batch_size', 'a number of at least 2, for batch norm')
     self._need(self.pairs > 1, 'pairs', 'a number of at least 2')
     METHODS[self.method].check(self)

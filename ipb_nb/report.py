@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from .compare import Comparison, compare, notes, results_table
 from .core import InputError, atomic_path, command
+from .decision import decision_in_words
 from ipb_nb.figures import (
     figure_2,
     figure_4,
@@ -153,6 +154,7 @@ def _training_words(c):
     yield words + '.'
     chosen = sorted({r.metrics['selected_on'] for r in c.runs})
     yield f'The student that is tested was chosen {_listed(_CHOSEN.get(s, s) for s in chosen)}.'
+    yield decision_in_words(f)
     versions = ', '.join(f'{k} {v}' for k, v in run.info['versions'].items())
     yield f'Software: {versions}.'
 
@@ -187,7 +189,8 @@ _NETWORKS = (
     'Student is the final network; student_selected the one before fine-tuning on the labelled set (L); student_probe '
     'a linear classifier on what was learnt without labels, student_clusters the clusters with the classes of L; '
     'student_last the plain weights after the last epoch (where an average of the weights or an earlier epoch was '
-    'taken instead); teacher the one at the end, teacher_pretrained before it began to teach.'
+    'taken instead); teacher the one at the end, teacher_pretrained before it began to teach. student_patch is the '
+    'student once more, judged by the patch in the middle of each colony alone.'
 )
 _SELECTED = dict(
     V='The student is the one of the epoch with the highest macro recall on the validation set (V).',
@@ -204,7 +207,8 @@ def _selected(run):
     on = run.metrics['selected_on']
     way = 'clusters' if run.config['method'] == 'clustering' else on
     words = _SELECTED.get(way, f'The student was chosen on {on}.')
-    return words + (' It was then fine-tuned on the labelled set (L).' if run.config.get('finetune') else '')
+    tuned = ' It was then fine-tuned on the labelled set (L).' if run.config.get('finetune') else ''
+    return f'{words}{tuned} {decision_in_words(run.config)}'
 
 # %% ../nbs/44_report.ipynb #e69b79dc
 def _line(run):

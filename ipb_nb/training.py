@@ -35,6 +35,7 @@ from ipb_nb.checkpoint import (
 from .config import ExperimentConfig
 from .core import CtrlC, seed_all
 from .dataset import ColonyDataset
+from .decision import several_patches
 from .distributed import n_ranks
 from .method import EMA, METHODS, STAGES, Ranks, SelectNetwork, fit_schedule
 from .model import BFloat16, autocast, create_model
@@ -58,6 +59,7 @@ def run_loaders(
         cfg.seed,
         cfg.strong,
         small=cfg.small,
+        labeled_in_u=cfg.labeled_in_u,
     )
     if cfg.select == 'test':
         loaders.labeled, loaders.unlabeled = (
@@ -76,7 +78,8 @@ def create_network(
     "A fresh network of the run's architecture."
     hidden = METHODS[cfg.method].hidden
     n = len(ds.classes)
-    return create_model(cfg.arch, cfg.sides, n, width=cfg.width, device=device, compile=compile, hidden=hidden)
+    how = dict(width=cfg.width, pretrained=cfg.pretrained, freeze=cfg.freeze, hidden=hidden)
+    return create_model(cfg.arch, cfg.sides, n, device=device, compile=compile, **how)
 
 # %% ../nbs/31_training.ipynb #096bef2e
 def _copy(state):
@@ -96,7 +99,9 @@ class Training:
     ):
         store_attr()
         self.method, device = METHODS[cfg.method], loaders.test.device
-        self.dls = dict.fromkeys(STAGES, loaders.labeled) | self.method.loaders(cfg, loaders)
+        valid = several_patches(loaders.labeled.valid, cfg.test_patches)
+        dls = dict.fromkeys(STAGES, loaders.labeled) | self.method.loaders(cfg, loaders)
+        self.dls = {stage: DataLoaders(o.train, valid, device=o.device) for stage, o in dls.items() if o}
         networks = self.method.networks(cfg, lambda: create_network(cfg, ds, device, cfg.compile))
         self.live = {name: net.to(device) for name, net in networks.items()}
         self.kept, self.store, self.saved = {}, Checkpoints(out / 'checkpoint'), None
@@ -280,7 +285,7 @@ def estimate(
         return
     before, random = {name: _copy(net.state_dict()) for name, net in self.live.items()}, random_state()
     per_step = self._time_stages(n, steps)
-    validated = sum(self.left(stage) for stage in n if stage != 'pretext') * len(self.loaders.labeled.valid.items)
+    validated = sum(self.left(stage) for stage in n if stage != 'pretext') * self.dls['student'].valid.n
     passed = validated + self.method.extra_patches(self)
     per_patch = _time_pass(self.live['student'], self.loaders.test, self.cfg.amp)
     seconds, flops = (

@@ -39,7 +39,7 @@ def test_same_seed_same_metrics(dataset, run, tiny, tmp_path):
     assert same_weights(run, again)
 
 
-def test_hidden_labels_of_u_change_nothing(copy, run, tiny, tmp_path):
+def permute_hidden_labels(copy):
     split = pd.read_csv(copy / 'splits' / 'default.csv', keep_default_na=False)
     hidden = (split.part == 'U') & ~split.label.isin(['', 'multi-label'])
     split.loc[hidden, 'label'] = split.label[hidden].sample(frac=1, random_state=0).values
@@ -48,6 +48,18 @@ def test_hidden_labels_of_u_change_nothing(copy, run, tiny, tmp_path):
     u = labels.colony_id.isin(split.colony_id[(split.fold == 0) & hidden])
     labels.loc[u, 'label'] = labels.label[u].sample(frac=1, random_state=0).values
     labels.to_csv(copy / 'colonies.csv', index=False)
+
+
+def make_noise_of_t(copy):
+    ds, noise = ColonyDataset(copy), np.random.default_rng(0)
+    t = Split(ds).fold(0).query('part == "T"').index
+    for i in t:
+        write_png(noise.integers(0, 256, ds.pixels(i)[0].shape, dtype=np.uint8), copy / 'images' / f'{i}.png')
+    return t
+
+
+def test_hidden_labels_of_u_change_nothing(copy, run, tiny, tmp_path):
+    permute_hidden_labels(copy)
     assert same_weights(run, train(ExperimentConfig(**tiny), copy, tmp_path / 'run'))
 
 
@@ -66,14 +78,31 @@ def test_labels_of_t_change_the_scores_alone(copy, run, tiny, tmp_path):
 
 
 def test_images_of_t_do_not_reach_the_student(copy, run, tiny, tmp_path):
-    ds = ColonyDataset(copy)
-    t = Split(ds).fold(0).query('part == "T"').index
-    noise = np.random.default_rng(0)
-    for i in t:
-        write_png(noise.integers(0, 256, ds.pixels(i)[0].shape, dtype=np.uint8), copy / 'images' / f'{i}.png')
+    t = make_noise_of_t(copy)
     new = train(ExperimentConfig(**tiny), copy, tmp_path / 'run')
     assert same_weights(run, new)
     assert read_json(new / 'metrics.json')['n_test'] == len(t)
+
+
+OPTIONS = dict(
+    label='soft',
+    threshold=0.0,
+    student_labeled=True,
+    student_from_teacher=True,
+    labeled_in_u=True,
+    pretrain_steps=30,
+    test_patches=3,
+    tta=True,
+)
+
+
+def test_nor_do_they_with_the_options(dataset, copy, tiny, tmp_path):
+    "Neither the hidden labels of U nor the images of T, where L belongs to U and V is scored colony by colony."
+    cfg = ExperimentConfig(**tiny | OPTIONS)
+    before = train(cfg, dataset, tmp_path / 'before')
+    permute_hidden_labels(copy)
+    make_noise_of_t(copy)
+    assert same_weights(before, train(cfg, copy, tmp_path / 'after'))
 
 
 def test_the_student_is_shown_the_patches_that_were_labelled(dataset):
@@ -127,6 +156,7 @@ def test_the_student_is_shown_the_patches_that_were_labelled(dataset):
         (dict(feedback='reference', select='test'), 'IPB', {'student', 'teacher', 'teacher_pretrained'}),
         (dict(amp=True, finetune=2), 'IPB', {'student', 'student_selected', 'teacher', 'teacher_pretrained'}),
         (dict(select='last'), 'IPB', {'student', 'teacher', 'teacher_pretrained'}),
+        (OPTIONS, 'IPB', {'student', 'student_patch', 'teacher', 'teacher_pretrained'}),
     ],
 )
 def test_each_part_can_be_had_alone(dataset, tiny, tmp_path, kwargs, name, networks):

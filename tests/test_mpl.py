@@ -58,7 +58,7 @@ def learner(feedback, student, teacher, threshold, frozen=False, student_clip=0,
     u, labeled = loaders()
     u = InOrder(u.dataset, bs=B, shuffle=True, num_workers=0, drop_last=True)
     cb = (
-        PseudoLabels(teacher, views, threshold=threshold)
+        PseudoLabels(teacher, views, threshold=threshold, **kwargs)
         if frozen
         else MetaPseudoLabels(
             teacher, labeled, views, feedback, threshold=threshold, lr=0.05, wd=1e-2, momentum=0.9, **kwargs
@@ -106,6 +106,7 @@ def longhand(
     lambda_u=2.0,
     ramp=0.5,
     save_memory=False,
+    student_labeled=False,
 ):
     "The same steps in plain torch."
     opt_s, opt_t, n = torch_sgd(s, lr), torch_sgd(t, 0.05), len(u)
@@ -123,25 +124,30 @@ def longhand(
                     for c, v in zip(chances, uniforms(keys, 'label', 1)[:, 0].double().numpy())
                 ]
             )
+        soft = p if label == 'soft' else F.one_hot(y, K).double()
         seen.append(int(sure.sum()))
         opt_s.zero_grad()
         if feedback == 'reference':
             joint = s(torch.cat([x_l, strong]))
-            old, taught = F.cross_entropy(joint[:B].detach(), y_l), F.cross_entropy(joint[B:], y)
+            old, taught = F.cross_entropy(joint[:B].detach(), y_l), F.cross_entropy(joint[B:], soft)
         else:
-            taught = (F.cross_entropy(s(strong), y, reduction='none') * sure).sum() / B
+            taught = (-(soft * s(strong).log_softmax(1)).sum(1) * sure).sum() / B
         h = torch.zeros((), dtype=torch.double)
-        if sure.any() or feedback == 'reference':
+        if sure.any() or student_labeled or feedback == 'reference':
             taught.backward()
+            g = [q.grad.clone() for q in s.parameters()]
+            if student_labeled:
+                F.cross_entropy(s(x_l), y_l).backward()
             if student_clip:
                 nn.utils.clip_grad_norm_(s.parameters(), student_clip)
-            g = [q.grad.clone() for q in s.parameters()]
+            if not student_labeled:  # (with L in the step, the part of the pseudo-labels alone)
+                g = [q.grad.clone() for q in s.parameters()]
             if feedback == 'taylor':  # the optimiser's step with g = 0, by the optimiser
                 untaught = copy.deepcopy(s)
                 twin = torch_sgd(untaught, lr)
                 twin.load_state_dict(copy.deepcopy(opt_s.state_dict()))
-                for q in untaught.parameters():
-                    q.grad = torch.zeros_like(q)
+                for q, q_s, q_g in zip(untaught.parameters(), s.parameters(), g):
+                    q.grad = q_s.grad - q_g  # (what L taught stays)
                 twin.step()
             opt_s.step()
             if feedback == 'exact':
@@ -159,7 +165,7 @@ def longhand(
         mpl = (
             h * F.cross_entropy(out[2 * B :], out[2 * B :].detach().argmax(1))
             if feedback == 'reference'
-            else h * (-out[B : 2 * B].log_softmax(1)[range(B), y] * sure).mean()
+            else h * (-(soft * out[B : 2 * B].log_softmax(1)).sum(1) * sure).mean()
         )
         target = F.one_hot(y_l, K).double() * (1 - label_smoothing) + label_smoothing / K
         loss = -(target * out[:B].log_softmax(1)).sum(1).mean() + lambda_u * min(i / n / ramp, 1) * uda + mpl
@@ -190,14 +196,25 @@ ALL_ON = dict(
 )
 
 
-@pytest.mark.parametrize(
-    'options', [{}, ALL_ON, *({k: v} for k, v in ALL_ON.items())], ids=lambda o: '+'.join(o) if len(o) < 3 else 'all'
-)
+LABELED = dict(student_labeled=True)
+OPTIONS = [
+    {},
+    ALL_ON,
+    *({k: v} for k, v in ALL_ON.items()),
+    dict(label='soft'),
+    LABELED,
+    ALL_ON | LABELED | dict(student_clip=0),
+]
+
+
+@pytest.mark.parametrize('options', OPTIONS, ids=lambda o: '+'.join(o) if len(o) < 3 else f'{len(o)} of them')
 @pytest.mark.parametrize('feedback', FEEDBACK)
 def test_three_steps_equal_longhand(feedback, options):
     """The third batch has no confident patch.
 
     Weights, buffers and momenta of both networks, to 1e-10; gradients that were there before do not count."""
+    if feedback == 'reference':
+        options = {k: v for k, v in options.items() if k != 'student_labeled'}  # (refused, see below)
     student, teacher, threshold = network(1), network(2), 0.62 if 'temperature' in options else 0.53
     s, t = copy.deepcopy((student, teacher))
     teacher(torch.randn(4, D).double()).sum().backward()
@@ -477,6 +494,56 @@ def test_draws_follow_the_stated_weights():
     assert chisquare([r['draws'] for r in pb.table]).pvalue > 0.001
     stated = np.array([r['weight'] for r in pb.table])
     assert np.allclose(stated / stated.sum(), (1 / np.bincount(label)) / (1 / np.bincount(label)).sum())
+
+
+class Gradual(nn.Module):
+    "The first class lies on the left, the second on the right, the rare third above; nothing is certain."
+
+    def forward(self, x):
+        return torch.stack([-2 * x[:, 0], 2 * x[:, 0] - 1, 3 * x[:, 1] - 3], 1).float()
+
+
+def test_soft_draws_follow_the_stated_weights():
+    pb, u = balanced(Gradual(), soft=True)
+    p = Gradual()(torch.stack([p for (p,) in u.dataset])).softmax(1).double().numpy()
+    share = np.full(K, 1 / K)  # longhand: the shares that agree with their own result
+    for _ in range(500):
+        q = p * share / (p * share).sum(1, keepdims=True)
+        share = q.mean(0)
+    r = q / q.sum(0)
+    weights = r.sum(1) / r.sum()
+    assert np.allclose(u.weights / u.weights.sum(), weights, rtol=1e-3)
+    assert np.allclose([row['share'] for row in pb.table], share, atol=1e-4)
+    counts = np.zeros(200)
+    for u.epoch in range(40):
+        counts += np.bincount(np.array(u.get_idxs()) % 200, minlength=200)
+    assert chisquare(counts, weights * counts.sum()).pvalue > 0.001
+    drawn = np.repeat(np.arange(200), counts.astype(int))
+    assert np.allclose(p[drawn].mean(0), 1 / K, atol=0.02)  # the labels that are taught, r normalised, are balanced
+
+
+def test_a_student_with_labels_steps_at_every_batch_and_a_frozen_teacher_stays():
+    student, teacher = network(1), network(2)
+    before = copy.deepcopy(teacher.state_dict())
+    learn, u, labeled = learner('none', student, teacher, 0.53, frozen=True, labeled_dl=loaders()[1])
+    s, opt = copy.deepcopy(student), None
+    with learn.no_bar():
+        learn.fit(1, 0.1)
+    opt = torch_sgd(s, 0.1)
+    for (x, keys), (x_l, y_l) in zip(u, labeled.new(n_draws=len(u) * B, epoch=0)):
+        with torch.no_grad():
+            p = teacher(views(x, keys, 'weak')).softmax(1)
+        sure = p.max(1).values >= 0.53
+        taught = F.cross_entropy(s(views(x, keys, 'strong')), p.argmax(1), reduction='none') * sure
+        opt.zero_grad()
+        (taught.sum() / B + F.cross_entropy(s(x_l), y_l)).backward()
+        opt.step()
+    for (name, a), b in zip(student.state_dict().items(), s.state_dict().values()):
+        assert torch.allclose(a.double(), b.double(), rtol=0, atol=1e-10), name
+    assert all(torch.equal(v, teacher.state_dict()[k]) for k, v in before.items())
+    refused, *_ = learner('reference', student, teacher, 0.5, student_labeled=True)
+    with refused.no_bar(), pytest.raises(InputError, match='student_labeled: found yes, with feedback reference'):
+        refused.fit(1, 0.1)
 
 
 def test_a_loader_is_left_as_it_was():
