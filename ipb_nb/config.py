@@ -20,7 +20,7 @@ from .model import bf16_pays
 from .mpl import FEEDBACK, LABELS
 from .patch import SMALL, VIEWS, patch_scales
 
-# %% ../nbs/30_config.ipynb #765f94e3
+# %% ../nbs/30_config.ipynb #presets1
 _FROM_SCRATCH = dict(
     pretrained=False,
     freeze=False,
@@ -33,6 +33,35 @@ _FROM_SCRATCH = dict(
     test_patches=1,
     tta=False,
 )
+
+# %% ../nbs/30_config.ipynb #presets2
+_BEST = dict(
+    arch='tf_efficientnet_lite0',
+    pretrained=True,
+    freeze=True,
+    scales='64',
+    small='context',
+    pretrain_epochs=4,
+    pretrain_steps=400,
+    epochs=6,
+    steps=600,
+    batch_size=32,
+    lr=0.01,
+    warmup=0.05,
+    ema=0.99,
+    lambda_u=1.0,
+    threshold=0.0,
+    finetune=0,
+    label='soft',
+    student_labeled=True,
+    student_from_teacher=False,
+    labeled_in_u=True,
+    teacher_frozen=True,
+    test_patches=10,
+    tta=False,
+)
+
+# %% ../nbs/30_config.ipynb #765f94e3
 PRESETS = {
     'paper': _FROM_SCRATCH
     | dict(
@@ -66,35 +95,22 @@ PRESETS = {
         threshold=0.95,
         finetune=30,
     ),
-    'best': dict(
-        arch='tf_efficientnet_lite0',
-        pretrained=True,
-        freeze=True,
-        scales='64',
-        small='context',
-        pretrain_epochs=4,
-        pretrain_steps=400,
-        epochs=6,
-        steps=600,
-        batch_size=32,
-        lr=0.01,
-        warmup=0.05,
-        ema=0.99,
-        lambda_u=1.0,
-        threshold=0.0,
-        finetune=0,
-        label='soft',
-        student_labeled=True,
-        student_from_teacher=False,
-        labeled_in_u=True,
-        teacher_frozen=True,
-        test_patches=10,
-        tta=False,
-    ),
+    'best': _BEST,
 }
 
+# %% ../nbs/30_config.ipynb #fields01
+class _Fields:
+    @classmethod
+    def fields(cls) -> list:
+        "Names of the fields."
+        return [p for p in inspect.signature(cls.__init__).parameters if p != 'self']
+
+    def dict(self) -> dict:
+        "The fields and their values."
+        return {f: getattr(self, f) for f in self.fields()}
+
 # %% ../nbs/30_config.ipynb #6c9c5e8e
-class ExperimentConfig:
+class ExperimentConfig(_Fields):
     "Everything that decides a run's result, resolved: no field is None."
 
     def __init__(
@@ -152,15 +168,6 @@ class ExperimentConfig:
         store_attr()
         self._fill_in()
         self._check()
-
-    @classmethod
-    def fields(cls) -> list:
-        "Names of the fields."
-        return [p for p in inspect.signature(cls.__init__).parameters if p != 'self']
-
-    def dict(self) -> dict:
-        "The fields and their values."
-        return {f: getattr(self, f) for f in self.fields()}
 
 # %% ../nbs/30_config.ipynb #a48731dc
 @patch

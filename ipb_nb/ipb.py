@@ -70,9 +70,10 @@ class IPBMethod(Method):
     untimed = (PseudoBalance,)
 
     def row(self, cfg):
+        soft = ', soft labels' * (cfg.label == 'soft')
         if cfg.teacher_frozen:
-            return 'Frozen teacher, balanced' if cfg.balance else 'Frozen teacher'
-        return ('IPB' if cfg.balance else 'MPL (imbalanced)') + ', h = 0' * (cfg.feedback == 'none')
+            return 'Frozen teacher' + ', balanced' * cfg.balance + soft
+        return ('IPB' if cfg.balance else 'MPL (imbalanced)') + soft + ', h = 0' * (cfg.feedback == 'none')
 
     def networks(self, cfg, make):
         return dict(teacher=make(), student=make())

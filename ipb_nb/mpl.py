@@ -179,10 +179,6 @@ class PseudoLabels(Callback):
         with torch.no_grad():
             return _full(self.teacher(weak))
 
-    def before_step(self):
-        if not self.student_labeled and not total(self.sure.any() * 1):
-            raise CancelStepException
-
     def after_step(self):
         self.log.append(dict(confident_share=self.sure.float().mean()))
 
@@ -209,6 +205,12 @@ def after_backward(self: PseudoLabels):
         logits = self.model(self.x_l)
     F.cross_entropy(_full(logits), self.y_l).backward()
     average_gradients(self.model)  # (what the processes share of U's part already is left as it is)
+
+
+@patch
+def before_step(self: PseudoLabels):
+    if not self.student_labeled and not total(self.sure.any() * 1):
+        raise CancelStepException
 
 # %% ../nbs/21_mpl.ipynb #08825820
 FEEDBACK = ('exact', 'taylor', 'reference', 'none')

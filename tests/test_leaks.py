@@ -156,7 +156,7 @@ def test_the_student_is_shown_the_patches_that_were_labelled(dataset):
         (dict(feedback='reference', select='test'), 'IPB', {'student', 'teacher', 'teacher_pretrained'}),
         (dict(amp=True, finetune=2), 'IPB', {'student', 'student_selected', 'teacher', 'teacher_pretrained'}),
         (dict(select='last'), 'IPB', {'student', 'teacher', 'teacher_pretrained'}),
-        (OPTIONS, 'IPB', {'student', 'student_patch', 'teacher', 'teacher_pretrained'}),
+        (OPTIONS, 'IPB, soft labels', {'student', 'student_patch', 'teacher', 'teacher_pretrained'}),
     ],
 )
 def test_each_part_can_be_had_alone(dataset, tiny, tmp_path, kwargs, name, networks):
