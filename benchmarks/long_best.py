@@ -63,11 +63,11 @@ def report(data, folder):
     ds, runs = ColonyDataset(folder / data), {}
     for out in sorted((folder / f'{data}_runs').glob('*/run.json')):
         run = read_run(out.parent)
-        runs.setdefault(out.parent.name.partition('.')[0], []).append(run)
+        runs.setdefault(out.parent.name.rpartition('-fold')[0], []).append(run)
     found = {row: counts(ds, of, 'student') for row, of in runs.items()}
     rarest = int(found['best-supervised'][0].sum(0).argmin())
     for row, of in runs.items():
-        each = ', '.join(f'{r.scores()["macro_tpr"]:.3f}' for r in of)
+        each = ', '.join(f'{r.scores("student")["macro_tpr"]:.3f}' for r in of)
         r = recalls(*found[row])
         show(f'best.{data}.{row}.macro_tpr', r.mean(), 'recall', f'the other rows; by fold {each}')
         show(f'best.{data}.{row}.tpr.{ds.classes[rarest]}', r[rarest], 'recall', 'the other rows; the rarest class')
