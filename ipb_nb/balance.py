@@ -92,7 +92,7 @@ class PseudoBalance(Callback):
         max_repeat: int = 0,  # how often a colony may be drawn in an epoch; 0: any number
         threshold: float = 0.65,  # confidence from which a pseudo-label counts as confident
         temperature: float = 1.0,  # of the confidence
-        soft: bool = False,  # count and draw by probabilities instead of labels (see `soft_weights`)
+        soft: bool = False,  # count and draw by probabilities instead of labels (see `class_shares`)
         truth=None,  # function (colony, box) → class, whether multi-label, from `patch_truth`; only to score labels
         path=None,  # CSV file to keep the table in
     ):
@@ -114,7 +114,8 @@ class PseudoBalance(Callback):
         by_label = weight[self.label]
         if self.soft:
             share = counts = class_shares(p[counted].astype(float))
-            weight, by_label = (1 / share) / (1 / share).sum(), 1 / (p @ share)
+            weight, by_label = 1 / share.clip(1e-9), 1 / (p @ share)
+            weight /= weight.sum()
         dl.weights, dl.max_repeat = by_label * counted, self.max_repeat
         self.drawn = np.array(dl.draws()) % dl.n_colonies
         self.table += self.rows(share, weight, self.note(share, counts))

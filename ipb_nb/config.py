@@ -240,6 +240,8 @@ def _check(self: ExperimentConfig):
     for field, values in CHOICES.items():
         self._need(getattr(self, field) in values, field, ' or '.join(values))
     self._need(not (self.amp and self.feedback == 'reference'), 'amp', 'no, with feedback reference')
+    judged = self.student_labeled and self.feedback == 'reference'
+    self._need(not judged, 'student_labeled', 'no, with feedback reference')
     self._need(not self.freeze or self.pretrained, 'freeze', 'no, without pretrained layers')
     self._need(self.batch_size > 1, 'batch_size', 'a number of at least 2, for batch norm')
     self._need(self.pairs > 1, 'pairs', 'a number of at least 2')
