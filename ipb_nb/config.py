@@ -35,7 +35,7 @@ _FROM_SCRATCH = dict(
 )
 
 # %% ../nbs/30_config.ipynb #presets2
-_BEST = dict(
+_BEST = _FROM_SCRATCH | dict(
     arch='tf_efficientnet_lite0',
     pretrained=True,
     freeze=True,
@@ -54,11 +54,9 @@ _BEST = dict(
     finetune=0,
     label='soft',
     student_labeled=True,
-    student_from_teacher=False,
     labeled_in_u=True,
     teacher_frozen=True,
     test_patches=10,
-    tta=False,
 )
 
 # %% ../nbs/30_config.ipynb #765f94e3

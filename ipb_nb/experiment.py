@@ -279,11 +279,12 @@ def _test(training, networks):
     if not training.method.trains_network:
         return _write_predictions(ds, loaders.test, dict(student=training.method.test(training)), out), {}
     dl, found, trust = loaders.test, {}, {}
+    patches = several_patches(dl, cfg.test_patches)
     net = create_network(cfg, ds, dl.device)
     for name, state in networks.items():
         net.load_state_dict(state)
         net.eval()
-        features, *found[name] = network_outputs(net, several_patches(dl, cfg.test_patches), cfg.tta)
+        features, *found[name] = network_outputs(net, patches, cfg.tta)
         if name == 'student':
             if cfg.test_patches != 1:
                 found['student_patch'] = network_outputs(net, dl)[1:]

@@ -272,10 +272,10 @@ def fit_schedule(
 def spread(
     dls: DataLoaders,  # of L
     steps: int,  # in all; 0: as `dls` has
-    epochs: int,  # over which they are spread
+    epochs: int,  # over which they are spread; 0: nothing is trained
 ) -> DataLoaders:
     "Loaders whose training part has as many batches per epoch as the steps need."
-    if not steps:
+    if not steps or not epochs:
         return dls
     train = dls.train
     n_draws = -(-steps // epochs) * train.bs * train.ranks
