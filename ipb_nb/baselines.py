@@ -6,7 +6,7 @@
 __all__ = ['effective_weights', 'CountedCrossEntropy', 'counted_loss', 'targets', 'class_counts', 'align', 'FixMatch',
            'fixmatch_loaders', 'fixmatch_learner', 'picking_rates', 'pick_confident', 'WithPicked', 'CReST',
            'texture_features', 'train_forest', 'cut_patches', 'CountedMethod', 'LogitAdjustedMethod',
-           'EffectiveNumberMethod', 'FixMatchMethod', 'CReSTMethod', 'ForestMethod']
+           'EffectiveNumberMethod', 'FixMatchMethod', 'BalancedFixMatchMethod', 'CReSTMethod', 'ForestMethod']
 
 # %% ../nbs/27_baselines.ipynb #38834ce3
 import copy
@@ -27,7 +27,7 @@ from sklearn.model_selection import ParameterSampler
 from torch import nn
 from tqdm import tqdm
 
-from .balance import pseudo_labels
+from .balance import PseudoBalance, patch_truth, pseudo_labels
 from .core import InputError, write_csv
 from ipb_nb.method import (
     IGNORE,
@@ -133,6 +133,12 @@ class FixMatch(PseudoLabels):
         self.learn.xb = (torch.cat([self.x_l, *self.xb]),)
         y_l = F.one_hot(self.y_l, len(self.counts)).float() if self.label == 'soft' else self.y_l
         self.learn.yb = (torch.cat([y_l, *self.yb]),)
+
+    def after_pred(self):
+        "L is in the same pass, and its logits stay as they are."
+        if self.training:
+            n = len(self.x_l)
+            self.learn.pred = torch.cat([self.pred[:n], self.pred[n:] + self.offset])
 
     def after_backward(self):
         "L was in the same pass."
@@ -427,7 +433,41 @@ class FixMatchMethod(Method):
             return super().learner(training, stage, cbs)
         c, labeled = training.cfg, training.loaders.labeled.train
         callback = self.callback(labeled, c, strong=c.strong, threshold=c.threshold, lambda_u=c.lambda_u)
+        cbs = self.balancing(training) + cbs
         return fixmatch_learner(training.dls['student'], training.live['student'], callback, c.wd, c.momentum, cbs)
+
+    def balancing(self, training):
+        "Callbacks that even out the classes of U."
+        return []
+
+# %% ../nbs/27_baselines.ipynb #fmbal002
+@register('fixmatch_balanced', 'FixMatch, balanced')
+class BalancedFixMatchMethod(FixMatchMethod):
+    "FixMatch that resamples U, or corrects its loss, as IPB does."
+
+    balances = True
+    untimed = (PseudoBalance,)
+
+    def row(self, cfg):
+        if not cfg.balance:
+            return super().row(cfg)
+        return self.title + ', soft labels' * (cfg.label == 'soft') + ', by logits' * (cfg.balance_by == 'logits')
+
+    def callback(self, labeled, cfg, **kwargs):
+        return super().callback(labeled, cfg, label=cfg.label, **kwargs)
+
+    def balancing(self, training):
+        c = training.cfg
+        if not c.balance:
+            return []
+        how = dict(balance_on=c.balance_on, max_repeat=c.max_repeat, threshold=c.threshold, soft=c.label == 'soft')
+        how |= dict(by=c.balance_by, truth=patch_truth(training.ds), path=training.out / 'balance.csv')
+        views = patch_views(training.loaders.labeled.train)
+        return [PseudoBalance(training.live['student'], training.ds.classes, views, **how)]
+
+    def extra_patches(self, training):
+        "Balancing labels all of U at the start of every epoch."
+        return training.left('student') * len(training.loaders.unlabeled.train.items) * training.cfg.balance
 
 # %% ../nbs/27_baselines.ipynb #0f19b9df
 @register('crest', 'CReST')

@@ -13,7 +13,7 @@ from fastai.torch_core import default_device
 from fastcore.basics import patch, store_attr
 from fastcore.script import bool_arg
 
-from .balance import BALANCE_ON
+from .balance import BALANCE_BY, BALANCE_ON
 from .core import InputError
 from .method import METHODS
 from .model import bf16_pays
@@ -25,6 +25,7 @@ _FROM_SCRATCH = dict(
     pretrained=False,
     freeze=False,
     label='argmax',
+    balance_by='draws',
     student_labeled=False,
     student_from_teacher=False,
     labeled_in_u=False,
@@ -53,6 +54,7 @@ _BEST = _FROM_SCRATCH | dict(
     threshold=0.0,
     finetune=0,
     label='soft',
+    balance_by='logits',
     student_labeled=True,
     labeled_in_u=True,
     teacher_frozen=True,
@@ -118,6 +120,7 @@ class ExperimentConfig(_Fields):
         feedback: str = 'exact',  # of the student's step to the teacher; reference: as published; none: h = 0
         teacher_frozen: bool_arg = None,  # keep the teacher as pre-trained: no feedback, no step
         balance: bool = True,  # resample the unlabelled set (U) every epoch so that all classes come equally often
+        balance_by: str = None,  # draws: rare classes come more often; logits: the loss knows how often they come
         balance_on: str = 'all',  # pseudo-labels that balancing counts and draws
         max_repeat: int = 0,  # how often a colony may be drawn in an epoch; 0: any number
         label: str = None,  # the teacher's likeliest class, a sample from its distribution, or all of it (soft)
@@ -149,7 +152,7 @@ class ExperimentConfig(_Fields):
         select: str = 'valid',  # student: best on V (valid), last epoch, or best on T (test: as published, biased)
         ema: float = None,  # decay of the averaged network that is validated and kept; 0: none
         pretrain_epochs: int = None,  # of the teacher on L; simclr and others: of the network on L, after U
-        pretrain_steps: int = None,  # of the teacher, spread over its epochs; 0: one pass over L per epoch
+        pretrain_steps: int = None,  # the same in steps, however small L is; 0: one pass over L per epoch
         epochs: int = None,  # of the main training
         finetune: int = None,  # epochs on L at the end, at a tenth of the learning rate; 0: none
         steps: int = None,  # of the main training, spread over the epochs; 0: one pass over the data per epoch
@@ -216,6 +219,7 @@ def _check_types(self: ExperimentConfig):
 CHOICES = {
     'preset': tuple(PRESETS),
     'feedback': FEEDBACK,
+    'balance_by': BALANCE_BY,
     'balance_on': BALANCE_ON,
     'label': LABELS,
     'strong': VIEWS[2:],

@@ -7,6 +7,7 @@ __all__ = ['run_state', 'differs', 'check_run', 'train', 'train_notebook', 'chec
            'train_in_notebook', 'ipb_train']
 
 # %% ../nbs/32_experiment.ipynb #9b848792
+import copy
 import datetime
 import hashlib
 import json
@@ -38,7 +39,7 @@ from .checkpoint import NoRoom, TerminalView, recall_in_words, sparkline
 from .config import CHOICES, ExperimentConfig
 from .core import InputError, atomic_path, command, read_json, seed_all, shipped, write_csv, write_json
 from .dataset import ColonyDataset
-from .decision import network_outputs, several_patches
+from .decision import network_outputs, outputs_of_networks, several_patches
 from .distributed import from_lead, launched, n_ranks, rank
 from .method import METHODS
 from .metric import calibration_error, fit_temperature, reliability, scores, usual_distance
@@ -278,22 +279,21 @@ def _test(training, networks):
     cfg, ds, loaders, out = training.cfg, training.ds, training.loaders, training.out
     if not training.method.trains_network:
         return _write_predictions(ds, loaders.test, dict(student=training.method.test(training)), out), {}
-    dl, found, trust = loaders.test, {}, {}
-    patches = several_patches(dl, cfg.test_patches)
-    net = create_network(cfg, ds, dl.device)
-    for name, state in networks.items():
-        net.load_state_dict(state)
+    dl, fresh = loaders.test, create_network(cfg, ds, loaders.test.device)
+    nets = {name: copy.deepcopy(fresh) for name in networks}
+    for name, net in nets.items():
+        net.load_state_dict(networks[name])
         net.eval()
-        features, *found[name] = network_outputs(net, patches, cfg.tta)
-        if name == 'student':
-            if cfg.test_patches != 1:
-                found['student_patch'] = network_outputs(net, dl)[1:]
-            part = {'T': features, 'L': network_outputs(net, loader_of_l(loaders))[0]}
-            ids = {'T': json.dumps(list(dl.items)), 'L': json.dumps(list(loaders.labeled.train.items))}
-            with atomic_path(out / 'features.safetensors') as f:
-                save_file(part, f, ids)
-            trust = _trust(net, ds, loaders, cfg.seed, out)
-    return _write_predictions(ds, dl, found, out), trust
+    found = outputs_of_networks(nets, several_patches(dl, cfg.test_patches), cfg.tta)
+    student, (of_test, *_) = nets['student'], found['student']
+    if cfg.test_patches != 1:
+        found = dict(student=found['student'], student_patch=network_outputs(student, dl)) | found
+    part = {'T': of_test, 'L': network_outputs(student, loader_of_l(loaders))[0]}
+    ids = {'T': json.dumps(list(dl.items)), 'L': json.dumps(list(loaders.labeled.train.items))}
+    with atomic_path(out / 'features.safetensors') as f:
+        save_file(part, f, ids)
+    trust = _trust(student, ds, loaders, cfg.seed, out)
+    return _write_predictions(ds, dl, {name: of[1:] for name, of in found.items()}, out), trust
 
 # %% ../nbs/32_experiment.ipynb #c17ecc18
 def _write(training, tested, networks):
@@ -349,6 +349,8 @@ def _train(training, run, lead):
     networks = training.run() if training.method.trains_network else {}
     if lead:
         _write(training, _test(training, networks), networks)
+        if training.features:
+            training.features.save()
 
 # %% ../nbs/32_experiment.ipynb #6eb109a1
 def _check_ranks(cfg):
@@ -540,7 +542,7 @@ _GROUPS = {
     'run': 'out resume no_notebook',
     'what to train': 'preset method arch width pretrained freeze scales split fold seed',
     'schedule': 'pretrain_epochs pretrain_steps epochs finetune steps batch_size lr wd momentum warmup select ema',
-    'IPB and meta pseudo labels': 'feedback teacher_frozen balance balance_on max_repeat label multi_label '
+    'IPB and meta pseudo labels': 'feedback teacher_frozen balance balance_by balance_on max_repeat label multi_label '
     'labeled_in_u student_labeled student_from_teacher threshold temperature lambda_u ramp',
     'patches': 'strong small test_patches tta',
     'other methods': 'pairs tau_plus mu align generations',

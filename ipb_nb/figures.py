@@ -191,7 +191,7 @@ def figure_5(
     c: Comparison,
 ) -> Figure:
     "A multi-label colony: patches, where they lie, and its mask."
-    from ipb_nb.patch import patch_truth
+    from ipb_nb.balance import patch_truth
 
     side, colors = int(c.config(c.main)['scales'].split(',')[-1]), class_colors(c.classes)
     colony, several = _largest(c.dataset)

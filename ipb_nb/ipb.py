@@ -11,11 +11,11 @@ from dataclasses import replace
 from fastai.learner import Learner
 from fastcore.basics import patch
 
-from .balance import PseudoBalance
+from .balance import PseudoBalance, patch_truth
 from .distributed import n_ranks
 from .method import MaskedCrossEntropy, Method, class_tpr, macro_tpr, paper_sgd, register, spread
 from .mpl import MetaPseudoLabels, PseudoLabels
-from .patch import patch_truth, patch_views
+from .patch import patch_views
 
 # %% ../nbs/23_ipb.ipynb #fcd35dab
 def ipb_learner(
@@ -70,10 +70,12 @@ class IPBMethod(Method):
     untimed = (PseudoBalance,)
 
     def row(self, cfg):
-        soft = ', soft labels' * (cfg.label == 'soft')
+        if cfg.teacher_frozen and cfg.balance and (cfg.label, cfg.balance_by) == ('soft', 'logits'):
+            return 'Soft IPB'
+        how = ', soft labels' * (cfg.label == 'soft') + ', by logits' * (cfg.balance and cfg.balance_by == 'logits')
         if cfg.teacher_frozen:
-            return 'Frozen teacher' + ', balanced' * cfg.balance + soft
-        return ('IPB' if cfg.balance else 'MPL (imbalanced)') + soft + ', h = 0' * (cfg.feedback == 'none')
+            return 'Frozen teacher' + ', balanced' * cfg.balance + how
+        return ('IPB' if cfg.balance else 'MPL (imbalanced)') + how + ', h = 0' * (cfg.feedback == 'none')
 
     def networks(self, cfg, make):
         return dict(teacher=make(), student=make())
@@ -115,6 +117,7 @@ def learner(self: IPBMethod, training, stage, cbs):
         threshold=c.threshold,
         balancing=dict(
             balance_on=c.balance_on,
+            by=c.balance_by,
             max_repeat=c.max_repeat,
             truth=patch_truth(training.ds),
             path=training.out / 'balance.csv',

@@ -180,11 +180,16 @@ class EMA(Callback):
             self.restart()
 
     def restart(self):
-        self.average = AveragedModel(self.model, multi_avg_fn=warmed_up(self.decay), use_buffers=True)
+        average = partial(AveragedModel, multi_avg_fn=warmed_up(self.decay), use_buffers=True)
+        self.average = average(self.model)
+        self.part, self.of = self.average, self.model  # what is averaged, and of which
+        if getattr(self.model, 'freeze', False):
+            self.part, self.of = average(self.model.trained), self.model.trained
+            self.part.module, self.part.n_averaged = self.average.module.trained, self.average.n_averaged
 
     def after_batch(self):
         if self.training:
-            self.average.update_parameters(self.model)
+            self.part.update_parameters(self.of)
 
     def after_train(self):
         average_buffers(self.average.module)
@@ -311,9 +316,9 @@ def resolve(self: Method, cfg):
     cfg.balance = cfg.balance and self.balances
     cfg.labeled_in_u = cfg.labeled_in_u and self.uses_unlabeled
     if not self.pretrains:
-        cfg.pretrain_epochs = 0
+        cfg.pretrain_epochs, cfg.pretrain_steps = 0, 0
     if 'teacher' not in self.stages:
-        cfg.pretrain_steps, cfg.student_labeled, cfg.student_from_teacher = 0, False, False
+        cfg.student_labeled, cfg.student_from_teacher = False, False
     if 'finetune' not in self.stages:
         cfg.finetune = 0
 
@@ -390,6 +395,12 @@ def after(self: Method, training, stage: str, learn):
         training.choose(learn)
 
 # %% ../nbs/20_method.ipynb #6244b615
+@patch
+def views_of_u(self: Method, cfg) -> tuple:
+    "Kinds of views in which the patches of U are shown; () where they are never the same."
+    return ('plain',) * cfg.balance + ('weak', cfg.strong)
+
+
 @patch
 def extra_patches(self: Method, training) -> float:
     "Patches that are passed through a network without a training step, for the estimate of a run's time."

@@ -228,7 +228,8 @@ class PatchNet(nn.Module):
         super().__init__()
         _check_arch(arch, width, pretrained)
         self.sides = tuple(scales)
-        self.streams = nn.ModuleList(_stream(*_fitting_backbone(arch, s, width, pretrained)) for s in self.sides)
+        backbones = [_fitting_backbone(arch, s, width, pretrained) for s in self.sides]
+        self.streams, self.widths = nn.ModuleList(_stream(*o) for o in backbones), [n for _, n in backbones]
         n = N_FEATURES * len(self.sides)
         self.norm = nn.BatchNorm1d(n)
         self.classifier = _classifier(n, hidden, n_classes)
@@ -236,26 +237,42 @@ class PatchNet(nn.Module):
             m.apply(_kaiming)
         for stream in self.streams:
             stream[1:].apply(partial(_kaiming, before_relu=True))
-            stream[0].requires_grad_(not freeze)
+            if freeze:
+                stream[0].requires_grad_(False).eval()
         self.freeze = freeze
 
+    @property
+    def trained(self) -> nn.Module:
+        "The part that training changes."
+        if not self.freeze:
+            return self
+        return nn.ModuleList([*(stream[1:] for stream in self.streams), self.norm, self.classifier])
+
     def train(self, mode=True):
-        super().train(mode)
-        if self.freeze:
-            for stream in self.streams:
-                stream[0].eval()
+        if not self.freeze:
+            return super().train(mode)
+        self.trained.train(mode)  # (the backbones stay in evaluation mode)
+        self.training = mode
         return self
+
+    def backbones(
+        self,
+        x: torch.Tensor,  # (B, 1, scale, scale), normalised
+    ) -> torch.Tensor:  # (B, sum of `widths`)
+        "What the backbones make of the patches, side by side."
+        return torch.cat([stream[0](_centre(x, s)) for stream, s in zip(self.streams, self.sides)], 1)
 
     def features(
         self,
-        x: torch.Tensor,  # (B, 1, scale, scale), normalised
+        x: torch.Tensor,  # (B, 1, scale, scale), normalised, or what `backbones` made of them
     ) -> torch.Tensor:  # (B, 512 × scales)
         "The input of the classifier."
-        return self.norm(torch.cat([stream(_centre(x, s)) for stream, s in zip(self.streams, self.sides)], 1))
+        parts = (self.backbones(x) if x.ndim == 4 else x).split(self.widths, 1)
+        return self.norm(torch.cat([stream[1:](o) for stream, o in zip(self.streams, parts)], 1))
 
     def forward(
         self,
-        x: torch.Tensor,  # (B, 1, scale, scale), normalised
+        x: torch.Tensor,  # (B, 1, scale, scale), normalised, or what `backbones` made of them
         features: bool = False,  # return the features, too
     ):  # logits (B, n_classes), or a tuple of them and the features (B, 512 × scales)
         f = self.features(x)

@@ -169,7 +169,7 @@ class PseudoLabels(Callback):
         weak, strong = (self.views(patches, keys, kind) for kind in ('weak', self.strong))
         weak_logits = self.ask(weak, strong)  # (in bfloat16 where the learner has `BFloat16`, which comes before)
         self.soft, self.taught, self.sure = choose_labels(
-            weak_logits, keys, self.threshold, self.temperature, self.label
+            weak_logits + self.offset, keys, self.threshold, self.temperature, self.label
         )
         self.learn.xb, self.learn.yb = (strong,), (mask_labels(self.taught, self.sure),)
 
@@ -178,6 +178,16 @@ class PseudoLabels(Callback):
         self.teacher.eval()
         with torch.no_grad():
             return _full(self.teacher(weak))
+
+    @property
+    def offset(self):
+        "What `PseudoBalance` by logits adds to the logits of U: the logarithms of the classes' shares, or 0."
+        balance = getattr(self.learn, 'pseudo_balance', None)
+        return balance.log_shares if balance else 0.0
+
+    def after_pred(self):
+        if self.training:
+            self.learn.pred = self.pred + self.offset
 
     def after_step(self):
         self.log.append(dict(confident_share=self.sure.float().mean()))
@@ -317,10 +327,10 @@ def start(self: MetaPseudoLabels):
 # %% ../nbs/21_mpl.ipynb #84d31a62
 @patch
 def after_pred(self: MetaPseudoLabels):
-    if not self.training or self.feedback != 'reference':
-        return
-    self.before_loss = F.cross_entropy(self.pred[: len(self.x_l)].detach(), self.y_l)
-    self.learn.pred = self.pred[len(self.x_l) :]
+    if self.training and self.feedback == 'reference':
+        self.before_loss = F.cross_entropy(self.pred[: len(self.x_l)].detach(), self.y_l)
+        self.learn.pred = self.pred[len(self.x_l) :]
+    super(MetaPseudoLabels, self).after_pred()
 
 # %% ../nbs/21_mpl.ipynb #8ee6128c
 @patch
@@ -362,8 +372,8 @@ def _teacher_terms(self: MetaPseudoLabels, h) -> tuple:
     else:
         sure, heard, label = self.sure, self.logits_w, self.taught
     labeled = F.cross_entropy(self.logits_l, self.y_l, label_smoothing=self.label_smoothing)
-    consistency = (F.cross_entropy(self.logits_s, self.soft, reduction='none') * sure).mean()
-    return labeled, consistency, feedback_loss(h, heard, label, self.sure), heard, sure
+    consistency = (F.cross_entropy(self.logits_s + self.offset, self.soft, reduction='none') * sure).mean()
+    return labeled, consistency, feedback_loss(h, heard + self.offset, label, self.sure), heard, sure
 
 # %% ../nbs/21_mpl.ipynb #e99d3e41
 @patch

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SMALL', 'MIN_FRACTION', 'VIEWS', 'patch_window', 'center_box', 'count_inside', 'patch_box', 'patch_scales', 'Crops',
            'uniforms', 'more_keys', 'views', 'PatchDL', 'PatchEpoch', 'grey_statistics', 'TensorPatch', 'PatchViews',
-           'TrainViews', 'normalisation', 'patch_views', 'MultiScalePatchBlock', 'ColonyBlock', 'patch_truth',
-           'balanced_weights', 'check_scale', 'ColonyLoaders', 'colony_dataloaders']
+           'TrainViews', 'normalisation', 'patch_views', 'MultiScalePatchBlock', 'ColonyBlock', 'balanced_weights',
+           'check_scale', 'ColonyLoaders', 'colony_dataloaders']
 
 # %% ../nbs/15_patch.ipynb #8c6724be
 import hashlib
@@ -36,7 +36,7 @@ from filelock import FileLock
 from torchvision.transforms import InterpolationMode
 from tqdm import tqdm
 
-from .core import MULTI_LABEL, InputError, atomic_path, counter_rng, in_pixels, read_pixels, stable_hash
+from .core import InputError, atomic_path, counter_rng, in_pixels, stable_hash
 from .crop import BOX, Colony, missing_margin
 from .dataset import ColonyDataset
 from .distributed import check_batch, in_blocks, n_ranks, rank
@@ -444,7 +444,10 @@ def _draw(weights, n, most, g):
 class PatchDL(TfmdDL):
     "A loader of uint8 patches, int64 keys and, where there are labels, targets from a dataset of `Colony`."
 
-    own = ('scale', 'seed', 'epoch', 'n_draws', 'max_repeat', 'fixed_patch', 'min_fraction', 'small', 'rank', 'ranks')
+    own = (
+        *('scale', 'seed', 'epoch', 'n_draws', 'max_repeat'),
+        *('fixed_patch', 'variants', 'min_fraction', 'small', 'rank', 'ranks', 'made'),
+    )
 
     def __init__(
         self,
@@ -458,17 +461,19 @@ class PatchDL(TfmdDL):
         n_draws: int = None,  # patches in an epoch when shuffled; None: as many as colonies
         max_repeat: int = 0,  # how often a colony may be drawn by weight in an epoch; 0: any number
         fixed_patch: bool = False,  # all draws of a colony show its patch 0
+        variants: int = 0,  # how many different patches of a colony are ever shown, and kept; 0: any number
         min_fraction: float = MIN_FRACTION,  # share of a patch that must be colony
         small: str = 'context',  # small colonies: context (with their surroundings) or enlarge
         rank: int = 0,  # number of this process
         ranks: int = 1,  # number of processes that share the draws; `bs` is one process's part of a batch
+        made: dict = None,  # the items that another loader of the dataset has kept
         **kwargs,  # of `TfmdDL`
     ):
         super().__init__(dataset, bs=bs, shuffle=shuffle, **kwargs)
-        store_attr('scale,seed,epoch,weights,n_draws,max_repeat,fixed_patch,min_fraction,small,rank,ranks')
+        store_attr('scale,seed,epoch,weights,n_draws,max_repeat,fixed_patch,variants,min_fraction,small,rank,ranks')
         if getattr(dataset, 'split_idx', 0) == 1:  # fastai hands V what is meant for the training part
             self.weights, self.n_draws, self.rank, self.ranks = None, None, 0, 1
-        self.n_colonies = self.n
+        self.n_colonies, self.made = self.n, {} if made is None else made
         if shuffle and self.n_draws:
             self.n = self.n_draws // self.ranks
         else:
@@ -479,6 +484,8 @@ class PatchDL(TfmdDL):
         own = {k: getattr(self, k) for k in self.own}
         if dataset is None:
             own['weights'] = self.weights
+        else:
+            own['made'] = None
         return super().new(dataset, cls, **(own | kwargs))
 
 # %% ../nbs/15_patch.ipynb #0a6a0bd0
@@ -521,16 +528,34 @@ def box(
     "The patch of a colony in this loader: random for training data, in the middle for V and T."
     if getattr(self.dataset, 'split_idx', 0) == 1:
         return center_box(colony, self.scale, self.small)
-    draw = 0 if self.fixed_patch else draw
-    return patch_box(colony, self.scale, self.seed, self.epoch, draw, self.min_fraction, self.small)
+    at = self.epoch_and_draw(colony.key, 0 if self.fixed_patch else draw)
+    return patch_box(colony, self.scale, self.seed, *at, self.min_fraction, self.small)
+
+
+@patch
+def epoch_and_draw(self: PatchDL, key: int, draw: int) -> tuple:
+    "The numbers from which a patch follows; with `variants` there are only so many of them."
+    if not self.variants:
+        return self.epoch, draw
+    return 0, (stable_hash(key, self.seed, self.epoch) + draw) % self.variants
+
+
+@patch
+def make_item(self: PatchDL, i, draw, at):
+    colony, *target = self.dataset[i]
+    pixels = torch.from_numpy(colony.cut(self.box(colony, draw), self.scale)[None])
+    return (pixels, stable_hash(colony.key, self.seed, *at), *target)
 
 
 @patch
 def create_item(self: PatchDL, s):
     draw, i = divmod(s or 0, self.n_colonies)
-    colony, *target = self.dataset[i]
-    pixels = torch.from_numpy(colony.cut(self.box(colony, draw), self.scale)[None])
-    return (pixels, stable_hash(colony.key, self.seed, self.epoch, draw), *target)
+    if not self.variants:
+        return self.make_item(i, draw, (self.epoch, draw))
+    at = self.epoch_and_draw(stable_hash(self.items[i]), 0 if self.fixed_patch else draw)
+    if (i, at) not in self.made:
+        self.made[i, at] = self.make_item(i, draw, at)
+    return self.made[i, at]
 
 # %% ../nbs/15_patch.ipynb #42ecfa1e
 class PatchEpoch(Callback):
@@ -599,6 +624,7 @@ class PatchViews(ItemTransform):
     ):
         super().__init__()
         self.kind, self.statistics, self.scales = kind, statistics, scales
+        self.make = views  # (`remember_features` puts something else in its place)
 
     def setups(self, dl):
         if not self.statistics:
@@ -606,7 +632,7 @@ class PatchViews(ItemTransform):
 
     def encodes(self, b):
         x, keys, *target = b
-        return (views(x, keys, self.kind, **self.statistics), *target)
+        return (self.make(x, keys, self.kind, **self.statistics), *target)
 
     def decodes(self, b):
         x, *rest = b
@@ -619,18 +645,22 @@ class TrainViews(PatchViews):
     split_idx = 0  # (a class of its own: a DataBlock keeps one transform of each type)
 
 # %% ../nbs/15_patch.ipynb #1faa89b9
+def _transform(dl):
+    return next(t for t in dl.after_batch.fs if isinstance(t, PatchViews))
+
+
 def normalisation(
     dl,  # a loader made with `MultiScalePatchBlock`
 ) -> dict:  # `mean` and `std`, as `views` takes them
     "The grey-level statistics that a loader normalises with."
-    return next(t for t in dl.after_batch.fs if isinstance(t, PatchViews)).statistics
+    return _transform(dl).statistics
 
 
 def patch_views(
     dl,  # a loader made with `MultiScalePatchBlock`
 ):  # function (patches, keys, kind) → views
     "`views`, normalised as in a loader."
-    return partial(views, **normalisation(dl))
+    return partial(_transform(dl).make, **normalisation(dl))
 
 # %% ../nbs/15_patch.ipynb #14451395
 def MultiScalePatchBlock(
@@ -671,28 +701,6 @@ def ColonyBlock(
         return _fitted(c, side)
 
     return TransformBlock(item_tfms=Transform(fit), batch_tfms=Normalize(axes=(0, 2, 3)))
-
-# %% ../nbs/15_patch.ipynb #da3119ac
-def patch_truth(
-    ds: ColonyDataset,
-):  # function (colony, box) → class of the patch ('' where unknown), and whether the colony is multi-label
-    "The majority class of a patch's pixels where there is a class map, else the colony's own class."
-    labels, classes = ds.labels().label, ['', *ds.classes]
-    known = ds.path / 'truth' / 'labels.csv'
-    if known.exists():
-        labels = labels.where(labels != '', pd.read_csv(known, dtype=str).set_index('colony_id').label)
-
-    def look(colony, box):
-        label, f = labels.get(colony.id, ''), ds.path / 'truth' / f'{colony.id}.png'
-        if not f.exists():
-            return label if label in classes else '', label == MULTI_LABEL
-        y0, x0, y1, x1 = box
-        class_map = np.pad(read_pixels(f), colony.missing)
-        of_class = np.bincount(class_map[y0:y1, x0:x1].ravel(), minlength=len(classes))
-        of_class[0] = 0  # background
-        return classes[of_class.argmax()], label == MULTI_LABEL
-
-    return look
 
 # %% ../nbs/15_patch.ipynb #21f82922
 def balanced_weights(

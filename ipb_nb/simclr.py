@@ -224,6 +224,9 @@ class PretextMethod(Method):
             expected = f'a number above 0, for {self.name} to be tuned on the labelled set (L)'
             raise InputError('pretrain_epochs', cfg.pretrain_epochs, expected, 'Correct the value.')
 
+    def views_of_u(self, cfg):
+        return ()
+
     def head(self, n: int) -> nn.Module:
         "The layers on `n` features that only learning without labels needs."
         return projection_head(n)
@@ -233,7 +236,8 @@ class PretextMethod(Method):
 
     def loaders(self, cfg, loaders):
         labeled = loaders.labeled
-        n = -(-cfg.pretrain_epochs * len(labeled.train) // cfg.epochs) * cfg.batch_size
+        steps = cfg.pretrain_steps or cfg.pretrain_epochs * len(labeled.train)
+        n = -(-steps // cfg.epochs) * cfg.batch_size
         tuned = DataLoaders(labeled.train.new(n_draws=n or None), labeled.valid, device=labeled.device)
         return dict(pretext=pretext_loaders(loaders, cfg.pairs, self.loader), student=tuned)
 

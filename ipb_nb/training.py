@@ -37,9 +37,10 @@ from .core import CtrlC, seed_all
 from .dataset import ColonyDataset
 from .decision import several_patches
 from .distributed import n_ranks
+from .frozen import remember_features
 from .method import EMA, METHODS, STAGES, Ranks, SelectNetwork, fit_schedule
 from .model import BFloat16, autocast, create_model
-from .patch import colony_dataloaders
+from .patch import colony_dataloaders, normalisation
 
 # %% ../nbs/31_training.ipynb #7a5e411c
 def run_loaders(
@@ -99,11 +100,15 @@ class Training:
     ):
         store_attr()
         self.method, device = METHODS[cfg.method], loaders.test.device
+        networks = self.method.networks(cfg, lambda: create_network(cfg, ds, device, cfg.compile))
+        self.live = {name: net.to(device) for name, net in networks.items()}
+        self.features = None
+        if cfg.freeze:
+            self.features = remember_features(loaders, self.live['student'], cfg.amp, cfg.tta)
+            self.features.load(ds.path / '.cache')
         valid = several_patches(loaders.labeled.valid, cfg.test_patches)
         dls = dict.fromkeys(STAGES, loaders.labeled) | self.method.loaders(cfg, loaders)
         self.dls = {stage: DataLoaders(o.train, valid, device=o.device) for stage, o in dls.items() if o}
-        networks = self.method.networks(cfg, lambda: create_network(cfg, ds, device, cfg.compile))
-        self.live = {name: net.to(device) for name, net in networks.items()}
         self.kept, self.store, self.saved = {}, Checkpoints(out / 'checkpoint'), None
         self.view, self.start, self.ctrl_c = live_view(), time.time(), CtrlC()
 
@@ -227,10 +232,29 @@ def choose(
         self.kept['student_selected'] = _copy(chosen)
     student.load_state_dict(chosen)
 
+# %% ../nbs/31_training.ipynb #frzrem02
+@patch
+def _shown(self: Training):
+    "With frozen layers, for L and U: the loader, the kinds of its views, and how many patches it has and shows."
+    steps = sum(self.epochs(stage) * len(dls.train) for stage, dls in self.dls.items())
+    of = [(self.loaders.labeled, (self.cfg.strong,)), (self.loaders.unlabeled, self.method.views_of_u(self.cfg))]
+    for dls, kinds in of:
+        if dls:
+            yield dls.train, kinds, dls.train.variants * dls.train.n_colonies, steps * dls.train.bs
+
+
+@patch
+def remember(self: Training):
+    "With frozen layers, compute the features of the patches that will be shown, where that is all of them."
+    for dl, kinds, has, shows in self._shown() if self.features else ():
+        if has <= shows:
+            self.features.fill(dl, kinds, normalisation(self.loaders.test))
+
 # %% ../nbs/31_training.ipynb #93e87a27
 @patch
 def run(self: Training) -> dict:  # weights of the networks by name
     "Train all stages."
+    self.remember()
     for stage in STAGES:
         if stage not in self.method.stages or self.past(stage):
             continue
@@ -269,9 +293,27 @@ def _time_stages(self: Training, n: dict, steps: int):
         if n[stage]:
             learn = self.learner(stage)
             learn.remove_cbs([*self.method.untimed, *(self.cbs or [])])
+            if self.features:
+                time_steps(learn, 1)  # (remembers the views)
             seconds[stage] = time_steps(learn, min(steps, max(n[stage] // 5, 4)))
             flops[stage] = _flops(partial(time_steps, learn, 1)) / 2  # (it takes two)
     return seconds, flops
+
+# %% ../nbs/31_training.ipynb #frzest02
+def _time_views(features, dl):
+    "Seconds and operations of the features of a view that is new."
+    x = torch.zeros(32, 1, dl.scale, dl.scale, dtype=torch.uint8, device=dl.device)
+    make = partial(features.compute, x, torch.arange(32, device=dl.device), 'weak')
+    make()
+    start = time.perf_counter()
+    make()[0].sum().item()
+    return (time.perf_counter() - start) / 32, _flops(make) / 32
+
+
+@patch
+def _views(self: Training) -> int:
+    "How many different views a run with frozen layers computes, about."
+    return self.dls['student'].valid.n + sum(len(kinds) * min(has, shows) for _, kinds, has, shows in self._shown())
 
 # %% ../nbs/31_training.ipynb #9d8657ac
 @patch
@@ -291,6 +333,10 @@ def estimate(
     seconds, flops = (
         sum(step[stage] * n[stage] for stage in step) + passed * patch for step, patch in zip(per_step, per_patch)
     )
+    if self.features:
+        views = max(self._views() - len(self.features.rows), 0)
+        per_view = _time_views(self.features, self.loaders.test)
+        seconds, flops = seconds + views * per_view[0], flops + views * per_view[1]
     for name, net in self.live.items():
         net.load_state_dict(before[name])
         net.zero_grad()
