@@ -1,8 +1,10 @@
 "A method from another package: it trains, sweeps and has its row in the report like those of this one."
 
 import os
+import re
 import subprocess
 import sys
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pandas as pd
@@ -14,6 +16,7 @@ from ipb_nb.core import InputError, read_json
 from ipb_nb.experiment import train
 from ipb_nb.method import METHODS
 
+ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
 METHOD = '''\
 from ipb_nb.method import Method, MaskedCrossEntropy, register
@@ -71,3 +74,11 @@ def test_an_unknown_method_is_an_error():
     assert 'smoothed' not in METHODS and {'mpl', 'supervised', 'simclr', 'forest'} <= set(METHODS)
     with pytest.raises(InputError, match='method: found smoothed; expected clustering or .* or supervised'):
         METHODS['smoothed']
+
+
+def test_every_method_of_ours_is_announced():
+    "One that is registered but not announced is found only where its module happens to be imported."
+    announced = {point.name for point in entry_points(group='ipb_nb.methods') if point.value.startswith('ipb_nb.')}
+    for f in (ROOT / 'ipb_nb').glob('*.py'):
+        if '@register(' in (text := f.read_text()):
+            assert set(re.findall(r"^@register\('(\w+)'", text, re.M)) <= announced, f.name

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fastai.callback.training import GradientClip
+from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from scipy.stats import chisquare
@@ -54,7 +55,16 @@ class InOrder(Points):
         return list(range(self.n))
 
 
-def learner(feedback, student, teacher, threshold, frozen=False, student_clip=0, **kwargs):
+class Shares(Callback):
+    "In the place of `PseudoBalance`, by logits."
+
+    name = 'pseudo_balance'
+
+    def __init__(self, log_shares):
+        self.log_shares = torch.tensor(log_shares).double()
+
+
+def learner(feedback, student, teacher, threshold, frozen=False, student_clip=0, log_shares=(), **kwargs):
     u, labeled = loaders()
     u = InOrder(u.dataset, bs=B, shuffle=True, num_workers=0, drop_last=True)
     cb = (
@@ -71,7 +81,11 @@ def learner(feedback, student, teacher, threshold, frozen=False, student_clip=0,
         opt_func=paper_sgd(),
         wd=1e-2,
         wd_bn_bias=False,
-        cbs=[cb, *([GradientClip(student_clip)] if student_clip else [])],
+        cbs=[
+            cb,
+            *([GradientClip(student_clip)] if student_clip else []),
+            *([Shares(log_shares)] if log_shares else []),
+        ],
     )
     learn.remove_cb(learn.recorder)  # (its running loss is single precision)
     return learn, u, labeled
@@ -107,17 +121,18 @@ def longhand(
     ramp=0.5,
     save_memory=False,
     student_labeled=False,
+    log_shares=(0.0,) * K,
 ):
     "The same steps in plain torch."
-    opt_s, opt_t, n = torch_sgd(s, lr), torch_sgd(t, 0.05), len(u)
+    opt_s, opt_t, n, o = torch_sgd(s, lr), torch_sgd(t, 0.05), len(u), torch.tensor(log_shares).double()
     seen, baseline = [], None
     for i, ((x, keys), (x_l, y_l)) in enumerate(zip(u, labeled.new(n_draws=n * B, epoch=0))):
         weak, strong = views(x, keys, 'weak'), views(x, keys, 'strong')
         out = t(torch.cat([x_l, weak, strong]))
-        p = (out[B : 2 * B].detach() / temperature).softmax(1)
+        p = ((out[B : 2 * B].detach() + o) / temperature).softmax(1)
         y, sure = p.argmax(1), p.max(1).values >= threshold
         if label == 'sample':  # by the inverse of the distribution function
-            chances = np.cumsum(out[B : 2 * B].detach().softmax(1).numpy(), 1)
+            chances = np.cumsum((out[B : 2 * B].detach() + o).softmax(1).numpy(), 1)
             y = torch.tensor(
                 [
                     min(int(np.searchsorted(c, v, side='right')), K - 1)
@@ -129,9 +144,9 @@ def longhand(
         opt_s.zero_grad()
         if feedback == 'reference':
             joint = s(torch.cat([x_l, strong]))
-            old, taught = F.cross_entropy(joint[:B].detach(), y_l), F.cross_entropy(joint[B:], soft)
+            old, taught = F.cross_entropy(joint[:B].detach(), y_l), F.cross_entropy(joint[B:] + o, soft)
         else:
-            taught = (-(soft * s(strong).log_softmax(1)).sum(1) * sure).sum() / B
+            taught = (-(soft * (s(strong) + o).log_softmax(1)).sum(1) * sure).sum() / B
         h = torch.zeros((), dtype=torch.double)
         if sure.any() or student_labeled or feedback == 'reference':
             taught.backward()
@@ -161,11 +176,11 @@ def longhand(
             if h_baseline:
                 baseline = h if baseline is None else baseline
                 h, baseline = h - baseline, h_baseline * baseline + (1 - h_baseline) * h
-        uda = (-(p * out[2 * B :].log_softmax(1)).sum(1) * sure).mean()
+        uda = (-(p * (out[2 * B :] + o).log_softmax(1)).sum(1) * sure).mean()
         mpl = (
-            h * F.cross_entropy(out[2 * B :], out[2 * B :].detach().argmax(1))
+            h * F.cross_entropy(out[2 * B :] + o, out[2 * B :].detach().argmax(1))
             if feedback == 'reference'
-            else h * (-(soft * out[B : 2 * B].log_softmax(1)).sum(1) * sure).mean()
+            else h * (-(soft * (out[B : 2 * B] + o).log_softmax(1)).sum(1) * sure).mean()
         )
         target = F.one_hot(y_l, K).double() * (1 - label_smoothing) + label_smoothing / K
         loss = -(target * out[:B].log_softmax(1)).sum(1).mean() + lambda_u * min(i / n / ramp, 1) * uda + mpl
@@ -197,6 +212,7 @@ ALL_ON = dict(
 
 
 LABELED = dict(student_labeled=True)
+BY_LOGITS = dict(log_shares=tuple(np.log([0.38, 0.34, 0.28]).tolist()))
 OPTIONS = [
     {},
     ALL_ON,
@@ -204,6 +220,9 @@ OPTIONS = [
     dict(label='soft'),
     LABELED,
     ALL_ON | LABELED | dict(student_clip=0),
+    BY_LOGITS,
+    ALL_ON | BY_LOGITS,
+    LABELED | BY_LOGITS | dict(label='soft'),
 ]
 
 

@@ -146,7 +146,7 @@ def test_recall_against_labels(toy, tmp_path):
     assert len({u[n] for n in names if 'fixed' in n}) == 1 and len({u[n] for n in names if 'rest' in n}) == 6
     for split in ('rest-0.2', 'rest-0.4'):
         for name in ('IPB', 'SimCLR'):
-            cfg = grid[f'{name}-split{split}-fold0'].dict() | SHORT | dict(split=split)
+            cfg = grid[f'{name}-split{split}-fold0'].dict() | SHORT | dict(split=split, pretrain_steps=24)
             train(ExperimentConfig(**cfg), ds.path, tmp_path / 'runs' / f'{name}-split{split}-fold0')
     drawn = figure_8(compare(tmp_path / 'runs')).data
     assert sorted(zip(drawn.row.str.split('-').str[0], drawn.labelled)) == [
