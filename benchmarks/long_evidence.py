@@ -1,0 +1,148 @@
+"""Does learning from the unlabelled images pay? configs/evidence.yaml on simulated colonies and on real cells.
+
+`python benchmarks/long_evidence.py FOLDER [SPLIT]` keeps datasets and runs in FOLDER and resumes there; SPLIT limits it
+to per20 (20 labels a class) or share10 (a tenth). Blood cells where IPB_BCCD, imaging-flow cells where IPB_MLCP names
+their folder. Three folds with 30 % of the tracks (or cells) in T. The recalls are those of all test colonies of the
+folds together; intervals come from a bootstrap over tracks (or cells)."""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from figures import show
+
+from ipb_nb.dataset import ColonyDataset
+from ipb_nb.importers import import_folders, import_voc
+from ipb_nb.run import read_run
+from ipb_nb.simulate import simulate_dataset
+from ipb_nb.split import Split, save_split, write_split
+from ipb_nb.sweep import sweep
+
+GRID = Path(__file__).parent.parent / 'configs' / 'evidence.yaml'
+LATE = ('Metaphase', 'Anaphase', 'Telophase')  # 111 cells together
+
+
+def simulated(folder):
+    save_split(simulate_dataset(folder, 1200, seed=21, workers=2), by='track', labeled='rest', test=0.3, folds=3)
+
+
+def blood(folder):
+    save_split(import_voc(os.environ['IPB_BCCD'], folder), labeled='rest', test=0.3, folds=3)
+
+
+def flow(folder):
+    classes = folder.parent / 'flow_classes'
+    for f in Path(os.environ['IPB_MLCP']).glob('*/*.png'):
+        to = classes / ('Late' if f.parent.name in LATE else f.parent.name)
+        to.mkdir(parents=True, exist_ok=True)
+        shutil.copy(f, to / f'{f.parent.name}-{f.name}')
+    save_split(import_folders(classes, folder), labeled='rest', test=0.3, folds=3)
+
+
+DATASETS = dict(simulated=(simulated, None), blood=(blood, 'IPB_BCCD'), flow=(flow, 'IPB_MLCP'))
+
+
+def with_few_labels(ds, base, name, number):
+    "A split with the test set of `base`, and of its other labelled colonies `number(n)` of a class's n in L."
+    rng, parts = np.random.default_rng(0), []
+    for _, rows in base.table.groupby('fold'):
+        known = rows[rows.part.isin(['L', 'V'])]
+        chosen = [
+            i for _, of in known.groupby('label') for i in rng.choice(of.index, min(number(len(of)), len(of)), False)
+        ]
+        part = rows.part.where(rows.part == 'T', 'U')
+        parts.append(rows.assign(part=part.where(~rows.index.isin(chosen), 'L')))
+    nothing = pd.DataFrame(columns=['colony_id', 'fold', 'reason'])
+    write_split(ds, name, pd.concat(parts), nothing, frozen=base.name, by=base.info['by'], folds=3, test=0.3)
+
+
+BUDGETS = dict(per20=lambda n: 20, share10=lambda n: max(round(n / 7), 2))  # (a tenth of all is a seventh without T)
+
+
+def counts(ds, runs, network):
+    "Of every unit and class the colonies and those that were found: (units, classes) each."
+    p = pd.concat([r.predictions[r.predictions.network == network] for r in runs])
+    colonies = ds.colonies.loc[p.colony_id]
+    unit = pd.factorize(np.where(colonies.track_id != '', colonies.track_id, colonies.index))[0]
+    actual = pd.Categorical(p.actual, ds.classes).codes
+    total, found = np.zeros((unit.max() + 1, len(ds.classes))), np.zeros((unit.max() + 1, len(ds.classes)))
+    np.add.at(total, (unit, actual), 1)
+    np.add.at(found, (unit, actual), (p.actual == p.predicted).to_numpy())
+    return total, found
+
+
+def recalls(total, found, chosen=slice(None)):
+    return found[chosen].sum(0) / total[chosen].sum(0)
+
+
+def interval(differ, n, repeats=2000):
+    "The 95 % interval of a statistic of units drawn with replacement."
+    rng = np.random.default_rng(0)
+    return np.nanpercentile([differ(rng.integers(n, size=n)) for _ in range(repeats)], [2.5, 97.5])
+
+
+def report(data, folder, budget):
+    "One line per figure: recalls of each row, and gains over supervised training; return hits for the pooled gain."
+    ds, runs = ColonyDataset(folder / data), {}
+    for out in sorted((folder / f'{data}_runs').glob(f'*-split{budget}-*/metrics.json')):
+        runs.setdefault(out.parent.name.partition('-split')[0], []).append(read_run(out.parent))
+    found = {row: counts(ds, of, 'student') for row, of in runs.items() if len(of) == 3}
+    rarest = int(found['supervised'][0].sum(0).argmin())
+    base = found['supervised']
+    for row, of in found.items():
+        r, seconds = recalls(*of), np.mean([o.info['seconds'] for o in runs[row]])
+        name = f'evidence.{data}.{budget}.{row}'
+        show(f'{name}.macro_tpr', r.mean(), 'recall', f'the other rows; {seconds:.0f} s a run, two at a time')
+        show(f'{name}.tpr.{ds.classes[rarest]}', r[rarest], 'recall', 'the other rows; the rarest class')
+        if row == 'supervised':
+            continue
+        for what, of_what in (('gain', np.mean), ('gain_rarest', lambda r: r[rarest])):
+
+            def differ(chosen, of=of, of_what=of_what):
+                return of_what(recalls(*of, chosen)) - of_what(recalls(*base, chosen))
+
+            low, high = interval(differ, len(base[0]))
+            against = f'supervised; 95 % interval {low:+.3f} to {high:+.3f}, {len(base[0])} units'
+            show(f'{name}.{what}', differ(slice(None)), 'recall', against)
+    return found
+
+
+def pooled(found, budget):
+    "The mean gain over the datasets, each resampled by itself."
+    rows = set.intersection(*(set(of) for of in found.values())) - {'supervised'}
+    for row in sorted(rows):
+
+        def differ(chosen, row=row):
+            gains = []
+            for data, of in found.items():
+                n = len(of[row][0])
+                own = slice(None) if chosen is None else np.random.default_rng([chosen, len(data)]).integers(n, size=n)
+                gains.append(recalls(*of[row], own).mean() - recalls(*of['supervised'], own).mean())
+            return np.mean(gains)
+
+        low, high = np.nanpercentile([differ(k) for k in range(2000)], [2.5, 97.5])
+        against = f'supervised; mean of {", ".join(found)}; 95 % interval {low:+.3f} to {high:+.3f}'
+        show(f'evidence.all.{budget}.{row}.gain', differ(None), 'recall', against)
+
+
+def main(folder, only):
+    for budget in [only] if only else BUDGETS:
+        found = {}
+        for data, (make, variable) in DATASETS.items():
+            if variable and not os.environ.get(variable):
+                continue
+            if not (folder / data / 'splits').exists():
+                make(folder / data)
+            ds = ColonyDataset(folder / data)
+            if not (ds.path / 'splits' / f'{budget}.csv').exists():
+                with_few_labels(ds, Split(ds), budget, BUDGETS[budget])
+            sweep(GRID, ds.path, folder / f'{data}_runs', workers=2, only=f'*-split{budget}-*')
+            found[data] = report(data, folder, budget)
+        pooled(found, budget)
+
+
+if __name__ == '__main__':
+    main(Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else None)
