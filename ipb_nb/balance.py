@@ -123,28 +123,37 @@ class PseudoBalance(Callback):
         p = pseudo_probabilities(self.teacher, dl, self.views, amp, self.temperature)
         self.label, self.sure = p.argmax(1), p.max(1) >= self.threshold
         counted = self.sure if self.balance_on == 'confident' and self.sure.any() else np.ones(len(self.label), bool)
-        device = self.learn.dls.device or 'cpu'
-        share, _ = class_weights(self.label, n)
-        counts, weight = class_weights(self.label[counted], n)
-        chance = weight[self.label]
-        if self.soft:
-            share = counts = class_shares(p[counted].astype(float))
-            weight, chance = 1 / share.clip(1e-9), 1 / (p @ share)
-            weight /= weight.sum()
+        share, counts, weight, chance = self.even_out(p, counted)
         if self.by == 'logits':
             weight, chance = np.full(n, 1 / n), np.ones(len(p))
-            self.log_shares = torch.tensor(share.clip(_LEAST_SHARE), dtype=torch.float32, device=device).log()
+            self.log_shares = torch.tensor(share.clip(_LEAST_SHARE), dtype=torch.float32, device=dl.device).log()
         dl.weights, dl.max_repeat = chance * counted, self.max_repeat
         self.drawn = np.array(dl.draws()) % dl.n_colonies
         self.table += self.rows(share, weight, self.note(share, counts))
         self.write()
         of_this_rank = self.label[np.array(dl.get_idxs()) % dl.n_colonies]
-        self.here = torch.from_numpy(of_this_rank).to(device)
+        self.here = torch.from_numpy(of_this_rank).to(self.learn.dls.device or 'cpu')
         self.taught, self.changed = [], []
 
     def write(self):
         if self.path and rank() == 0:
             write_csv(pd.DataFrame(self.table), self.path)
+
+# %% ../nbs/22_balance.ipynb #evenout1
+@patch
+def even_out(
+    self: PseudoBalance,
+    p: np.ndarray,  # (n, n_classes) probabilities
+    counted: np.ndarray,  # (n,) bool
+) -> tuple:  # of each class its share, that among the counted, and its weight; the chance of each colony (n,)
+    "With draws that bring all classes equally often."
+    n = len(self.classes)
+    if self.soft:
+        share = class_shares(p[counted].astype(float))
+        weight = 1 / share.clip(1e-9)
+        return share, share, weight / weight.sum(), 1 / (p @ share)
+    counts, weight = class_weights(self.label[counted], n)
+    return class_weights(self.label, n)[0], counts, weight, weight[self.label]
 
 # %% ../nbs/22_balance.ipynb #b59fd5f7
 @patch

@@ -20,6 +20,7 @@ import timm
 import torch
 import torchvision
 from fastai.callback.fp16 import AMPMode, GradScaler, MixedPrecision
+from fastcore.basics import patch
 from fastcore.foundation import L
 from timm.models.hrnet import HighResolutionNet, cfg_cls
 from torch import nn
@@ -241,13 +242,6 @@ class PatchNet(nn.Module):
                 stream[0].requires_grad_(False).eval()
         self.freeze = freeze
 
-    @property
-    def trained(self) -> nn.Module:
-        "The part that training changes."
-        if not self.freeze:
-            return self
-        return nn.ModuleList([*(stream[1:] for stream in self.streams), self.norm, self.classifier])
-
     def train(self, mode=True):
         if not self.freeze:
             return super().train(mode)
@@ -278,6 +272,14 @@ class PatchNet(nn.Module):
         f = self.features(x)
         logits = self.classifier(f)
         return (logits, f) if features else logits
+
+# %% ../nbs/17_model.ipynb #trained1
+@patch(as_prop=True)
+def trained(self: PatchNet) -> nn.Module:
+    "The part that training changes."
+    if not self.freeze:
+        return self
+    return nn.ModuleList([*(stream[1:] for stream in self.streams), self.norm, self.classifier])
 
 # %% ../nbs/17_model.ipynb #869b25b6
 def create_model(

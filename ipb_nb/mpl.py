@@ -179,16 +179,6 @@ class PseudoLabels(Callback):
         with torch.no_grad():
             return _full(self.teacher(weak))
 
-    @property
-    def offset(self):
-        "What `PseudoBalance` by logits adds to the logits of U: the logarithms of the classes' shares, or 0."
-        balance = getattr(self.learn, 'pseudo_balance', None)
-        return balance.log_shares if balance else 0.0
-
-    def after_pred(self):
-        if self.training:
-            self.learn.pred = self.pred + self.offset
-
     def after_step(self):
         self.log.append(dict(confident_share=self.sure.float().mean()))
 
@@ -199,6 +189,19 @@ class PseudoLabels(Callback):
     def epoch_log(self) -> dict:
         "Means over the last epoch."
         return {k: torch.stack([o[k] for o in self.log]).mean().item() for k in self.log[0]} if self.log else {}
+
+# %% ../nbs/21_mpl.ipynb #offset01
+@patch(as_prop=True)
+def offset(self: PseudoLabels):
+    "What `PseudoBalance` by logits adds to the logits of U: the logarithms of the classes' shares, or 0."
+    balance = getattr(self.learn, 'pseudo_balance', None)
+    return balance.log_shares if balance else 0.0
+
+
+@patch
+def after_pred(self: PseudoLabels):
+    if self.training:
+        self.learn.pred = self.pred + self.offset
 
 # %% ../nbs/21_mpl.ipynb #stulab01
 def _gradient(model):
