@@ -154,12 +154,6 @@ class PseudoLabels(Callback):
         store_attr()
         self.student_labeled, self.labeled_now, self.log = labeled_dl is not None, None, []
 
-    def before_train(self):
-        self.log = []
-        if self.labeled_dl is not None:
-            self.labeled_now = beside(self.dl, self.labeled_dl, self.epoch)
-            self.labeled = iter(self.labeled_now)
-
     def before_batch(self):
         if not self.training:
             return
@@ -178,6 +172,10 @@ class PseudoLabels(Callback):
         self.teacher.eval()
         with torch.no_grad():
             return _full(self.teacher(weak))
+
+    def after_pred(self):
+        if self.training:
+            self.learn.pred = self.pred + self.offset
 
     def after_step(self):
         self.log.append(dict(confident_share=self.sure.float().mean()))
@@ -199,9 +197,11 @@ def offset(self: PseudoLabels):
 
 
 @patch
-def after_pred(self: PseudoLabels):
-    if self.training:
-        self.learn.pred = self.pred + self.offset
+def before_train(self: PseudoLabels):
+    self.log = []
+    if self.labeled_dl is not None:
+        self.labeled_now = beside(self.dl, self.labeled_dl, self.epoch)
+        self.labeled = iter(self.labeled_now)
 
 # %% ../nbs/21_mpl.ipynb #stulab01
 def _gradient(model):
