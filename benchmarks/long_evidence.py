@@ -78,14 +78,15 @@ def recalls(total, found, chosen=slice(None)):
     return found[chosen].sum(0) / total[chosen].sum(0)
 
 
-def interval(differ, n, repeats=2000):
-    "The 95 % interval of a statistic of units drawn with replacement."
+def interval(differ, *sizes, repeats=2000):
+    "The 95 % interval of a statistic of units drawn with replacement, of each dataset by itself."
     rng = np.random.default_rng(0)
-    return np.nanpercentile([differ(rng.integers(n, size=n)) for _ in range(repeats)], [2.5, 97.5])
+    found = [differ(*(rng.integers(n, size=n) for n in sizes)) for _ in range(repeats)]
+    return np.nanpercentile(found, [2.5, 97.5])
 
 
 def report(data, folder, budget):
-    "One line per figure: recalls of each row, and gains over supervised training; return hits for the pooled gain."
+    "One line per figure: recalls of each row, and gains over supervised training. Return the counts by row."
     ds, runs = ColonyDataset(folder / data), {}
     for out in sorted((folder / f'{data}_runs').glob(f'*-split{budget}-*/metrics.json')):
         runs.setdefault(out.parent.name.partition('-split')[0], []).append(read_run(out.parent))
@@ -111,21 +112,18 @@ def report(data, folder, budget):
 
 
 def pooled(found, budget):
-    "The mean gain over the datasets, each resampled by itself."
-    rows = set.intersection(*(set(of) for of in found.values())) - {'supervised'}
+    "The mean gain over the datasets."
+    every = list(found.values())
+    rows = set.intersection(*map(set, every)) - {'supervised'}
     for row in sorted(rows):
 
-        def differ(chosen, row=row):
-            gains = []
-            for data, of in found.items():
-                n = len(of[row][0])
-                own = slice(None) if chosen is None else np.random.default_rng([chosen, len(data)]).integers(n, size=n)
-                gains.append(recalls(*of[row], own).mean() - recalls(*of['supervised'], own).mean())
-            return np.mean(gains)
+        def differ(*chosen, row=row):
+            gains = (recalls(*of[row], c).mean() - recalls(*of['supervised'], c).mean() for of, c in zip(every, chosen))
+            return np.mean([*gains])
 
-        low, high = np.nanpercentile([differ(k) for k in range(2000)], [2.5, 97.5])
+        low, high = interval(differ, *(len(of[row][0]) for of in every))
         against = f'supervised; mean of {", ".join(found)}; 95 % interval {low:+.3f} to {high:+.3f}'
-        show(f'evidence.all.{budget}.{row}.gain', differ(None), 'recall', against)
+        show(f'evidence.all.{budget}.{row}.gain', differ(*[slice(None)] * len(every)), 'recall', against)
 
 
 def main(folder, only):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BALANCE_ON', 'BALANCE_BY', 'pseudo_probabilities', 'pseudo_labels', 'class_weights', 'class_shares', 'PseudoBalance',
-           'patch_truth']
+           'run_balancing', 'how_balanced', 'patch_truth']
 
 # %% ../nbs/22_balance.ipynb #f1f1081a
 from functools import lru_cache
@@ -260,6 +260,22 @@ def resume_state(self: PseudoBalance):
 def resume_from(self: PseudoBalance, saved):
     self.table, self.notes = saved['table'], saved['notes']
     self.write()
+
+# %% ../nbs/22_balance.ipynb #runbal02
+def run_balancing(
+    training,  # of a run
+) -> dict:
+    "Arguments of `PseudoBalance` that all methods take alike from a run."
+    c = training.cfg
+    how = dict(balance_on=c.balance_on, by=c.balance_by, max_repeat=c.max_repeat)
+    return how | dict(truth=patch_truth(training.ds), path=training.out / 'balance.csv')
+
+
+def how_balanced(
+    cfg,  # of a run
+) -> str:  # '' for hard labels and draws
+    "An addition to the name of a row."
+    return ', soft labels' * (cfg.label == 'soft') + ', by logits' * (cfg.balance and cfg.balance_by == 'logits')
 
 # %% ../nbs/22_balance.ipynb #da3119ac
 def patch_truth(

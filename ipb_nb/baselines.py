@@ -27,7 +27,7 @@ from sklearn.model_selection import ParameterSampler
 from torch import nn
 from tqdm import tqdm
 
-from .balance import PseudoBalance, patch_truth, pseudo_labels
+from .balance import PseudoBalance, how_balanced, pseudo_labels, run_balancing
 from .core import InputError, write_csv
 from ipb_nb.method import (
     IGNORE,
@@ -135,10 +135,7 @@ class FixMatch(PseudoLabels):
         self.learn.yb = (torch.cat([y_l, *self.yb]),)
 
     def after_pred(self):
-        "L is in the same pass, and its logits stay as they are."
-        if self.training:
-            n = len(self.x_l)
-            self.learn.pred = torch.cat([self.pred[:n], self.pred[n:] + self.offset])
+        "The offset is for the part of U, in `after_loss`."
 
     def after_backward(self):
         "L was in the same pass."
@@ -168,7 +165,7 @@ def after_loss(self: FixMatch):
         return
     n, y = len(self.x_l), self.yb[0]
     labeled = F.cross_entropy(self.pred[:n], y[:n])
-    unlabeled = MaskedCrossEntropy()(self.pred[n:], y[n:])
+    unlabeled = MaskedCrossEntropy()(self.pred[n:] + self.offset, y[n:])
     self.learn.loss_grad = labeled + self.lambda_u * unlabeled
     self.learn.loss = self.loss_grad.clone()
 
@@ -448,26 +445,20 @@ class BalancedFixMatchMethod(FixMatchMethod):
     balances = True
     untimed = (PseudoBalance,)
 
-    def row(self, cfg):
+    def check(self, cfg):
         if not cfg.balance:
-            return super().row(cfg)
-        return self.title + ', soft labels' * (cfg.label == 'soft') + ', by logits' * (cfg.balance_by == 'logits')
+            raise InputError('balance', 'no, with fixmatch_balanced', 'yes', 'Without balancing it is fixmatch.')
+
+    def row(self, cfg):
+        return super().row(cfg) + how_balanced(cfg)
 
     def callback(self, labeled, cfg, **kwargs):
         return super().callback(labeled, cfg, label=cfg.label, **kwargs)
 
     def balancing(self, training):
-        c = training.cfg
-        if not c.balance:
-            return []
-        how = dict(balance_on=c.balance_on, max_repeat=c.max_repeat, threshold=c.threshold, soft=c.label == 'soft')
-        how |= dict(by=c.balance_by, truth=patch_truth(training.ds), path=training.out / 'balance.csv')
-        views = patch_views(training.loaders.labeled.train)
+        views, how = patch_views(training.loaders.labeled.train), run_balancing(training)
+        how |= dict(threshold=training.cfg.threshold, soft=training.cfg.label == 'soft')
         return [PseudoBalance(training.live['student'], training.ds.classes, views, **how)]
-
-    def extra_patches(self, training):
-        "Balancing labels all of U at the start of every epoch."
-        return training.left('student') * len(training.loaders.unlabeled.train.items) * training.cfg.balance
 
 # %% ../nbs/27_baselines.ipynb #0f19b9df
 @register('crest', 'CReST')

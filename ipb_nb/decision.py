@@ -158,9 +158,9 @@ def outputs_of_networks(
     return {name: _per_colony(dl, *map(torch.cat, zip(*of))) for name, of in batches.items()}
 
 
-def network_outputs(net, *args, **kwargs) -> tuple:
+def network_outputs(net, dl: PatchDL, tta: bool = False) -> tuple:
     "The same of one network."
-    return outputs_of_networks({'': net}, *args, **kwargs)['']
+    return outputs_of_networks({'': net}, dl, tta)['']
 
 # %% ../nbs/28_decision.ipynb #decw0002
 def decision_in_words(

@@ -11,8 +11,7 @@ from dataclasses import replace
 from fastai.learner import Learner
 from fastcore.basics import patch
 
-from .balance import PseudoBalance, patch_truth
-from .distributed import n_ranks
+from .balance import PseudoBalance, how_balanced, run_balancing
 from .method import MaskedCrossEntropy, Method, class_tpr, macro_tpr, paper_sgd, register, spread
 from .mpl import MetaPseudoLabels, PseudoLabels
 from .patch import patch_views
@@ -72,7 +71,7 @@ class IPBMethod(Method):
     def row(self, cfg):
         if cfg.teacher_frozen and cfg.balance and (cfg.label, cfg.balance_by) == ('soft', 'logits'):
             return 'Soft IPB'
-        how = ', soft labels' * (cfg.label == 'soft') + ', by logits' * (cfg.balance and cfg.balance_by == 'logits')
+        how = how_balanced(cfg)
         if cfg.teacher_frozen:
             return 'Frozen teacher' + ', balanced' * cfg.balance + how
         return ('IPB' if cfg.balance else 'MPL (imbalanced)') + how + ', h = 0' * (cfg.feedback == 'none')
@@ -90,11 +89,6 @@ class IPBMethod(Method):
             training.keep('teacher_pretrained', training.live['teacher'])
             if training.cfg.student_from_teacher:
                 training.live['student'].load_state_dict(training.live['teacher'].state_dict())
-
-    def extra_patches(self, training):
-        "Balancing labels all of U at the start of every epoch."
-        n = len(training.loaders.unlabeled.train.items) / n_ranks()
-        return training.left('student') * n if training.cfg.balance else 0
 
 # %% ../nbs/23_ipb.ipynb #2750dca1
 @patch
@@ -115,13 +109,7 @@ def learner(self: IPBMethod, training, stage, cbs):
         wd=c.wd,
         momentum=c.momentum,
         threshold=c.threshold,
-        balancing=dict(
-            balance_on=c.balance_on,
-            by=c.balance_by,
-            max_repeat=c.max_repeat,
-            truth=patch_truth(training.ds),
-            path=training.out / 'balance.csv',
-        ),
+        balancing=run_balancing(training),
         labelling=dict(strong=c.strong, temperature=c.temperature, label=c.label),
         cbs=cbs,
         **({} if c.teacher_frozen else teaching),

@@ -27,7 +27,7 @@ from sklearn.metrics import recall_score
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .core import InputError
-from .distributed import average_buffers, average_gradients
+from .distributed import average_buffers, average_gradients, n_ranks
 
 # %% ../nbs/20_method.ipynb #b219eab8
 def paper_sgd(
@@ -397,14 +397,18 @@ def after(self: Method, training, stage: str, learn):
 # %% ../nbs/20_method.ipynb #6244b615
 @patch
 def views_of_u(self: Method, cfg) -> tuple:
-    "Kinds of views in which the patches of U are shown; () where they are never the same."
-    return ('plain',) * cfg.balance + ('weak', cfg.strong)
+    "Kinds of views in which the patches of U are shown; () where there are none, or never the same."
+    return (*('plain',) * cfg.balance, 'weak', cfg.strong) if self.uses_unlabeled else ()
 
 
 @patch
 def extra_patches(self: Method, training) -> float:
-    "Patches that are passed through a network without a training step, for the estimate of a run's time."
-    return 0
+    """Patches that are passed through a network without a training step, for the estimate of a run's time.
+
+    Balancing labels all of U at the start of every epoch."""
+    if not training.cfg.balance:
+        return 0
+    return training.left('student') * len(training.loaders.unlabeled.train.items) / n_ranks()
 
 
 @patch

@@ -553,9 +553,10 @@ def create_item(self: PatchDL, s):
     if not self.variants:
         return self.make_item(i, draw, (self.epoch, draw))
     at = self.epoch_and_draw(stable_hash(self.items[i]), 0 if self.fixed_patch else draw)
-    if (i, at) not in self.made:
-        self.made[i, at] = self.make_item(i, draw, at)
-    return self.made[i, at]
+    name = self.scale, self.seed, i, at
+    if name not in self.made:
+        self.made[name] = self.make_item(i, draw, at)
+    return self.made[name]
 
 # %% ../nbs/15_patch.ipynb #42ecfa1e
 class PatchEpoch(Callback):

@@ -5,7 +5,9 @@ import shutil
 import pandas as pd
 import pytest
 import torch
+from fastai.callback.core import Callback
 from safetensors.torch import load_file
+from torch.optim.swa_utils import AveragedModel
 
 from ipb_nb.checkpoint import Checkpoints
 from ipb_nb.config import ExperimentConfig
@@ -13,7 +15,7 @@ from ipb_nb.core import read_json
 from ipb_nb.dataset import ColonyDataset
 from ipb_nb.experiment import train
 from ipb_nb.frozen import FrozenFeatures
-from ipb_nb.method import fit_schedule, supervised_learner
+from ipb_nb.method import EMA, fit_schedule, supervised_learner, warmed_up
 from ipb_nb.model import create_model
 from ipb_nb.patch import PatchViews, colony_dataloaders, views
 from ipb_nb.toy import toy_dataset
@@ -126,3 +128,38 @@ def test_stopped_and_resumed(toy, tmp_path, monkeypatch):
     run = train(config(), toy, tmp_path / 'run', resume=True)
     assert (run / 'metrics.json').read_text() == (whole / 'metrics.json').read_text() and same(run, whole)
     assert read_json(run / 'metrics.json')['student']['macro_tpr'] > 0.8
+
+
+def test_the_average_of_the_trained_part_is_that_of_all(toy):
+    net = create_model('tf_efficientnet_lite0', '32', 3, pretrained=True, freeze=True)
+    loaders = colony_dataloaders(ColonyDataset(toy), scales='32', bs=16, device='cpu').labeled
+    whole = AveragedModel(net, multi_avg_fn=warmed_up(0.9), use_buffers=True)
+
+    class Whole(Callback):
+        def after_batch(self):
+            if self.training:
+                whole.update_parameters(self.model)
+
+    learn = supervised_learner(loaders, net, cbs=[EMA(0.9), Whole()])
+    with learn.no_bar(), learn.no_logging():
+        fit_schedule(learn, 4, 0.01)
+    ours, all_of_it = learn.ema.average.state_dict(), whole.state_dict()
+    assert all(torch.equal(ours[k], all_of_it[k]) for k in all_of_it)
+    assert ours['n_averaged'] == 4 * len(loaders.train)
+
+
+@pytest.mark.parametrize(
+    'method, expected', [('supervised', {'plain', 'strong'}), ('mpl', {'plain', 'weak', 'strong'})]
+)
+def test_only_what_is_shown_is_computed(method, expected, toy, tmp_path, monkeypatch):
+    "Few patches, so that the run computes all of them beforehand; weak views are those of U."
+    kinds, compute = set(), FrozenFeatures.compute
+
+    def noted(self, x, keys, kind, **kwargs):
+        kinds.add(kind)
+        return compute(self, x, keys, kind, **kwargs)
+
+    monkeypatch.setattr(FrozenFeatures, 'compute', noted)
+    monkeypatch.setattr('ipb_nb.frozen._DISTINCT', 60)
+    train(config(method=method), toy, tmp_path / 'run')
+    assert kinds == expected
