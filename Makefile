@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 MAKEFLAGS += --no-print-directory
 root := $(filter 0,$(shell id -u))
 
-.PHONY: help demo lab test test-fast test-long bench format export browser clean
+.PHONY: help demo lab test test-fast test-long bench gpu format export browser clean
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | awk -F '\t' '{ printf "make %-10s %s\n", $$1, $$2 }'
@@ -27,6 +27,9 @@ test-long: .venv/.stamp  ## the tests that take minutes
 
 bench: .venv/.stamp  ## the benchmarks, or some: make bench ONLY=demo
 	@.venv/bin/python benchmarks/run.py --only=$(ONLY)
+
+gpu: .venv/.stamp  ## what needs a GPU: does it agree with the CPU, how fast is it, the paper's networks
+	@.venv/bin/python benchmarks/gpu.py
 
 format: .venv/.stamp  ## format notebooks, tests and benchmarks, and list what ruff finds
 	@.venv/bin/ruff format -q && .venv/bin/ruff check

@@ -3,6 +3,21 @@
 import json
 import os
 import platform
+import subprocess
+from functools import cache
+
+import torch
+
+
+@cache
+def machine():
+    "The card with its driver, or the processor."
+    if not torch.cuda.is_available():
+        return f'{os.cpu_count()} cores, {platform.machine()}, CPU'
+    asked = ['nvidia-smi', '--query-gpu=driver_version', '--format=csv,noheader']
+    driver = subprocess.run(asked, capture_output=True, text=True).stdout.strip()
+    card = torch.cuda.get_device_name()
+    return f'{card}, driver {driver}, torch {torch.__version__}, {os.cpu_count()} cores'
 
 
 def show(figure, value, unit, against, target=None, better=None):
@@ -17,7 +32,7 @@ def show(figure, value, unit, against, target=None, better=None):
                 target=target,
                 better=better,
                 against=against,
-                machine=f'{os.cpu_count()} cores, {platform.machine()}, CPU',
+                machine=machine(),
             )
         ),
         flush=True,
