@@ -22,12 +22,12 @@ def machine():
 
 def show(figure, value, unit, against, target=None, better=None):
     "`better` is lower for seconds and bytes and higher for the rest, unless stated."
-    better = better or ('lower' if unit in ('s', 'ms', 'GB') else 'higher')
+    value, better = float(value), better or ('lower' if unit in ('s', 'ms', 'GB') else 'higher')
     print(
         json.dumps(
             dict(
                 figure=figure,
-                value=round(value, 4),
+                value=round(value, 4) if abs(value) >= 1 else float(f'{value:.4g}'),  # (4 decimals or 4 digits)
                 unit=unit,
                 target=target,
                 better=better,

@@ -4,37 +4,41 @@ step and prediction, and what do the paper's networks learn.
     python benchmarks/gpu.py --minutes 25
 
 Each part runs in a process of its own, and a figure is in results/gpu.jsonl, with card, driver and torch, as soon as it
-is measured. A second call skips the parts that are done; --only names some, which are then measured again. A part that
-does not fit the minutes that are left is named and left out. Nothing is downloaded: the colonies are simulated.
-`--rehearse` runs every part on whatever device there is, tiny, and writes to a temporary file."""
+is measured. A second call skips the parts that are done; --only names some, which are then measured again: the last
+line of a figure counts. A part that does not fit the minutes that are left is named and left out. Nothing is
+downloaded: the colonies are simulated. `--rehearse` runs every part on whatever device there is, tiny, and writes to a
+temporary file."""
 
 import argparse
 import hashlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import step as mpl_step
 import torch
-from figures import machine
+from figures import machine, show
 
 import ipb_nb.baselines  # noqa: F401 (a checkout that is not installed announces no methods)
 import ipb_nb.ipb  # noqa: F401
-from ipb_nb.checkpoint import time_steps
+from ipb_nb.checkpoint import peak_memory, time_steps
 from ipb_nb.config import ExperimentConfig
 from ipb_nb.core import read_json, seed_all
 from ipb_nb.dataset import ColonyDataset
 from ipb_nb.experiment import train
 from ipb_nb.model import create_model
 from ipb_nb.patch import colony_dataloaders, patch_views
+from ipb_nb.predict import predict_source
 from ipb_nb.simulate import simulate_dataset
 from ipb_nb.split import save_split
+from ipb_nb.student import Student
 
 RESULTS = Path(__file__).parent / 'results' / 'gpu.jsonl'
 GPU = torch.cuda.is_available()
@@ -42,15 +46,11 @@ DEVICE = 'cuda' if GPU else 'cpu'
 
 
 class Part:
-    "One part of the measurements: where it works, how large, and the line that it prints for a figure."
+    "Where a part of the measurements works, and how large."
 
     def __init__(self, folder, tiny):
-        self.folder, self.tiny, self.machine = Path(folder), tiny, machine()
-
-    def show(self, figure, value, unit, against, target=None, better='higher'):
-        value = value if isinstance(value, str) else round(float(value), 7)
-        line = dict(figure=f'gpu.{figure}', value=value, unit=unit, target=target, better=better, against=against)
-        print(json.dumps(line | dict(machine=self.machine)), flush=True)
+        self.folder, self.tiny = Path(folder), tiny
+        mpl_step.SIDES, mpl_step.STEPS = self.sides, 2 if tiny else 12
 
     def colonies(self, n):
         "A simulated dataset, a tenth labelled, by track."
@@ -70,22 +70,13 @@ class Part:
     def sides(self):
         return tuple(map(int, self.paper['scales'].split(',')))
 
-    def network(self, **kwargs):
-        return create_model('hrnet', self.sides, 4, device=DEVICE, width=self.paper.get('width', 1.0), **kwargs)
-
-
-def sync():
-    if GPU:
-        torch.cuda.synchronize()
+    def network(self, device=DEVICE):
+        return create_model('hrnet', self.sides, 4, device=device, width=self.paper.get('width', 1.0))
 
 
 def seconds(f, n=1):
-    sync()
-    start = time.perf_counter()
-    for _ in range(n):
-        f()
-    sync()
-    return (time.perf_counter() - start) / n
+    "Mean of `n` calls."
+    return mpl_step.seconds(lambda: [f() for _ in range(n)]) / n
 
 
 def first_batches(ds, device, sides):
@@ -112,19 +103,17 @@ def command_of(preset, how, data, out):
     return [sys.executable, __file__, '--config', json.dumps(how | dict(preset=preset)), data, out]
 
 
-def killed_and_resumed(command, env, out):
-    "Kill a run in its main training, and resume it; whether it was alive when it was killed."
+def kill_and_resume(command, env, out):
+    "Kill a run in its main training, and resume it."
     p = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL)
-    while p.poll() is None:
+    history = out / 'history.csv'
+    while p.poll() is None and (not history.exists() or len(history.read_text().splitlines()) < 6):
         time.sleep(0.05)
-        history = out / 'history.csv'
-        if history.exists() and len(history.read_text().splitlines()) > 6:
-            p.send_signal(signal.SIGKILL)
-            p.wait()
-            break
-    killed = read_json(out / 'run.json')['state'] != 'done'
+    p.kill()
+    p.wait()
+    if read_json(out / 'run.json')['state'] == 'done':
+        raise RuntimeError('the run had ended before it could be killed')
     subprocess.run(command, env=env, check=True, stdout=subprocess.DEVNULL)
-    return killed
 
 
 def agree(part):
@@ -133,16 +122,17 @@ def agree(part):
     ds = part.colonies(400)
     here, there = first_batches(ds, 'cpu', part.sides), first_batches(ds, DEVICE, part.sides)
     same = all(torch.equal(a, b.cpu()) for a, b in zip(here[:2], there[:2]))
-    part.show('agree.patches', same, 'share', 'a batch of U as read on the CPU: all bytes equal', 1)
+    show('gpu.agree.patches', same, 'share', 'a batch of U as read on the CPU: all bytes equal', 1)
     apart = (here[2] - there[2].cpu()).abs().max()
-    part.show('agree.views', apart, 'grey SD', 'the strong views of that batch on the CPU', 1e-3, 'lower')
+    show('gpu.agree.views', apart, 'grey SD', 'the strong views of that batch on the CPU', 1e-3, 'lower')
     seed_all(0)
-    net = create_model('hrnet', part.sides, 4, width=part.paper.get('width', 1.0)).eval()
+    net = part.network('cpu').eval()
     with torch.no_grad():
         on_cpu = net(here[2])
         on_gpu = net.to(DEVICE)(here[2].to(DEVICE)).cpu()
-    part.show('agree.logits', (on_cpu - on_gpu).abs().max(), 'logit', 'HRNet on the CPU, fp32', 1e-4, 'lower')
-    part.show('agree.labels', (on_cpu.argmax(1) == on_gpu.argmax(1)).float().mean(), 'share', 'the CPU', 1)
+    apart, against = (on_cpu - on_gpu).abs().max() / on_cpu.abs().max(), 'the largest logit of HRNet, CPU, fp32'
+    show('gpu.agree.logits', apart, 'of the largest', against, 1e-4, 'lower')
+    show('gpu.agree.labels', (on_cpu.argmax(1) == on_gpu.argmax(1)).float().mean(), 'share', 'the CPU', 1)
     runs = {}
     for name, device in dict(cpu='cpu', one=DEVICE, two=DEVICE).items():
         command, env = one_run(part, ds, part.folder / f'run_{name}', device)
@@ -150,15 +140,14 @@ def agree(part):
     for name, p in runs.items():
         if p.wait():
             raise RuntimeError(f'the run {name} failed')
-    out = part.folder / 'run_killed'
-    killed = killed_and_resumed(*one_run(part, ds, out, DEVICE), out)
     recall = {name: read_json(part.folder / f'run_{name}' / 'metrics.json')['student']['macro_tpr'] for name in runs}
     against = f'the same run on the CPU, {recall["cpu"]:.3f}; the GPU {recall["one"]:.3f}'
-    part.show('agree.macro_tpr', abs(recall['cpu'] - recall['one']), 'recall', against, 0.02, 'lower')
-    weights = {name: digest(part.folder / f'run_{name}') for name in (*runs, 'killed')}
-    part.show('agree.repeats', weights['one'] == weights['two'], 'share', 'weights of a second run', 1)
-    against = 'weights of a run never stopped' + ('' if killed else '; it was done before it could be killed')
-    part.show('agree.resumes', weights['one'] == weights['killed'], 'share', against, 1)
+    show('gpu.agree.macro_tpr', abs(recall['cpu'] - recall['one']), 'recall', against, 0.02, 'lower')
+    weights = {name: digest(part.folder / f'run_{name}') for name in runs}
+    show('gpu.agree.repeats', weights['one'] == weights['two'], 'share', 'weights of a second run', 1)
+    out = part.folder / 'run_killed'
+    kill_and_resume(*one_run(part, ds, out, DEVICE), out)
+    show('gpu.agree.resumes', weights['one'] == digest(out), 'share', 'weights of a run never stopped', 1)
 
 
 def rate(batches, most=8.0):
@@ -166,23 +155,22 @@ def rate(batches, most=8.0):
     n, start = 0, None
     for k, b in enumerate(batches):
         if k == 4:
-            sync()
+            mpl_step.sync()
             start = time.perf_counter()
         n += len(b[0]) * (k > 4)
         if start and time.perf_counter() - start > most:
             break
-    sync()
+    mpl_step.sync()
     return n / (time.perf_counter() - start)
 
 
 def loader(part):
     "Patches delivered a second, and what limits them, beside what the network takes."
-    ds, n = part.colonies(2000), 10 if part.tiny else 400
+    ds, n, workers = part.colonies(2000), 10 if part.tiny else 400, min(os.cpu_count(), 8)
     net = part.network()
     for b in (8,) if part.tiny else (32, 64, 128):
         made = {}
         for name, device in dict(cut='cpu', moved=DEVICE).items():
-            workers = min(os.cpu_count(), 8)  # (processes)
             loaders = colony_dataloaders(ds, scales=part.sides, bs=b, steps=n, device=device, num_workers=workers)
             made[name] = rate(loaders.unlabeled.train)
         views = patch_views(loaders.labeled.train)
@@ -194,111 +182,90 @@ def loader(part):
         made['shown'] = rate(shown())
         x, keys = loaders.unlabeled.train.one_batch()
         made['views'] = b / seconds(lambda: views(x, keys, 'strong'), 3 if part.tiny else 30)
-        v = views(x, keys, 'strong')
-
-        def learn(v=v, b=b):
-            with torch.autocast(DEVICE, torch.bfloat16):
-                loss = net(v).float().logsumexp(1).sum()
-            loss.backward()
-            net.zero_grad()
-
-        learn()
-        takes = b / seconds(learn, 2 if part.tiny else 15)
+        mpl_step.learn(net, b, True)
+        takes = b / seconds(lambda b=b: mpl_step.learn(net, b, True), 2 if part.tiny else 15)
         what = f'HRNet {part.paper["scales"]}, B = {b}'
-        part.show(f'loader.{b}.network', takes, 'patches/s', f'the loader; forward and backward, bf16, {what}')
-        part.show(f'loader.{b}.cut', made['cut'], 'patches/s', f'8 processes, uint8, before any transfer, {what}')
-        part.show(f'loader.{b}.moved', made['moved'], 'patches/s', f'the same, on the device, {what}')
-        part.show(f'loader.{b}.views', made['views'], 'patches/s', f'strong views of a batch on the device, {what}')
-        part.show(f'loader.{b}.shown', made['shown'], 'patches/s', f'read, moved, a weak and a strong view, {what}')
-        part.show(f'loader.{b}.over_network', made['shown'] / takes, 'x', f'the network, {what}', 1.5)
+        show(f'gpu.loader.{b}.network', takes, 'patches/s', f'the loader; forward and backward, bf16, {what}')
+        show(
+            f'gpu.loader.{b}.cut', made['cut'], 'patches/s', f'{workers} processes, uint8, before any transfer, {what}'
+        )
+        show(f'gpu.loader.{b}.moved', made['moved'], 'patches/s', f'the same, on the device, {what}')
+        show(f'gpu.loader.{b}.views', made['views'], 'patches/s', f'strong views of a batch on the device, {what}')
+        show(f'gpu.loader.{b}.shown', made['shown'], 'patches/s', f'read, moved, a weak and a strong view, {what}')
+        show(f'gpu.loader.{b}.over_network', made['shown'] / takes, 'x', f'the network, {what}', 1.5)
 
 
 def memory_of(f):
     "GB at its highest, or None where there is not enough."
-    if not GPU:
-        f()
-        return 0.0
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
+    if GPU:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
     try:
         f()
     except torch.cuda.OutOfMemoryError:
-        torch.cuda.empty_cache()
         return None
-    return torch.cuda.max_memory_allocated() / 2**30
+    return peak_memory(DEVICE)
 
 
 def step(part):
-    "A step of meta pseudo labels beside its bare passes and those of the published loop; variants; memory."
-    import step as cpu  # (the benchmark of the same figures on a CPU)
-
-    ds, steps, base = part.colonies(2000), 2 if part.tiny else 12, 4 if part.tiny else 32
-    cpu.SIDES, cpu.STEPS = part.sides, steps
-    own, plain = [part.network() for _ in range(2)], [part.network().to(memory_format=torch.contiguous_format)]
-    plain += [part.network().to(memory_format=torch.contiguous_format)]
+    "A step of meta pseudo labels beside its bare passes and those of the published loop; variants."
+    ds, steps, base = part.colonies(2000), mpl_step.STEPS, 4 if part.tiny else 32
+    own, plain = (
+        [part.network().to(memory_format=o) for _ in 'ts'] for o in (torch.channels_last, torch.contiguous_format)
+    )
     for b in (base, base * 4):
-        learner = cpu.learner(ds, b, 'exact', own)[0]
-        saving = cpu.learner(ds, b, 'exact', own, save_memory=True)[0]
+        learner = mpl_step.learner(ds, b, 'exact', own)[0]
+        saving = mpl_step.learner(ds, b, 'exact', own, save_memory=True)[0]
         of = {
             'step': lambda learner=learner: time_steps(learner, steps),
             'save_memory': lambda saving=saving: time_steps(saving, steps),
-            'passes': lambda b=b: seconds(lambda: cpu.exact(*own, b, True), steps),
-            'passes_contiguous': lambda b=b: seconds(lambda: cpu.exact(*plain, b, True), steps),
-            'passes_fp32': lambda b=b: seconds(lambda: cpu.exact(*own, b, False), steps),
-            'published': lambda b=b: seconds(lambda: cpu.published(*plain, b, False), steps),
+            'passes': lambda b=b: seconds(lambda: mpl_step.exact(*own, b, True), steps),
+            'passes_contiguous': lambda b=b: seconds(lambda: mpl_step.exact(*plain, b, True), steps),
+            'passes_fp32': lambda b=b: seconds(lambda: mpl_step.exact(*own, b, False), steps),
+            'published': lambda b=b: seconds(lambda: mpl_step.published(*plain, b, False), steps),
         }
         for f in list(of.values())[2:]:
             f()
         took = {k: np.median(v) for k, v in zip(of, np.array([[f() for f in of.values()] for _ in range(2)]).T)}
         what = f'HRNet {part.paper["scales"]}, B = {b}, bf16, channels last'
-        part.show(f'step.{b}', took['step'], 's', f'its bare passes; {what}', better='lower')
-        part.show(f'step.{b}.over_passes', took['step'] / took['passes'], 'x', 'its bare passes', 1.05, 'lower')
+        show(f'gpu.step.{b}', took['step'], 's', f'its bare passes; {what}', better='lower')
+        show(f'gpu.step.{b}.over_passes', took['step'] / took['passes'], 'x', 'its bare passes', 1.05, 'lower')
         against = f'the published passes, fp32, contiguous, without data and optimiser, {took["published"]:.3f} s'
-        part.show(f'step.{b}.speedup', took['published'] / took['step'], 'x', against, 5)
+        show(f'gpu.step.{b}.speedup', took['published'] / took['step'], 'x', against, 5)
         for k in ('save_memory', 'passes_contiguous', 'passes_fp32'):
             base_of = 'step' if k == 'save_memory' else 'passes'
-            part.show(f'step.{b}.{k}', took[k] / took[base_of], 'x', f'{base_of} without it', better='lower')
-        hours = took['step'] * 20_000 / 60
-        part.show(f'step.{b}.paper_20000', hours, 'min', '20,000 steps of preset paper by estimate', 40, 'lower')
-    largest = 0
+            show(f'gpu.step.{b}.{k}', took[k] / took[base_of], 'x', f'{base_of} without it', better='lower')
+        minutes = took['step'] * 20_000 / 60
+        show(f'gpu.step.{b}.paper_20000', minutes, 'min', '20,000 steps of preset paper by estimate', 40, 'lower')
+
+
+def memory(part):
+    "The memory of a step, by batch size, and the largest that fits."
+    ds, nets, largest = part.colonies(2000), [part.network() for _ in range(2)], 0
     for b in (8, 16) if part.tiny else (32, 128, 256, 512, 1024, 2048):
-        gb = memory_of(lambda b=b: time_steps(cpu.learner(ds, b, 'exact', own)[0], 1))
+        gb = memory_of(lambda b=b: time_steps(mpl_step.learner(ds, b, 'exact', nets)[0], 1))
         if gb is None:
             break
         largest = b
-        part.show(f'step.memory.{b}', gb, 'GB', 'a smaller batch; teacher and student, one step', better='lower')
-    part.show('step.largest', largest, 'patches', 'B of the largest step that fits, by doubling')
+        show(f'gpu.memory.{b}', gb, 'GB', 'a smaller batch; teacher and student, two steps')
+    show('gpu.memory.largest', largest, 'patches', 'B of the largest step that fits, by doubling')
 
 
 def graphs(part):
     "One pass forward and backward, as it is, compiled, and compiled with CUDA graphs."
-    b = 4 if part.tiny else 32
-    x = torch.randn(b, 1, part.sides[0], part.sides[0], device=DEVICE)
-    took = {}
-    for name, how in dict(eager=None, compile='default', cuda_graphs='reduce-overhead').items():
-        if how and part.tiny:
-            continue
+    b, took = 4 if part.tiny else 32, {}
+    for name, mode in dict(eager=None, compile='default', cuda_graphs='reduce-overhead').items():
         net = part.network()
-        if how:
-            net.compile(mode=how)
-
-        def learn(net=net):
-            with torch.autocast(DEVICE, torch.bfloat16):
-                loss = net(x).float().logsumexp(1).sum()
-            loss.backward()
-            net.zero_grad(set_to_none=False)
-
-        first = seconds(learn, 3)
-        took[name] = seconds(learn, 2 if part.tiny else 20)
-        part.show(f'graphs.{name}', took[name], 's', f'eager; first three {first * 3:.0f} s', better='lower')
-        part.show(f'graphs.{name}.speedup', took['eager'] / took[name], 'x', f'eager, B = {b}, bf16')
+        if mode and not part.tiny:
+            net.compile(mode=mode)
+        first = mpl_step.seconds(lambda net=net: [mpl_step.learn(net, b, True) for _ in range(3)])
+        took[name] = seconds(lambda net=net: mpl_step.learn(net, b, True), 2 if part.tiny else 20)
+        show(f'gpu.graphs.{name}', took[name], 's', f'eager; the first three took {first:.0f} s')
+        show(f'gpu.graphs.{name}.speedup', took['eager'] / took[name], 'x', f'eager, B = {b}, bf16')
 
 
 def frames(part):
-    "Patches of a frame of 2908 × 2908 px a second, of a trained network."
-    from ipb_nb.student import Student
-    from ipb_nb.predict import predict_source
-
+    "Frames of 2908 × 2908 px that a network classifies in a second."
     size = 2908
     ds = part.colonies(2000)
     cfg = ExperimentConfig(
@@ -319,7 +286,7 @@ def frames(part):
 
     classify()
     took = seconds(classify, 3)
-    part.show('predict.frames', 1 / took, 'frames/s', f'none stated; 30 colonies of {size} px, HRNet, detection aside')
+    show('gpu.predict.frames', 1 / took, 'frames/s', f'none stated; 30 colonies of {size} px, HRNet, detection aside')
 
 
 def learn(part):
@@ -332,25 +299,37 @@ def learn(part):
         ipb=dict(method='mpl', pretrain_epochs=2 if part.tiny else 60, **few),
         fixmatch=dict(method='fixmatch', mu=3, **few),
     )
-    todo = {name: part.folder / f'paper_{name}' for name in rows}
-    begun = {}
-    for name, out in todo.items():
-        command = command_of('paper', rows[name] | part.paper, ds.path, out)
-        begun[name] = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=open(f'{out}.log', 'w'))
-    for name, p in begun.items():
-        if p.wait():
-            print(Path(f'{todo[name]}.log').read_text()[-2000:], file=sys.stderr)
-            continue
-        run, scores = read_json(todo[name] / 'run.json'), read_json(todo[name] / 'metrics.json')
-        what = f'the other rows; {run["seconds"]:.0f} s, the three at a time on one card'
-        part.show(f'paper.{name}.macro_tpr', scores['student']['macro_tpr'], 'recall', what)
-        history = pd.read_csv(todo[name] / 'history.csv')
-        curve = history[history.stage == 'student'].macro_tpr.round(3).tolist()
-        part.show(f'paper.{name}.curve', ' '.join(map(str, curve)), 'recall', 'V (or L) after each epoch')
+    runs, failed = {name: part.folder / f'paper_{name}' for name in rows}, []
+    with ThreadPoolExecutor(len(rows)) as pool:
+        commands = {name: command_of('paper', rows[name] | part.paper, ds.path, out) for name, out in runs.items()}
+        begun = {pool.submit(subprocess.run, c, stdout=subprocess.DEVNULL): name for name, c in commands.items()}
+        for done_run in as_completed(begun):
+            name = begun[done_run]
+            if done_run.result().returncode:
+                failed.append(name)
+            else:
+                show_run(name, runs[name])
+    if failed:
+        raise RuntimeError(f'failed: {", ".join(failed)}')
+
+
+def show_run(name, run):
+    "Its recall, and in words how it got there."
+    scores, history = read_json(run / 'metrics.json'), pd.read_csv(run / 'history.csv')
+    took = read_json(run / 'run.json')['seconds']
+    curve = ' '.join(f'{v:.3f}' for v in history[history.stage == 'student'].macro_tpr)
+    against = f'the other rows; {took:.0f} s, three at a time on one card; V (or L) after each epoch: {curve}'
+    show(f'gpu.paper.{name}.macro_tpr', scores['student']['macro_tpr'], 'recall', against)
 
 
 PARTS = dict(  # with the minutes that they take on an H100
-    agree=(agree, 3), step=(step, 5), loader=(loader, 1), frames=(frames, 1), learn=(learn, 15), graphs=(graphs, 5)
+    agree=(agree, 3),
+    step=(step, 4),
+    memory=(memory, 1),
+    loader=(loader, 1),
+    frames=(frames, 1),
+    learn=(learn, 15),
+    graphs=(graphs, 5),
 )
 
 
