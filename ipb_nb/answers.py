@@ -187,8 +187,8 @@ def _test_parts(tests, replicates):
 
 # %% ../nbs/52_answers.ipynb #ed726921
 _CORRECTED = (
-    'What the shares would be if the student erred as often as on its test colonies; 95 % intervals from drawing wells '
-    'with replacement and from what the counts of the confusion matrix leave open (none below five wells; no '
+    'What the shares would be if the student erred as often as on its test colonies; 95 % intervals from the '
+    'spread of the replicates and from what the counts of the confusion matrix leave open (none below three; no '
     'correction for a class with fewer than five test colonies). The matrix is that of patches in the middle of '
     'colonies of one class.'
 )
@@ -299,7 +299,7 @@ _TO_LABEL = (
 )
 
 # %% ../nbs/52_answers.ipynb #98e68652
-def _verdict(p):
+def _verdict(p, audit):
     "The result of `errors_differ` in words."
     if p < 0.05:
         return _note(
@@ -308,10 +308,15 @@ def _verdict(p):
         )
     if p == p:
         return _soft(
-            f'Within the classes seen by eye, no difference between conditions seen (p = {p:.3g}, permutation test). '
-            'With few pictures a small one would not show.'
+            f'Within the classes seen by eye, no difference between conditions seen (p = {p:.3g}; permutation of '
+            'wells or replicates). With few pictures a small one would not show.'
         )
-    return _soft('Only one condition has labels that can be judged.')
+    if audit.condition.nunique() < 2:
+        return _soft('Only one condition has labels that can be judged.')
+    return _soft(
+        'There are too few wells (or replicates, where they are named) for a test: no way of dividing them between the '
+        'conditions would be rarer than one in twenty. Four on each side are enough.'
+    )
 
 # %% ../nbs/52_answers.ipynb #aa7b284c
 def _audit_section(out, ds, colonies, conditions, n, classes):
@@ -327,7 +332,7 @@ def _audit_section(out, ds, colonies, conditions, n, classes):
         return dict(title='Audit', parts=[_text(_TO_LABEL)])
     table, p = audit_errors(audit), errors_differ(audit)
     write_csv(table, out / 'audit.csv')
-    errors, verdict = _scroll(table.set_index('condition')), _verdict(p)
+    errors, verdict = _scroll(table.set_index('condition')), _verdict(p, audit)
     said = pd.crosstab([audit.condition, audit.label], audit.predicted)
     said = said.reset_index(names=['condition', 'seen by eye']).set_index('condition')
     first = [verdict, errors] if p < 0.05 else [errors, verdict]

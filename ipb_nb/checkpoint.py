@@ -35,6 +35,7 @@ from tqdm import tqdm
 
 from .core import InputError, atomic_path, class_colors, write_csv
 from .distributed import average, rank
+from .split import SCORED_ON
 
 # %% ../nbs/19_checkpoint.ipynb #5041cd35
 _TENSOR = '__tensor__'
@@ -357,28 +358,30 @@ def recall_in_words(
 # %% ../nbs/19_checkpoint.ipynb #d2cde461
 def epoch_line(
     rows: list,  # dicts of history.csv, of which the last is described
+    valid_is: str = 'V',  # the part that scored the epoch: V, L or T
 ) -> str:
     "The results of an epoch in one line, and the losses of its stage so far."
     r, scored = rows[-1], ''
     if r['macro_tpr'] == r['macro_tpr']:  # not NaN
         each = ', '.join(f"{k[4:]} {v:.2f}" for k, v in r.items() if k.startswith('tpr_') and v == v)
-        scored = f", valid {r['valid_loss']:.3f}   recall {r['macro_tpr']:.3f} ({each})"
+        scored = f", on {valid_is} {r['valid_loss']:.3f}   recall {r['macro_tpr']:.3f} ({each})"
     losses = sparkline([o['train_loss'] for o in rows if o['stage'] == r['stage']])
     return f"{r['stage']} {r['epoch'] + 1:4d}   loss {r['train_loss']:.3f}{scored}   {losses}"
 
 # %% ../nbs/19_checkpoint.ipynb #e444114d
 def plot_live(
     history: pd.DataFrame,  # history.csv
+    valid_is: str = 'V',  # the part that scored the epochs: V, L or T
 ):  # figure
     "Losses and recall of every class over all epochs so far, stage after stage."
     fig, (top, low) = plt.subplots(1, 2, figsize=(9, 2.7), layout='constrained')
     x, each = np.arange(1, len(history) + 1), [c for c in history if c.startswith('tpr_')]
     top.plot(x, history.train_loss, color='k', label='training')
-    top.plot(x, history.valid_loss, color='k', ls='--', label='validation')
+    top.plot(x, history.valid_loss, color='k', ls='--', label=SCORED_ON[valid_is])
     for c, color in zip(each, class_colors([c[4:] for c in each]).values()):
         low.plot(x, history[c], color=color, label=c[4:])
     low.plot(x, history.macro_tpr, color='k', lw=2, label='all')
-    for ax, name in ((top, 'loss'), (low, 'recall')):
+    for ax, name in ((top, 'loss'), (low, f'recall, {SCORED_ON[valid_is]}')):
         for k in np.flatnonzero(history.stage.values[1:] != history.stage.values[:-1]):
             ax.axvline(k + 1.5, color='#bbbbbb', lw=1)
         ax.set(xlabel='epoch', ylabel=name)
@@ -392,19 +395,19 @@ def plot_live(
 class TerminalView:
     "A line after an epoch, at most one in `seconds`, and one after the last epoch."
 
-    def __init__(self, seconds=10.0):
-        self.seconds, self.at = seconds, time.time()
+    def __init__(self, seconds=10.0, valid_is='V'):
+        self.seconds, self.at, self.valid_is = seconds, time.time(), valid_is
 
     def __call__(self, rows, last=False):
         if not last and time.time() - self.at < self.seconds:
             return
         self.at = time.time()
-        tqdm.write(epoch_line(rows), file=sys.stderr)
+        tqdm.write(epoch_line(rows, self.valid_is), file=sys.stderr)
 
 # %% ../nbs/19_checkpoint.ipynb #0571aaa5
-def _page(history):
+def _page(history, valid_is):
     "The figure and the last epochs, as HTML."
-    fig, png = plot_live(history), io.BytesIO()
+    fig, png = plot_live(history, valid_is), io.BytesIO()
     fig.savefig(full := io.BytesIO(), dpi=80)
     plt.close(fig)
     Image.open(full).quantize().save(png, 'png')  # 256 colours: a quarter of the size
@@ -416,8 +419,8 @@ def _page(history):
 class NotebookView:
     "The figure and the last epochs as a table, drawn over at most once in `seconds`, and after the last epoch."
 
-    def __init__(self, seconds=2.0):
-        self.seconds, self.at, self.handle = seconds, 0.0, None
+    def __init__(self, seconds=2.0, valid_is='V'):
+        self.seconds, self.at, self.handle, self.valid_is = seconds, 0.0, None, valid_is
 
     def __call__(self, rows, last=False):
         if not last and time.time() - self.at < self.seconds:
@@ -425,17 +428,20 @@ class NotebookView:
         from IPython.display import HTML, display
 
         self.at = time.time()
-        page = HTML(_page(pd.DataFrame(rows)))
+        page = HTML(_page(pd.DataFrame(rows), self.valid_is))
         if self.handle:
             self.handle.update(page)
         else:
             self.handle = display(page, display_id=True)
 
 # %% ../nbs/19_checkpoint.ipynb #ee415e2d
-def live_view():
+def live_view(
+    valid_is: str = 'V',  # the part that scores each epoch: V, L or T
+):
     "The view for this process: of a notebook, or of a terminal."
     kernel = sys.modules.get('ipykernel.zmqshell')
-    return NotebookView() if kernel and kernel.ZMQInteractiveShell.initialized() else TerminalView()
+    in_notebook = kernel and kernel.ZMQInteractiveShell.initialized()
+    return (NotebookView if in_notebook else TerminalView)(valid_is=valid_is)
 
 # %% ../nbs/19_checkpoint.ipynb #221c305c
 def _epoch_row(

@@ -340,7 +340,7 @@ def _selection_notes(c):
             if runs:
                 ways.append(f"{row} on {'/'.join(sorted({r.metrics['selected_on'] for r in runs}))}")
         yield f"The students were not chosen in the same way: {', '.join(ways)}."
-    if any(r.metrics['selected_on'] == 'test' for r in c.runs):
+    if any(r.metrics['selected_on'] == 'T' for r in c.runs):
         yield (
             'Some students were chosen on the test set (T), as in the published code: '
             'their scores are too good to be trusted.'

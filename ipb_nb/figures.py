@@ -89,8 +89,8 @@ def figure_2(
     "Losses of teacher and student, averaged over the runs of the main row."
     runs = c.rows[c.main]
     data = pd.concat([r.history.assign(run=r.id) for r in runs])
-    axes = plot_losses(*(r.history for r in runs))
-    caption = _mean_of(runs) + ' Dashed: on the validation set (V), or on the labelled set (L) where V is empty.'
+    axes = plot_losses(*(r.history for r in runs), valid_is=runs[0].valid_is)
+    caption = _mean_of(runs)
     return Figure('figure_2_losses', f'Fig. 2: losses of {c.main}', axes, data, caption)
 
 # %% ../nbs/43_figures.ipynb #8ed19d90

@@ -734,7 +734,7 @@ class ColonyLoaders:
     labeled: DataLoaders  # train: labelled set (L), class-balanced; valid: validation set (V), or L
     unlabeled: DataLoaders | None  # train: U, as uint8 patches and keys; valid as in `labeled`; None where U is empty
     test: PatchDL  # T
-    valid_is: str  # the part that `valid` really is: V or L
+    valid_is: str  # the part that `valid` really is: V, L, or T where the student is to be chosen on it
 
 # %% ../nbs/15_patch.ipynb #9b6fcf33
 def _n_draws(n, bs, steps=None):

@@ -135,7 +135,7 @@ def _split_words(c):
 _CHOSEN = dict(
     V='by its macro recall on the validation set (V)',
     last='as that of the last epoch, with its weights averaged where ema is set',
-    test='on the test set (T), as in the published code',
+    T='on the test set (T), as in the published code',
 )
 
 
@@ -269,8 +269,8 @@ def _losses(run):
     elif 'teacher' in stages:
         tuned = ', then the student is tuned on L' if 'finetune' in stages else ''
         order = f'First the teacher learns from L alone, then teacher and student learn together{tuned}. '
-    caption = order + 'Dashed: on the validation set (V), or on the labelled set (L) where V is empty.'
-    return picture(plot_losses(run.history), 'losses and macro recall over the epochs', caption)
+    figure = plot_losses(run.history, valid_is=run.valid_is)
+    return picture(figure, 'losses and macro recall over the epochs', order.strip())
 
 
 def _shares(run):

@@ -24,7 +24,7 @@ from .core import InputError, class_colors, counter_rng, read_json, stable_hash,
 from .dataset import ColonyDataset
 from .importers import sha256
 from .metric import scores
-from .split import Split
+from .split import SCORED_ON, Split
 
 # %% ../nbs/33_run.ipynb #6d25e9f7
 def _oracle(skill, network, ids, actual, classes, rng):
@@ -197,6 +197,12 @@ class Run:
     @property
     def classes(self):
         return self.metrics['classes']
+
+    @property
+    def valid_is(self):
+        "The part that scored each epoch: V, L where V is empty, or T."
+        on_test = self.config.get('select') == 'test'
+        return 'T' if on_test else 'V' if self.info['parts']['V'] else 'L'
 
     @property
     def networks(self):
@@ -476,11 +482,14 @@ _STAGE_NAMES = {
 _NETWORK_COLORS = {'teacher': '#8C6BB1', 'student': '#222222'}
 
 
-def _plot_stage(top, low, history, stage):
+def _plot_stage(top, low, history, stage, valid_is):
     "One stage: its losses above, the macro recall below."
     who = 'teacher' if stage == 'teacher' else 'student'
     epochs, color = history.groupby('epoch'), _NETWORK_COLORS[who]
-    lines = [('train_loss', f'{who}: training', '-', color), ('valid_loss', f'{who}: validation', '--', color)]
+    lines = [
+        ('train_loss', f'{who}: training', '-', color),
+        ('valid_loss', f'{who}: {SCORED_ON[valid_is]}', '--', color),
+    ]
     if stage == 'student':
         lines.append(('teacher_loss', 'teacher: training', '-', _NETWORK_COLORS['teacher']))
     for column, label, style, line_color in lines:
@@ -501,6 +510,7 @@ def _plot_stage(top, low, history, stage):
 @figure_style()
 def plot_losses(
     *histories,  # history.csv of one run, or of several
+    valid_is: str = 'V',  # the part that scored the epochs, as in `Run.valid_is`
 ):
     "Losses and macro recall over the epochs, one column per stage."
     history = pd.concat(histories)
@@ -509,10 +519,10 @@ def plot_losses(
     layout = dict(sharex='col', squeeze=False, gridspec_kw=dict(height_ratios=[3, 2]))
     fig, axs = plt.subplots(2, len(stages), figsize=(width * len(stages), 5.4), **layout)
     for (top, low), stage in zip(axs.T, stages):
-        _plot_stage(top, low, history[history.stage == stage], stage)
+        _plot_stage(top, low, history[history.stage == stage], stage, valid_is)
         top.set_title(_STAGE_NAMES[stage] if len(stages) > 1 else 'training')
     axs[0, 0].set_ylabel('loss')
-    axs[1, 0].set_ylabel('macro recall')
+    axs[1, 0].set_ylabel(f'macro recall,\n{SCORED_ON[valid_is]}')
     return axs
 
 # %% ../nbs/33_run.ipynb #a30ead1f

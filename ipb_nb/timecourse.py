@@ -5,18 +5,19 @@
 # %% auto #0
 __all__ = ['RESERVED', 'CONTROLS', 'LEAST', 'state_course', 'read_conditions', 'fractions', 'in_window', 'well_fractions',
            'replicate_fractions', 'control_of', 'condition_colors', 'plot_course', 'compare_conditions', 'null_tests',
-           'plot_conditions', 'correct_shares', 'corrected_conditions', 'draw_audit', 'write_audit', 'read_audit',
-           'audit_errors', 'errors_differ']
+           'plot_conditions', 'correct_shares', 'independent_units', 'corrected_conditions', 'draw_audit',
+           'write_audit', 'read_audit', 'audit_errors', 'least_p', 'errors_differ']
 
 # %% ../nbs/51_timecourse.ipynb #aed6ef18
 import itertools
+import math
 from pathlib import Path
 
 import cv2
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from scipy import optimize
+from scipy import optimize, stats
 
 from .core import CLASSES, MULTI_LABEL, PALETTE, InputError, read_table, write_csv, write_png
 from .dataset import ColonyDataset
@@ -365,35 +366,47 @@ def correct_shares(
     return shares / shares.sum()
 
 # %% ../nbs/51_timecourse.ipynb #b713c0e5
+def independent_units(
+    conditions: pd.DataFrame,  # from `read_conditions`
+) -> pd.Series:  # index group
+    "The name of each well's biological replicate, or of the well itself where no replicates are named."
+    return conditions.unit.where(conditions.unit.ne('unknown'), conditions.index.to_series().astype(str))
+
+
 def _drawn_shares(x, counts, draws, rng):
-    "(draws, n_classes) corrected shares of wells drawn with replacement, through drawn confusion matrices."
-    out = []
+    "(draws, n_classes) corrected shares: means of the units `x` drawn from Student's t, through drawn matrices."
+    m, out = len(x), []
     for _ in range(draws):
-        mean = x[rng.integers(len(x), size=max(len(x) - 1, 1))].mean(0)
+        z = rng.normal(size=m)
+        away = (z - z.mean()) @ x / np.sqrt(m * rng.chisquare(m - 1))  # (has the covariance of the mean, by t)
         rates = np.array([rng.dirichlet(row + 0.5) if row.sum() else row for row in counts])
-        out.append(correct_shares(mean, rates))
+        out.append(correct_shares(x.mean(0) + away, rates))
     return np.array(out)
 
 # %% ../nbs/51_timecourse.ipynb #6bc2f106
 def corrected_conditions(
     wells: pd.DataFrame,  # from `well_fractions`
     confusion,  # (n_classes, n_classes) counts on the test set (T)
-    conditions: pd.DataFrame = None,  # from `read_conditions`; None: all are one
-    draws: int = 1000,  # of the bootstrap
+    conditions: pd.DataFrame = None,  # from `read_conditions`; None: all wells are one condition
+    draws: int = 1000,  # for the intervals
     seed: int = 0,
-) -> pd.DataFrame:  # one row per condition and class: wells, observed, corrected, low, high (95 %)
-    "Mean shares by condition, observed and corrected by the confusion matrix, with intervals bootstrapped over wells."
+) -> pd.DataFrame:  # one row per condition and class: wells, replicates, observed, corrected, low, high (95 %)
+    "Mean shares of a condition's replicates, observed and corrected by the confusion matrix, with intervals."
     rng, counts, tables = np.random.default_rng(seed), np.asarray(confusion, float), []
-    by = conditions.condition.reindex(wells.index) if conditions is not None else pd.Series('all wells', wells.index)
+    if conditions is None:
+        conditions = pd.DataFrame(dict(condition='all wells', unit='unknown'), wells.index)
+    by, unit = (o.reindex(wells.index) for o in (conditions.condition, independent_units(conditions)))
     for name, own in wells.groupby(by):
-        x = own.to_numpy()
-        mean = x.mean(0)
-        low, high = np.quantile(_drawn_shares(x, counts, draws, rng), [0.025, 0.975], axis=0)
-        found = pd.DataFrame({'condition': name, 'wells': len(x), 'class': wells.columns, 'observed': mean})
-        found = found.assign(corrected=correct_shares(mean, counts), low=low, high=high)
+        x = own.groupby(unit).mean().to_numpy()
+        found = pd.DataFrame(
+            {'condition': name, 'wells': len(own), 'replicates': len(x), 'class': wells.columns, 'observed': x.mean(0)}
+        )
+        found['corrected'] = correct_shares(x.mean(0), counts)
+        found['low'], found['high'] = np.nan, np.nan
+        if len(x) >= LEAST:
+            drawn = _drawn_shares(x, counts, draws, rng)
+            found['low'], found['high'] = np.quantile(drawn, [0.025, 0.975], axis=0)
         found.loc[counts.sum(1) < _FEW, ['corrected', 'low', 'high']] = np.nan
-        if len(x) < _FEW:
-            found[['low', 'high']] = np.nan
         tables.append(found)
     return pd.concat(tables, ignore_index=True)
 
@@ -437,7 +450,7 @@ def read_audit(
     classes,  # class names
     colonies: pd.DataFrame,  # colony_id, group
     conditions: pd.DataFrame,  # from `read_conditions`
-) -> pd.DataFrame:  # picture, colony_id, condition, predicted, label; without rows that lack a label or a condition
+) -> pd.DataFrame:  # picture, colony_id, condition, unit, plate, predicted, label; without rows that lack a label
     "The person's labels, joined with the key."
     labels = Path(folder) / 'labels.csv'
     key = read_table(Path(folder) / '.key.csv', ['picture', 'colony_id', 'predicted'], [])
@@ -455,7 +468,8 @@ def read_audit(
             f'{labels}, line {line}', f'picture {said.picture[line]}', 'one of .key.csv', 'Remove the row.'
         )
     key = key.merge(colonies[['colony_id', 'group']], on='colony_id')
-    key = key.join(conditions.condition, on='group', how='inner')
+    plan = conditions[['condition', 'plate']].assign(unit=independent_units(conditions))
+    key = key.join(plan, on='group', how='inner')
     df = key.merge(said.assign(label=label.map(known))[['picture', 'label']], on='picture')
     return df[df.label.ne('')]
 
@@ -464,20 +478,32 @@ def _is_clear(audit):
     return audit.label.ne(MULTI_LABEL) & audit.label.ne('unsure')
 
 
-def audit_errors(
-    audit: pd.DataFrame,  # from `read_audit`
-) -> pd.DataFrame:  # one row per condition: labelled, left_out, judged, errors, error, low, high (95 %, Wilson)
-    "How often the network was wrong, by condition; labels that are multi-label or unsure are left out."
+def _clustered_interval(wrong, unit):
+    "The 95 % interval of a share whose colonies lie in units: Wilson's, with the effective number of colonies."
     from statsmodels.stats.proportion import proportion_confint
 
-    clear = _is_clear(audit)
-    audit = audit.assign(left_out=~clear, wrong=clear & audit.label.ne(audit.predicted))
-    by = audit.groupby('condition')
-    df = by.agg(labelled=('label', 'size'), left_out=('left_out', 'sum'), errors=('wrong', 'sum')).reset_index()
-    df.insert(3, 'judged', df.labelled - df.left_out)
-    some = df.judged.where(df.judged > 0)
-    low, high = proportion_confint(df.errors, some, method='wilson')
-    return df.assign(error=df.errors / some, low=low, high=high)
+    by = wrong.groupby(unit)
+    n, errors, m = by.size(), by.sum(), by.ngroups
+    if m < 2:
+        return np.nan, np.nan
+    n_all, p = n.sum(), wrong.mean()
+    variance = m / (m - 1) * ((errors - p * n) ** 2).sum() / n_all**2
+    effective = min(p * (1 - p) / variance, n_all) if variance > 0 else n_all
+    effective *= (stats.norm.ppf(0.975) / stats.t.ppf(0.975, m - 1)) ** 2
+    return proportion_confint(p * effective, effective, method='wilson')
+
+
+def audit_errors(
+    audit: pd.DataFrame,  # from `read_audit`
+) -> pd.DataFrame:  # one row per condition: units, labelled, left_out, judged, errors, error, low, high (95 %)
+    "How often the network was wrong, by condition; labels that are multi-label or unsure are left out."
+    clear, rows = _is_clear(audit), []
+    for name, own in audit.assign(wrong=audit.label.ne(audit.predicted)).groupby('condition'):
+        judged = own[clear[own.index]]
+        low, high = _clustered_interval(judged.wrong, judged.unit)
+        counts = len(own), len(own) - len(judged), len(judged), judged.wrong.sum()
+        rows.append((name, judged.unit.nunique(), *counts, judged.wrong.mean(), low, high))
+    return pd.DataFrame(rows, columns='condition units labelled left_out judged errors error low high'.split())
 
 # %% ../nbs/51_timecourse.ipynb #10025981
 def _dependence(label, said, condition, shape):
@@ -490,23 +516,36 @@ def _dependence(label, said, condition, shape):
     return ((observed - expected) ** 2 / np.where(expected > 0, expected, 1)).sum()
 
 # %% ../nbs/51_timecourse.ipynb #33524726
+def least_p(
+    units: pd.DataFrame,  # one row per well or replicate: condition, plate
+) -> float:
+    "The smallest p-value that exchanging conditions within plates can give."
+    counts = pd.crosstab(units.plate, units.condition)
+    ways = math.prod(math.factorial(sum(n)) // math.prod(map(math.factorial, n)) for n in counts.to_numpy().tolist())
+    alike = counts.T.value_counts()  # (conditions with as many units on every plate: to rename them changes nothing)
+    return math.prod(map(math.factorial, alike.tolist())) / ways
+
+
 def errors_differ(
     audit: pd.DataFrame,  # from `read_audit`
     draws: int = 2000,  # permutations
     seed: int = 0,
-) -> float:  # p; nan where fewer than two conditions were judged
-    "Does the prediction depend on the condition? A permutation test within the classes that the person saw."
+) -> float:  # p; nan where wells or replicates are too few for any p below 0.05
+    "Does the prediction depend on the condition? Conditions are permuted among whole units, within the labels."
     df = audit[_is_clear(audit)]
-    if df.condition.nunique() < 2:
+    units = df.groupby(['condition', 'unit']).plate.first().reset_index()
+    if units.condition.nunique() < 2 or least_p(units) >= 0.05:
         return np.nan
-    codes, names = zip(*map(pd.factorize, (df.label, df.predicted, df.condition)))
-    label, said, condition = codes
-    shape = tuple(map(len, names))
-    rng, order = np.random.default_rng(seed), np.argsort(label, kind='stable')
-    found = _dependence(label, said, condition, shape)
+    unit = pd.MultiIndex.from_frame(units[['condition', 'unit']]).get_indexer(list(zip(df.condition, df.unit)))
+    of, names = pd.factorize(units.condition)
+    (label, n_labels), (said, n_said) = ((codes, len(n)) for codes, n in map(pd.factorize, (df.label, df.predicted)))
+    shape = n_labels, n_said, len(names)
+    plate = pd.factorize(units.plate)[0]
+    rng, order = np.random.default_rng(seed), np.argsort(plate, kind='stable')
+    found = _dependence(label, said, of[unit], shape)
     extreme = 0
     for _ in range(draws):
-        shuffled = condition.copy()
-        shuffled[order] = condition[np.lexsort((rng.random(len(df)), label))]
-        extreme += _dependence(label, said, shuffled, shape) >= found - 1e-9
+        shuffled = of.copy()
+        shuffled[order] = of[np.lexsort((rng.random(len(units)), plate))]
+        extreme += _dependence(label, said, shuffled[unit], shape) >= found - 1e-9
     return (1 + extreme) / (1 + draws)

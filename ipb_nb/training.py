@@ -67,6 +67,7 @@ def run_loaders(
             DataLoaders(dls.train, loaders.test, device=dls.device) if dls else dls
             for dls in (loaders.labeled, loaders.unlabeled)
         )
+        loaders.valid_is = 'T'
     return loaders
 
 # %% ../nbs/31_training.ipynb #96598278
@@ -110,7 +111,7 @@ class Training:
         dls = dict.fromkeys(STAGES, loaders.labeled) | self.method.loaders(cfg, loaders)
         self.dls = {stage: DataLoaders(o.train, valid, device=o.device) for stage, o in dls.items() if o}
         self.kept, self.store, self.saved = {}, Checkpoints(out / 'checkpoint'), None
-        self.view, self.start, self.ctrl_c = live_view(), time.time(), CtrlC()
+        self.view, self.start, self.ctrl_c = live_view(loaders.valid_is), time.time(), CtrlC()
 
     def keep(self, name: str, net):
         "Keep a network's weights as they are now, to be tested under this name."

@@ -60,12 +60,12 @@ def test_notes(swept):
     c.rows['MPL'][0].info['test_sha256'] = 'another'
     c.rows['frozen'].append(c.rows['frozen'][0])
     c.runs[0].info['data_sha256'] = 'another'
-    c.rows['HRNet'][0].metrics['selected_on'] = 'test'
+    c.rows['HRNet'][0].metrics['selected_on'] = 'T'
     said = ' '.join(notes(c))
     for words in (
         'Some folds of frozen were run twice',
         'not made on the same dataset',
-        'HRNet on V/test',
+        'HRNet on T/V',
         'too good to be trusted',
         'because the test colonies differ: MPL.',
     ):

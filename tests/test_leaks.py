@@ -9,6 +9,7 @@ import torch
 from fastai.callback.core import Callback
 from safetensors.numpy import load_file
 
+from ipb_nb.compare import compare, notes
 from ipb_nb.config import ExperimentConfig
 from ipb_nb.core import InputError, read_json, write_json, write_png
 from ipb_nb.dataset import ColonyDataset
@@ -16,7 +17,9 @@ from ipb_nb.experiment import train
 from ipb_nb.ipb import ipb_learner
 from ipb_nb.model import create_model
 from ipb_nb.patch import colony_dataloaders
-from ipb_nb.split import Split, _digest
+from ipb_nb.report import write_report
+from ipb_nb.run import plot_losses, read_run
+from ipb_nb.split import SCORED_ON, Split, _digest, save_split
 
 
 @pytest.fixture
@@ -169,3 +172,18 @@ def test_each_part_can_be_had_alone(dataset, tiny, tmp_path, kwargs, name, netwo
     assert (out / 'balance.csv').exists() == kwargs.get('balance', True) == ('relabelled' in history)
     if kwargs.get('max_repeat'):
         assert pd.read_csv(out / 'balance.csv').largest_repeat.max() <= 3
+
+
+@pytest.mark.parametrize('select, scored_on', [('valid', 'V'), ('last', 'V'), ('test', 'T')])
+def test_the_test_set_chooses_the_student_alone_and_the_report_says_so(dataset, tiny, tmp_path, select, scored_on):
+    copy = shutil.copytree(dataset, tmp_path / 'colonies')
+    save_split(ColonyDataset(copy), name='with_v', labeled=0.5, valid=0.5, test=0.25, folds=2)
+    cfg = ExperimentConfig(**tiny | dict(method='supervised', split='with_v', select=select))
+    run = read_run(train(cfg, copy, tmp_path / 'run'))
+    on_test = select == 'test'
+    assert run.info['parts']['V'] and run.valid_is == scored_on
+    assert read_json(run.path / 'model.json')['trust']['calibrated_on'] == (None if on_test else 'V')
+    assert any('chosen on the test set' in note for note in notes(compare(run.path))) == on_test
+    assert (SCORED_ON[scored_on] in plot_losses(run.history, valid_is=run.valid_is)[1, 0].get_ylabel()) and (
+        'too good to be trusted' in write_report(run.path).read_text()
+    ) == on_test
