@@ -173,6 +173,8 @@ def _check_enough(rings, by, shares):
             least = np.ceil(100 / n) / 100
             most = int(1 / least + 1e-9)
             do = f'With {n}, shares of at least {least:g} and at most {most} folds are possible; or label more.'
+        if by != 'random':
+            do += f' --by random needs no whole {units}, but then nearly the same pictures are on both sides of T.'
         raise InputError(f'class {c}' if c else 'groups', found, expected, do)
 
 # %% ../nbs/05_split.ipynb #9c65d7e4
@@ -488,12 +490,17 @@ def _most_folds(test):
     return min(10, int(1 / test + 1e-9)) if 0 < test < 1 else 1
 
 # %% ../nbs/05_split.ipynb #183ddc70
+def _by_default(colonies):
+    "Tracks stay together where there are any: the frames of a colony look almost alike."
+    return 'track' if colonies.track_id.any() and lineages(colonies).duplicated().any() else 'random'
+
+
 @delegates(make_split)
 def save_split(
     ds: ColonyDataset,
     name: str = 'default',  # of the split
     frozen: str = None,  # earlier split whose test set (T) stays as it is
-    by: str = None,  # what stays together: random (single colonies), track or group; default: random
+    by: str = None,  # what stays together: random (nothing, as in the paper), track or group; default: track, if any
     test: float = None,  # share of each class kept for the test set (T); default: 0.1
     folds: int = None,  # at most 1/test; default: as many as fit, at most 10
     **kwargs,
@@ -503,13 +510,13 @@ def save_split(
     if old and old.info['by'] not in BY:
         found = f"{frozen}, drawn by {old.info['by']}"
         raise InputError('frozen', found, 'a split that was drawn here', 'Draw one first.')
+    colonies = ds.colonies.drop(columns='label').join(ds.labels())
     if old:
         by, test, folds = _as_frozen(old, by=by, test=test, folds=folds)
     else:
-        by, test = 'random' if by is None else by, 0.1 if test is None else test
+        by, test = _by_default(colonies) if by is None else by, 0.1 if test is None else test
         folds = _most_folds(test) if folds is None else folds
     chosen = dict(by=by, labeled=0.1, test=test, valid=0.2, folds=folds, seed=0, fixed_u=None) | kwargs
-    colonies = ds.colonies.drop(columns='label').join(ds.labels())
     rows, left = make_split(colonies, ds.classes, frozen=old.test if old else None, **chosen)
     return write_split(ds, name, rows, left, frozen=frozen, **chosen)
 
@@ -653,10 +660,18 @@ def check(
     return pd.DataFrame(rows, columns=['fold', 'kind', 'test', 'other', 'part', 'detail'])
 
 # %% ../nbs/05_split.ipynb #dbdccea9
+_TOGETHER = dict(
+    random='single colonies',
+    track='track: all frames of a colony are in one part (--by random draws single colonies, as in the paper)',
+    group='group: all colonies of a well or sequence are in one part',
+)
+
+
 def _print_split(split):
     "Print the parts of a split, the shares reached and what is left out."
     letters = 'L labelled, V validation, U unlabelled, T test'
-    print(f"{split.path}: {split.folds} folds by {split.info['by']}; fold 0 ({letters}):\n{split.counts().to_string()}")
+    print(f"{split.path}: {split.folds} folds by {_TOGETHER[split.info['by']]}")
+    print(f'fold 0 ({letters}):\n{split.counts().to_string()}')
     without_valid = [str(f) for f in range(split.folds) if {'L', 'V'} & {*split.fold(f).part} == {'L'}]
     if split.info['valid'] and without_valid:
         need = f'it takes {_MIN_VALID} colonies of every class, and the labelled set (L) keeps at least one'

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from ipb_nb.core import MULTI_LABEL, InputError
 from ipb_nb.dataset import write_dataset
-from ipb_nb.split import lineages, make_split, save_split
+from ipb_nb.split import ipb_split, lineages, make_split, save_split
 
 CLASSES = ['a', 'b', 'c']
 
@@ -211,3 +211,17 @@ def test_verdicts_after_the_draw_change_nothing(cells):
 def test_shares_are_reached_and_told(cells):
     info = save_split(cells, labeled=0.4, test=0.2, folds=5).info
     assert [o['T'] for o in info['reached']] == [0.2] * 5 and info['left_out'] == {} and info['by'] == 'random'
+
+
+def test_frames_of_a_colony_stay_together_unless_asked_otherwise(few, tmp_path, capsys):
+    ds = few('tracks', 90)
+    split = save_split(ds, labeled='rest', test=0.5, folds=1)
+    assert split.info['by'] == 'track' and not (split.check().kind == 'track').any()
+    assert save_split(ds, 'paper', by='random', labeled='rest', test=0.2, folds=2).info['by'] == 'random'
+    assert save_split(ds, 'later', frozen='paper', labeled=0.2).info['by'] == 'random'
+    rows = [drawn(f'c{k}', 'ab'[k % 2], track_id=f't{k}') for k in range(20)]  # (tracks of one frame each)
+    assert save_split(write_dataset(tmp_path / 'ones', rows, ['a', 'b']), test=0.2, labeled=0.4).info['by'] == 'random'
+    with pytest.raises(InputError, match='--by random'):
+        save_split(ds, 'shares', labeled='rest', test=0.05)
+    ipb_split(str(ds.path), name='told', test=0.5, labeled='rest')
+    assert 'by track: all frames of a colony are in one part' in capsys.readouterr().out
