@@ -159,6 +159,7 @@ def _shown_tests(t):
         '95 % interval': interval,
         'p': t.p,
         'p (Holm)': t.p_holm,
+        'detectable': t.detectable,
     }
     return pd.DataFrame(columns).set_index('class')
 
@@ -180,7 +181,8 @@ def _test_parts(tests, replicates):
         plates = ', plates taken out' if 'plates taken out' in notes else ''
         yield _soft(
             f'Tested between the means of biological replicates, never between colonies or frames{plates}; '
-            'p (Holm) is adjusted for all rows of this table.'
+            'p (Holm) is adjusted for all rows of this table. Detectable: the true difference that four of five such '
+            'tests (before Holm) would find.'
         )
         table = _scroll(replicates.rename(columns=dict(unit='replicate')).set_index('condition'))
         yield render('<details><summary>Biological replicates</summary>{{ t }}</details>', t=table)

@@ -154,7 +154,8 @@ class ExperimentConfig(_Fields):
         pretrain_epochs: int = None,  # of the teacher on L; simclr and others: of the network on L, after U
         pretrain_steps: int = None,  # the same in steps, however small L is; 0: one pass over L per epoch
         epochs: int = None,  # of the main training
-        finetune: int = None,  # epochs on L at the end, at a tenth of the learning rate; 0: none
+        finetune: int = None,  # epochs on L at the end; 0: none
+        finetune_lr: float = 0.0,  # highest learning rate of these epochs; 0: a tenth of lr
         steps: int = None,  # of the main training, spread over the epochs; 0: one pass over the data per epoch
         batch_size: int = None,  # patches, of all processes together
         lr: float = None,  # highest learning rate
@@ -229,7 +230,7 @@ CHOICES = {
 _ABOVE_0 = ('epochs', 'lr', 'temperature', 'threads', 'width', 'mu', 'generations')
 _AT_LEAST_0 = (
     *('pretrain_epochs', 'pretrain_steps', 'finetune', 'steps', 'test_patches'),
-    *('fold', 'seed', 'max_repeat', 'wd', 'lambda_u'),
+    *('fold', 'seed', 'max_repeat', 'wd', 'lambda_u', 'finetune_lr'),
 )
 _FRACTIONS = ('threshold', 'ramp', 'warmup', 'ema', 'momentum', 'tau_plus')
 

@@ -541,7 +541,8 @@ def train_in_notebook(
 _GROUPS = {
     'run': 'out resume no_notebook',
     'what to train': 'preset method arch width pretrained freeze scales split fold seed',
-    'schedule': 'pretrain_epochs pretrain_steps epochs finetune steps batch_size lr wd momentum warmup select ema',
+    'schedule': 'pretrain_epochs pretrain_steps epochs finetune finetune_lr steps batch_size lr wd momentum warmup '
+    'select ema',
     'IPB and meta pseudo labels': 'feedback teacher_frozen balance balance_by balance_on max_repeat label multi_label '
     'labeled_in_u student_labeled student_from_teacher threshold temperature lambda_u ramp',
     'patches': 'strong small test_patches tta',

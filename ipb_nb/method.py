@@ -346,7 +346,7 @@ def rate(self: Method, cfg, stage: str) -> float:
     "The highest learning rate of a stage. Without labels it grows with the batch (Goyal et al. 2017)."
     if stage == 'pretext':
         return cfg.lr * cfg.pairs / cfg.batch_size
-    return cfg.lr / 10 if stage == 'finetune' else cfg.lr
+    return (cfg.finetune_lr or cfg.lr / 10) if stage == 'finetune' else cfg.lr
 
 # %% ../nbs/20_method.ipynb #1f5e2b2e
 @patch

@@ -106,6 +106,7 @@ def choose_labels(
     confidence, y = soft.max(1)
     if label == 'sample':
         y = (logits.softmax(1).cumsum(1)[:, :-1] <= uniforms(keys, 'label', 1)).sum(1)
+        confidence = soft.gather(1, y[:, None]).squeeze(1)  # (of the label that is taught)
     return soft, soft if label == 'soft' else y, confidence >= threshold
 
 

@@ -346,7 +346,8 @@ def _interval_text(mean, low, high, digits=3):
 # %% ../nbs/42_tables.ipynb #561a370c
 _TEST_NOTE = (
     'Two-sided tests, paired over common folds but for the last; the unit is the fold; d is the difference in '
-    'standard deviations over folds (?: beyond what can be computed). Judge by the column after Holm. '
+    'standard deviations over folds (?: beyond what can be computed). Judge by the column after Holm. Detectable is '
+    'the true difference that four of five such tests, before Holm, would find. '
     "The two-sample test takes folds for independent and ignores the pairing; it is shown because the paper used it."
 )
 
@@ -364,6 +365,7 @@ def table_tests(
         'd (95 % CI)': [_interval_text(*v, 1) for v in effects],
         'p, corrected paired t-test': t.p.map(_p_text),
         f'p, the same after Holm ({t.p_holm.notna().sum()} rows)': t.p_holm.map(_p_text),
+        'detectable': t.detectable.map(lambda v: f'{v:.3f}' if v == v else '–'),
         "p, Student's t-test of two samples (the paper's)": t.p_student.map(_p_text),
         'family': t.family,
     }

@@ -22,7 +22,7 @@ from scipy import optimize, stats
 from .core import CLASSES, MULTI_LABEL, PALETTE, InputError, read_table, write_csv, write_png
 from .dataset import ColonyDataset
 from .growth import cell_radius
-from .metric import holm
+from .metric import detectable, holm
 from .run import figure_style
 from .simulate import well_states
 
@@ -231,21 +231,25 @@ LEAST = 3  # biological replicates on each side of a test
 
 
 def _effect(y, treated, plate):
-    "Difference, its 95 % interval, p and a note, from a linear model with plates; nan where plates cannot be removed."
+    "Difference, its 95 % interval, what could be found, p and a note; nan where plates cannot be taken out."
     plates = pd.get_dummies(plate, drop_first=True, dtype=float).to_numpy()
     x = np.column_stack([np.ones(len(y)), treated, plates])
     if np.ptp(y) == 0:
-        return 0.0, np.nan, np.nan, np.nan, ''
+        return 0.0, *[np.nan] * 4, ''
     if np.linalg.matrix_rank(x) < x.shape[1] or len(y) - x.shape[1] < 2:
         difference = y[treated > 0].mean() - y[treated == 0].mean()
-        return difference, np.nan, np.nan, np.nan, 'cannot be told from plates'
+        return difference, *[np.nan] * 4, 'cannot be told from plates'
     from statsmodels.regression.linear_model import OLS  # takes most of a second, which every process would pay
 
     fit = OLS(y, x).fit()
-    return fit.params[1], *fit.conf_int()[1], fit.pvalues[1], 'plates taken out' if x.shape[1] > 2 else ''
+    least = detectable(fit.bse[1], fit.df_resid)
+    return fit.params[1], *fit.conf_int()[1], least, fit.pvalues[1], 'plates taken out' if x.shape[1] > 2 else ''
 
 # %% ../nbs/51_timecourse.ipynb #2a90afc9
-_TESTED = 'class condition control replicates replicates_control mean mean_control difference low high p note'.split()
+_TESTED = [
+    *'class condition control replicates replicates_control mean mean_control difference'.split(),
+    *'low high detectable p note'.split(),
+]
 
 
 def _tests(own, base, classes, name, control):
@@ -259,7 +263,7 @@ def _tests(own, base, classes, name, control):
     for c in classes:
         means = own[c].mean(), base[c].mean()
         if lacks:
-            effect = means[0] - means[1], np.nan, np.nan, np.nan, lacks
+            effect = means[0] - means[1], *[np.nan] * 4, lacks
         else:
             effect = _effect(both[c].to_numpy(), both.condition.eq(name).to_numpy(float), both.plate)
         yield c, name, control, len(own), len(base), *means, *effect
@@ -270,7 +274,7 @@ def compare_conditions(
     classes,  # class names
     control: str = None,  # condition that the others are compared with; None: as in `control_of`
     names=None,  # all conditions, also those without a replicate; None: those of `replicates`
-) -> pd.DataFrame:  # one row per condition and class: replicates of both, means, difference, low, high, p, note, p_holm
+) -> pd.DataFrame:  # one row per condition and class: replicates of both, means, difference, …, p_holm
     "Each condition against the control, over biological replicates."
     df = _compared(replicates, classes, control, names)
     return df.assign(p_holm=holm(df.p))
