@@ -17,7 +17,6 @@ import shutil
 import sys
 import tempfile
 import threading
-import time
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
@@ -187,6 +186,8 @@ def _begin(cfg, ds, out) -> dict:
         flops=old.get('flops'),
         resumed=[*old.get('resumed', []), _now()] if old else [],
         seconds=None,
+        cpu_seconds=None,
+        load=None,
         estimate=None,
         error=None,
     )
@@ -199,8 +200,9 @@ def _finish(run, training, out, state, error=None):
         for f in out.iterdir()
         if f.is_file() and f.name[0] != '.' and f.name not in ('run.json', 'train.ipynb')
     }
-    seconds = round(time.time() - training.start, 1)
-    write_json(run | dict(state=state, seconds=seconds, error=error, files=files), out / 'run.json')
+    spent = {k: round(v, 1) for k, v in training.spent().items()}
+    load = round(os.getloadavg()[0], 1) if hasattr(os, 'getloadavg') else None  # (of the last minute; not on Windows)
+    write_json(run | spent | dict(state=state, load=load, error=error, files=files), out / 'run.json')
 
 # %% ../nbs/32_experiment.ipynb #f02df59b
 @contextmanager

@@ -211,9 +211,22 @@ def _selected(run):
     return f'{words}{tuned} {decision_in_words(run.config)}'
 
 # %% ../nbs/44_report.ipynb #e69b79dc
+def _minutes(seconds):
+    return f'{seconds / 60:.0f} min' if seconds > 90 else f'{seconds:.0f} s'
+
+
+def _trained(info):
+    "How long a run took; for newer ones also its processors, and the machine's load at the end."
+    words = f"trained in {_minutes(info['seconds'])}"
+    if info.get('cpu_seconds'):
+        load = f", load {info['load']:g}" if info.get('load') else ''
+        words += f" ({_minutes(info['cpu_seconds'])} of CPU time{load})"
+    return words
+
+
 def _line(run):
     "The settings that matter most, in one line."
-    f, seconds = run.config, run.info.get('seconds')
+    f = run.config
     line = [
         f'folder {run.id}',
         f"network {f.get('arch')}",
@@ -221,8 +234,8 @@ def _line(run):
         f"split {f.get('split')}",
         f"{run.metrics['n_test']} test colonies",
     ]
-    if seconds:
-        line.append(f'trained in {seconds / 60:.0f} min' if seconds > 90 else f'trained in {seconds:.0f} s')
+    if run.info.get('seconds'):
+        line.append(_trained(run.info))
     return ' · '.join(line)
 
 

@@ -273,8 +273,11 @@ def table_4_paper(c: Comparison = None) -> Table:
     return confusion_table(published(4).values, PAPER_CLASSES, 'table_4_paper', title, note)
 
 # %% ../nbs/42_tables.ipynb #46be76b4
+_MINUTES = {'minutes': 'seconds', 'CPU minutes': 'cpu_seconds'}
+
+
 def _cost(c, row):
-    "Minutes and 10¹² operations of a run, averaged over the row."
+    "Minutes of a run and of its processors, and 10¹² operations, averaged over the row."
 
     def mean(values):
         known = [v for v in values if v]
@@ -282,7 +285,8 @@ def _cost(c, row):
 
     runs = c.rows[row]
     flops = [r.info['flops'] / 1e12 for r in runs if r.info.get('flops')]
-    return dict(minutes=mean(r.info['seconds'] / 60 for r in runs), TFLOP=mean(flops))
+    minutes = {name: mean((r.info.get(k) or 0) / 60 for r in runs) for name, k in _MINUTES.items()}
+    return minutes | dict(TFLOP=mean(flops))
 
 
 def _related_lines(c, paper):
@@ -297,7 +301,8 @@ def _related_lines(c, paper):
 
 # %% ../nbs/42_tables.ipynb #b35750a9
 _COST_NOTE = (
-    ' Minutes are those of a whole run on the machine that it ran on; TFLOP are 10¹² operations of its training, '
+    ' Minutes are those of a whole run on the machine that it ran on, beside whatever else ran there; CPU minutes '
+    'are those of all its processors. TFLOP are 10¹² operations of its training, '
     'as counted by torch, including the labelling of the unlabelled set (U) and the passes over the validation set (V).'
 )
 
@@ -318,7 +323,7 @@ def table_5(
         else:
             lines[line] = {}
     data, shown = _mean_std(lines.values(), pd.Index(lines, name='method'), [*columns, 'macro recall'])
-    cost = pd.DataFrame(costs, data.index, ['minutes', 'TFLOP'])
+    cost = pd.DataFrame(costs, data.index, [*_MINUTES, 'TFLOP'])
     cost_text = cost.map(lambda v: f'{v:.3g}' if v == v else '–')
     title = 'Table 5: related methods, precision, mean (std) over folds'
     note = _OTHER_DATA + _PAPER_TPR + _COST_NOTE

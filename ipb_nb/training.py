@@ -6,6 +6,7 @@
 __all__ = ['run_loaders', 'create_network', 'Training', 'estimate_in_words', 'estimate_run']
 
 # %% ../nbs/31_training.ipynb #ea9d46a6
+import os
 import tempfile
 import time
 from functools import partial
@@ -111,7 +112,8 @@ class Training:
         dls = dict.fromkeys(STAGES, loaders.labeled) | self.method.loaders(cfg, loaders)
         self.dls = {stage: DataLoaders(o.train, valid, device=o.device) for stage, o in dls.items() if o}
         self.kept, self.store, self.saved = {}, Checkpoints(out / 'checkpoint'), None
-        self.view, self.start, self.ctrl_c = live_view(loaders.valid_is), time.time(), CtrlC()
+        self.view, self.ctrl_c = live_view(loaders.valid_is), CtrlC()
+        self.start, self.cpu_start = time.time(), sum(os.times()[:4])
 
     def keep(self, name: str, net):
         "Keep a network's weights as they are now, to be tested under this name."
@@ -120,7 +122,7 @@ class Training:
     def state(self) -> dict:
         "The run's part of a checkpoint."
         live = {name: net.state_dict() for name, net in self.live.items()}
-        return dict(live=live, kept=self.kept, seconds=time.time() - self.start)
+        return dict(live=live, kept=self.kept, **self.spent())
 
     def resume(self):
         "Load the newest checkpoint that is whole."
@@ -131,8 +133,15 @@ class Training:
         for name, net in self.live.items():
             net.load_state_dict(state['live'][name])
         self.kept, self.start = state['kept'], self.start - state['seconds']
+        self.cpu_start -= state['cpu_seconds']
 
 # %% ../nbs/31_training.ipynb #0a5789cb
+@patch
+def spent(self: Training) -> dict:
+    "Time since the first start, and that of the processors, s."
+    return dict(seconds=time.time() - self.start, cpu_seconds=sum(os.times()[:4]) - self.cpu_start)
+
+
 @patch
 def past(self: Training, stage: str) -> bool:
     "Was the checkpoint saved in a later stage?"
