@@ -39,13 +39,12 @@ _FROM_SCRATCH = dict(
 _BEST = _FROM_SCRATCH | dict(
     arch='tf_efficientnet_lite0',
     pretrained=True,
-    freeze=True,
     scales='64',
     small='context',
     pretrain_epochs=4,
-    pretrain_steps=400,
+    pretrain_steps=200,
     epochs=6,
-    steps=600,
+    steps=300,
     batch_size=32,
     lr=0.01,
     warmup=0.05,
@@ -96,6 +95,7 @@ PRESETS = {
         finetune=30,
     ),
     'best': _BEST,
+    'frozen': _BEST | dict(freeze=True, pretrain_steps=400, steps=600),
 }
 
 # %% ../nbs/30_config.ipynb #fields01
@@ -179,8 +179,10 @@ def _fill_in(self: ExperimentConfig):
         raise InputError('preset', self.preset, ' or '.join(PRESETS), 'Name one of them.')
     if not isinstance(self.method, str) or self.method not in METHODS:
         raise InputError('method', self.method, ' or '.join(METHODS), 'Correct the value.')
-    method = METHODS[self.method]
-    for field, value in (PRESETS[self.preset] | method.defaults(self.preset)).items():
+    method, preset = METHODS[self.method], dict(PRESETS[self.preset])
+    if not method.pretrains and preset['steps']:
+        preset['steps'] += preset['pretrain_steps']  # (as many steps for all methods)
+    for field, value in (preset | method.defaults(self.preset)).items():
         if getattr(self, field) is None:
             setattr(self, field, value)
     self.scales = str(self.scales).replace(' ', '')

@@ -512,6 +512,7 @@ def predict(
     control: str = None,  # condition that the others are compared with
     since: float = None,  # h: compare conditions from then on; default: the last third of the time
     audit: int = 0,  # draw so many colonies of each condition to label blindly; called again, report the labels
+    min_colonies: int = 0,  # in the time that is compared; wells with fewer are in no comparison
     workers: int = 1,  # processes
     dask: str = None,  # address of a Dask scheduler, local, or slurm
     resume: bool = False,  # continue an interrupted prediction
@@ -548,7 +549,7 @@ def predict(
         write_json(asked | result, out / 'prediction.json')
         if not left:
             shutil.rmtree(out / '.predict', ignore_errors=True)
-    return write_answers(student, out, conditions, control, since, audit)
+    return write_answers(student, out, conditions, control, since, audit, min_colonies)
 
 # %% ../nbs/53_predict.ipynb #859a9a92
 def _composition_errors(own, found, true, n):
@@ -604,7 +605,7 @@ def against_truth(
     'ipb-predict run raw --out answers --conditions wells.csv',
     groups={
         'Images': 'pixel_size unscaled pattern channel z interval_h',
-        'Comparison': 'conditions control since audit',
+        'Comparison': 'conditions control since audit min_colonies',
         'Work': 'stride workers dask',
         'Output': 'out resume',
     },

@@ -21,7 +21,7 @@ from ipb_nb.patch import PatchViews, colony_dataloaders, views
 from ipb_nb.toy import toy_dataset
 
 SHORT = dict(
-    preset='best', scales='32', pretrain_steps=24, steps=24, epochs=3, batch_size=16, threads=1, test_patches=3
+    preset='frozen', scales='32', pretrain_steps=24, steps=24, epochs=3, batch_size=16, threads=1, test_patches=3
 )
 
 

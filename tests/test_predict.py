@@ -13,6 +13,7 @@ import pytest
 import tifffile
 from PIL import Image
 
+from ipb_nb.answers import write_answers
 from ipb_nb.config import ExperimentConfig
 from ipb_nb.core import CLASSES, InputError, read_json, write_json
 from ipb_nb.dataset import ColonyDataset
@@ -135,6 +136,18 @@ def test_a_second_call_only_answers_anew(run, exp, answers, tmp_path):
     )
     with pytest.raises(InputError, match='stride None; expected stride 8'):
         predict(run, exp.path / 'raw', out, stride=8)
+
+
+def test_wells_with_few_colonies_can_be_left_out(run, exp, answers, tmp_path):
+    out, student = shutil.copytree(answers, tmp_path / 'out'), load_student(run)
+    wells = pd.read_csv(out / 'wells.csv').sort_values('compared')
+    fewest = wells[wells.compared > 0].iloc[0]
+    enough = int(fewest.compared) + 1
+    page = write_answers(student, out, exp.path / 'wells.csv', min_colonies=enough).read_text()
+    assert f'fewer than {enough} colonies: {fewest.group} ({fewest.compared})' in page
+    kept = (wells.compared >= enough).sum()
+    corrected = pd.read_csv(out / 'corrected.csv').drop_duplicates('condition')
+    assert pd.read_csv(out / 'replicates.csv').wells.sum() == kept == corrected.wells.sum() > 0
 
 
 def test_frames_at_another_pixel_size(run, exp, tmp_path):
