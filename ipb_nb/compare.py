@@ -313,6 +313,22 @@ def baseline_tests(
     return t
 
 # %% ../nbs/40_compare.ipynb #323232eb
+def _label_notes(c):
+    "Labels that have changed since the split was drawn, or since the runs were made."
+    rows = c.split.table[c.split.table.part.ne('U')].drop_duplicates(['colony_id', 'part'])
+    now = c.dataset.labels().label.reindex(rows.colony_id).to_numpy()
+    changed = rows[rows.label.to_numpy() != now]
+    if len(changed):
+        n, n_test = changed.colony_id.nunique(), changed.colony_id[changed.part.eq('T')].nunique()
+        yield (
+            f'Since the split {c.split.name} was drawn, the labels of {n} of its colonies have changed ({n_test} in '
+            'the test set, T). All scores are those of the labels as they were drawn; the table of the dataset shows '
+            'the present ones. Draw a new split and train again to use them.'
+        )
+    elif any(r.info.get('labels_sha256', c.dataset.labels_sha256) != c.dataset.labels_sha256 for r in c.runs):
+        yield 'Labels have changed since the runs were made, but none of the labelled colonies of the split.'
+
+
 def _data_notes(c):
     "Missing runs, and datasets that differ or have changed."
     if len(c.missing):
@@ -330,6 +346,7 @@ def _data_notes(c):
             'The dataset has changed since the runs were made: '
             'its table, its patches and the methods paragraph show it as it is now.'
         )
+    yield from _label_notes(c)
 
 # %% ../nbs/40_compare.ipynb #de52d858
 def _selection_notes(c):

@@ -7,6 +7,7 @@ __all__ = ['TEXT_COLUMNS', 'COLUMNS', 'FORMAT_VERSION', 'ID', 'LOG_COLUMNS', 'AC
            'check_class_names', 'write_tables', 'ColonyDataset', 'write_dataset', 'annotator_log', 'shorten']
 
 # %% ../nbs/03_dataset.ipynb #31c96947
+import hashlib
 import os
 import re
 import shutil
@@ -591,6 +592,13 @@ def votes(
 ) -> pd.DataFrame:  # index colony_id, a column per annotator: a class, multi-label, excluded, or '' for none
     "The verdicts of all annotators side by side."
     return self.annotations().pivot(index='colony_id', columns='annotator', values='vote').fillna('')
+
+
+@patch(as_prop=True)
+def labels_sha256(self: ColonyDataset) -> str:
+    "A hash of the labels that stand, and of what is excluded."
+    lines = self.labels()[['label', 'exclude']].to_csv()
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 # %% ../nbs/03_dataset.ipynb #7a57aed6
 def _cohen(a, b):

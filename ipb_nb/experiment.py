@@ -178,6 +178,7 @@ def _begin(cfg, ds, out) -> dict:
         config=cfg.dict(),
         data=os.path.relpath(ds.path, out),
         data_sha256=_sha256(ds.path / 'colonies.csv'),
+        labels_sha256=ds.labels_sha256,
         split_sha256=_sha256(split.path),
         test_sha256=split.info['test_sha256'],
         parts=split.counts(cfg.fold).sum(axis=1).to_dict(),

@@ -187,3 +187,17 @@ def test_the_test_set_chooses_the_student_alone_and_the_report_says_so(dataset, 
     assert (SCORED_ON[scored_on] in plot_losses(run.history, valid_is=run.valid_is)[1, 0].get_ylabel()) and (
         'too good to be trusted' in write_report(run.path).read_text()
     ) == on_test
+
+
+def test_labels_that_changed_after_the_split_are_told(dataset, tiny, tmp_path):
+    copy = shutil.copytree(dataset, tmp_path / 'colonies')
+    run = train(ExperimentConfig(**tiny | dict(method='supervised')), copy, tmp_path / 'run')
+    assert not any('labels' in note.lower() for note in notes(compare(run)))
+    ds = ColonyDataset(copy)
+    one = Split(ds).fold(0)
+    unlabeled, tested = one.index[one.part == 'U'][0], one.index[one.part == 'T'][0]
+    ds.annotate(unlabeled, exclude='unsure', by='ana')
+    in_no_part = set(Split(ds).table.colony_id[Split(ds).table.part.ne('U')])
+    assert unlabeled in in_no_part or any('but none of the labelled' in note for note in notes(compare(run)))
+    ds.annotate(tested, exclude='unsure', by='ana')
+    assert any('have changed' in note and 'in the test set' in note for note in notes(compare(run)))
