@@ -1,9 +1,10 @@
 """Does learning from the unlabelled images pay? configs/evidence.yaml on simulated colonies and on real cells.
 
-`python benchmarks/long_evidence.py FOLDER [SPLIT]` keeps datasets and runs in FOLDER and resumes there; SPLIT limits it
-to per20 (20 labels a class) or share10 (a tenth). Blood cells where IPB_BCCD, imaging-flow cells where IPB_MLCP names
-their folder. Three folds with 30 % of the tracks (or cells) in T. The recalls are those of all test colonies of the
-folds together; intervals come from a bootstrap over tracks (or cells)."""
+`python benchmarks/long_evidence.py FOLDER [SPLIT [ROWS]]` keeps datasets and runs in FOLDER and resumes there; SPLIT
+limits it to per20 (20 labels a class) or share10 (a tenth), ROWS (with * and ?) to some rows of the grid. Blood cells
+where IPB_BCCD, imaging-flow cells where IPB_MLCP names their folder. Three folds with 30 % of the tracks (or cells) in
+T. The recalls are those of all test colonies of the folds together; intervals come from a bootstrap over tracks (or
+cells)."""
 
 import os
 import shutil
@@ -85,28 +86,33 @@ def interval(differ, *sizes, repeats=2000):
     return np.nanpercentile(found, [2.5, 97.5])
 
 
+def baseline(row):
+    "The row that a row is compared with: supervised training of the same layers, which itself is compared with all."
+    return 'frozen-supervised' if row.startswith('frozen-') and row != 'frozen-supervised' else 'supervised'
+
+
 def report(data, folder, budget):
     "One line per figure: recalls of each row, and gains over supervised training. Return the counts by row."
     ds, runs = ColonyDataset(folder / data), {}
     for out in sorted((folder / f'{data}_runs').glob(f'*-split{budget}-*/metrics.json')):
         runs.setdefault(out.parent.name.partition('-split')[0], []).append(read_run(out.parent))
     found = {row: counts(ds, of, 'student') for row, of in runs.items() if len(of) == 3}
-    rarest = int(found['supervised'][0].sum(0).argmin())
-    base = found['supervised']
+    rarest = int(next(iter(found.values()))[0].sum(0).argmin())
     for row, of in found.items():
         r, seconds = recalls(*of), np.mean([o.info['seconds'] for o in runs[row]])
         name = f'evidence.{data}.{budget}.{row}'
         show(f'{name}.macro_tpr', r.mean(), 'recall', f'the other rows; {seconds:.0f} s a run, two at a time')
         show(f'{name}.tpr.{ds.classes[rarest]}', r[rarest], 'recall', 'the other rows; the rarest class')
-        if row == 'supervised':
+        base = found.get(baseline(row))
+        if row == 'supervised' or not base:
             continue
         for what, of_what in (('gain', np.mean), ('gain_rarest', lambda r: r[rarest])):
 
-            def differ(chosen, of=of, of_what=of_what):
+            def differ(chosen, of=of, base=base, of_what=of_what):
                 return of_what(recalls(*of, chosen)) - of_what(recalls(*base, chosen))
 
             low, high = interval(differ, len(base[0]))
-            against = f'supervised; 95 % interval {low:+.3f} to {high:+.3f}, {len(base[0])} units'
+            against = f'{baseline(row)}; 95 % interval {low:+.3f} to {high:+.3f}, {len(base[0])} units'
             show(f'{name}.{what}', differ(slice(None)), 'recall', against)
     return found
 
@@ -114,20 +120,20 @@ def report(data, folder, budget):
 def pooled(found, budget):
     "The mean gain over the datasets."
     every = list(found.values())
-    rows = set.intersection(*map(set, every)) - {'supervised'}
-    for row in sorted(rows):
+    rows = set.intersection(*map(set, every))
+    for row in sorted(r for r in rows - {'supervised'} if baseline(r) in rows):
+        pairs = [(of[row], of[baseline(row)]) for of in every]
 
-        def differ(*chosen, row=row):
-            gains = (recalls(*of[row], c).mean() - recalls(*of['supervised'], c).mean() for of, c in zip(every, chosen))
-            return np.mean([*gains])
+        def differ(*chosen, pairs=pairs):
+            return np.mean([recalls(*of, c).mean() - recalls(*base, c).mean() for (of, base), c in zip(pairs, chosen)])
 
-        low, high = interval(differ, *(len(of[row][0]) for of in every))
-        against = f'supervised; mean of {", ".join(found)}; 95 % interval {low:+.3f} to {high:+.3f}'
+        low, high = interval(differ, *(len(of[0]) for of, _ in pairs))
+        against = f'{baseline(row)}; mean of {", ".join(found)}; 95 % interval {low:+.3f} to {high:+.3f}'
         show(f'evidence.all.{budget}.{row}.gain', differ(*[slice(None)] * len(every)), 'recall', against)
 
 
-def main(folder, only):
-    for budget in [only] if only else BUDGETS:
+def main(folder, split=None, rows='*'):
+    for budget in [split] if split else BUDGETS:
         found = {}
         for data, (make, variable) in DATASETS.items():
             if variable and not os.environ.get(variable):
@@ -137,10 +143,10 @@ def main(folder, only):
             ds = ColonyDataset(folder / data)
             if not (ds.path / 'splits' / f'{budget}.csv').exists():
                 with_few_labels(ds, Split(ds), budget, BUDGETS[budget])
-            sweep(GRID, ds.path, folder / f'{data}_runs', workers=2, only=f'*-split{budget}-*')
+            sweep(GRID, ds.path, folder / f'{data}_runs', workers=2, only=f'{rows}-split{budget}-*')
             found[data] = report(data, folder, budget)
         pooled(found, budget)
 
 
 if __name__ == '__main__':
-    main(Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else None)
+    main(Path(sys.argv[1]), *sys.argv[2:])

@@ -394,7 +394,7 @@ def _fold_notes(c):
     if fewer := [f'{r} {len(own)} of {len(every)}' for r, own in folds.items() if own != every]:
         yield f"Paired tests use the folds that a row and the baseline have in common: {', '.join(fewer)}."
     if others and max(map(len, folds.values()), default=0) < 2:
-        yield 'With fewer than two common folds nothing can be tested.'
+        yield 'Fewer than two common folds, so no test over folds: intervals hold for these trained networks alone.'
     else:
         yield from _few_folds(folds)
 

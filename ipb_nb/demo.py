@@ -19,7 +19,7 @@ from .report import write_report
 from .simulate import simulate_dataset
 from .split import save_split
 from .sweep import read_grid
-from .tables import table_2
+from .verdict import table_all_folds, verdict
 
 # %% ../nbs/70_demo.ipynb #9036b4c4
 DEMO_CONFIG = shipped('configs/demo.yaml')
@@ -44,20 +44,23 @@ def demo(
     dest: str = 'runs/demo',  # folder to make
     colonies: int = 600,  # to simulate
     seed: int = 0,  # of the simulation and the split
-    config: str = None,  # YAML with the rows to train; None: supervised and IPB, preset best
+    config: str = None,  # YAML with the rows to train; None: supervised and IPB, preset frozen
     notebooks: bool = True,  # run each row's notebook; False: call the library
 ) -> Path:  # the report
     "Simulate and split colonies, train every row, and write the report."
     dest, rows = Path(dest), read_grid(config or DEMO_CONFIG)
     _claim(dest, ['colonies', *rows, 'report', 'report.html'])
     ds = simulate_dataset(dest / 'colonies', colonies, seed, workers=os.cpu_count())
-    split = save_split(ds, labeled=0.15, test=0.15, valid=0.0, folds=1, seed=seed)
+    split = save_split(ds, labeled=0.15, test=0.4, valid=0.0, folds=1, seed=seed)
     print(f'{len(ds)} simulated colonies; U trains without labels, L with them, T tests:')
     print(f'{split.counts().to_string()}\n')
     for name, cfg in rows.items():
         (train_in_notebook if notebooks else train)(cfg, ds.path, dest / name)
-    print(f'\n{table_2(compare(dest)).shown.to_string()}\n')
-    return write_report(dest)
+    report, c = write_report(dest), compare(dest)
+    print(f'\n{table_all_folds(c).shown.to_string()}\n')
+    for o in verdict(c):
+        print(f'{o.question} {o.answer}')
+    return report
 
 # %% ../nbs/70_demo.ipynb #03ef1e33
 @command('ipb-demo --dest trial', groups={'what to make': 'dest colonies seed config'})

@@ -199,6 +199,13 @@ def _score_lines(c, measure, paper):
         yield f'paper: {name}', _paper_line(paper, name, c.classes), 'no run', False
 
 # %% ../nbs/42_tables.ipynb #0339c341
+def _clearly_best(mean, std, folds):
+    "Rows whose 95 % interval over folds lies above those of all others; a row with fewer than two folds has none."
+    reach = stats.t.ppf(0.975, (folds - 1).clip(1)) * std / np.sqrt(folds.clip(1))
+    low, high = mean - reach, mean + reach
+    return pd.Series([v > high.drop(i).max() for i, v in low.items()], mean.index) & high[folds > 0].notna().all()
+
+
 def score_table(
     c: Comparison,
     measure: str,  # recall, precision or F1
@@ -210,10 +217,10 @@ def score_table(
     names, lines, folds, ours = zip(*_score_lines(c, measure, paper))
     columns, ours = [*c.classes, 'macro'], np.array(ours)
     data, shown = _mean_std(lines, pd.Index(names, name='row'), columns)
+    n = pd.Series([len(c.folds.loc[row]) if mine and c.rows[row] else 0 for row, mine in zip(names, ours)], data.index)
     best = pd.DataFrame({'folds': False}, data.index)
     for k in columns:
-        means = data[f'{k} mean']
-        best[k] = ours & (means == means[ours].max())
+        best[k] = _clearly_best(data[f'{k} mean'], data[f'{k} std'], n)
     for t in (data, shown):
         t.insert(0, 'folds', folds)
     note = '' if all(ours) else _OTHER_DATA + (_PAPER_TPR if measure == 'precision' else '')

@@ -17,12 +17,12 @@ import cv2
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from scipy import optimize, stats
+from scipy import optimize
 
 from .core import CLASSES, MULTI_LABEL, PALETTE, InputError, read_table, write_csv, write_png
 from .dataset import ColonyDataset
 from .growth import cell_radius
-from .metric import detectable, holm
+from .metric import clustered_interval, detectable, holm
 from .run import figure_style
 from .simulate import well_states
 
@@ -482,21 +482,6 @@ def _is_clear(audit):
     return audit.label.ne(MULTI_LABEL) & audit.label.ne('unsure')
 
 
-def _clustered_interval(wrong, unit):
-    "The 95 % interval of a share whose colonies lie in units: Wilson's, with the effective number of colonies."
-    from statsmodels.stats.proportion import proportion_confint
-
-    by = wrong.groupby(unit)
-    n, errors, m = by.size(), by.sum(), by.ngroups
-    if m < 2:
-        return np.nan, np.nan
-    n_all, p = n.sum(), wrong.mean()
-    variance = m / (m - 1) * ((errors - p * n) ** 2).sum() / n_all**2
-    effective = min(p * (1 - p) / variance, n_all) if variance > 0 else n_all
-    effective *= (stats.norm.ppf(0.975) / stats.t.ppf(0.975, m - 1)) ** 2
-    return proportion_confint(p * effective, effective, method='wilson')
-
-
 def audit_errors(
     audit: pd.DataFrame,  # from `read_audit`
 ) -> pd.DataFrame:  # one row per condition: units, labelled, left_out, judged, errors, error, low, high (95 %)
@@ -504,7 +489,8 @@ def audit_errors(
     clear, rows = _is_clear(audit), []
     for name, own in audit.assign(wrong=audit.label.ne(audit.predicted)).groupby('condition'):
         judged = own[clear[own.index]]
-        low, high = _clustered_interval(judged.wrong, judged.unit)
+        by_unit = judged.groupby('unit').wrong
+        low, high = clustered_interval(by_unit.sum(), by_unit.size())
         counts = len(own), len(own) - len(judged), len(judged), judged.wrong.sum()
         rows.append((name, judged.unit.nunique(), *counts, judged.wrong.mean(), low, high))
     return pd.DataFrame(rows, columns='condition units labelled left_out judged errors error low high'.split())
