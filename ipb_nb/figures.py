@@ -300,16 +300,12 @@ def _by_labels(c):
     return t.assign(key=keys, labelled=labelled)
 
 
-def _label_axis(ax, counts, several):
+def _label_axis(ax, counts):
     "Ticks at the numbers of labelled colonies."
     ticks = sorted({round(n) for n in counts})
-    if several:
-        ax.set_xscale('log')
+    ax.set_xscale('log')
     ax.set_xticks(ticks, ticks)
-    if several:
-        ax.minorticks_off()
-    else:
-        ax.set_xlim(ticks[0] * 0.7, ticks[0] * 1.3)
+    ax.minorticks_off()
     ax.set(xlabel='labelled colonies (labelled set L and validation set V)', ylabel='macro recall')
     ax.grid(alpha=0.3)
 
@@ -320,21 +316,19 @@ def figure_8(
 ) -> Figure:
     "Macro recall against the number of labelled colonies."
     data = _by_labels(c)
-    several, lines = data.labelled.nunique() > 1, data.key.nunique()
+    if data.labelled.nunique() < 2:
+        found, expected = 'one number of labelled colonies', 'runs on splits with different labelled shares'
+        raise InputError('Fig. 8', found, expected, 'Draw several splits (see nbs/34_sweep.ipynb).')
+    lines = data.key.nunique()
     _, ax = plt.subplots(figsize=(8.5, max(4.4, 0.32 * lines)))
     for i, (_, t) in enumerate(data.sort_values('labelled').groupby('key', sort=False)):
         name = re.sub(r'-split[\w.-]+$', '', t.row.iloc[0]) if len(t) > 1 else t.row.iloc[0]
-        nudge = 1 if several else 1 + 0.02 * (i - lines / 2)
         look = dict(fmt='osD^vP*X'[i % 8] + '-', color=['#000000', '#666666', '#AAAAAA'][i % 3])
         look['mfc'] = 'w' if i % 2 else None
-        ax.errorbar(t.labelled * nudge, t.recall, yerr=t['std'], ms=7, capsize=3, label=name, **look)
-    _label_axis(ax, data.labelled, several)
+        ax.errorbar(t.labelled, t.recall, yerr=t['std'], ms=7, capsize=3, label=name, **look)
+    _label_axis(ax, data.labelled)
     ax.figure.legend(loc='outside right upper')
     caption = 'Mean and standard deviation over folds.'
-    if not several:
-        caption += (
-            ' All rows have the same number of labelled colonies here (the points lie side by side to be told apart).'
-        )
     title = 'Fig. 8: recall and the number of labelled colonies'
     return Figure('figure_8_labels', title, ax, data.drop(columns='key'), caption)
 

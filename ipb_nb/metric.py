@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NEIGHBOURS', 'PAPER_CLASSES', 'rates', 'one_vs_rest_auc', 'scores', 'clustered_interval', 'detectable',
-           'corrected_ttest', 'holm', 'fit_temperature', 'reliability', 'calibration_error', 'neighbour_distance',
-           'usual_distance', 'published']
+           'corrected_ttest', 'holm', 'class_shares', 'fit_temperature', 'reliability', 'calibration_error',
+           'neighbour_distance', 'usual_distance', 'published']
 
 # %% ../nbs/18_metric.ipynb #c359d6c4
 from math import sqrt
@@ -174,6 +174,22 @@ def holm(
     if known.any():
         out[known] = multipletests(p[known], method='holm')[1]
     return out
+
+# %% ../nbs/18_metric.ipynb #softb002
+def class_shares(
+    p: np.ndarray,  # (n, n_classes) probabilities of a network to which all classes were shown equally often
+    tolerance: float = 1e-6,  # largest change of a share in the last step
+    most: int = 1000,  # steps
+) -> np.ndarray:  # (n_classes,), sum 1
+    "The shares of the classes, by expectation–maximisation (Saerens et al. 2002, Eq. 10)."
+    share = np.full(p.shape[1], 1 / p.shape[1])
+    for _ in range(most):
+        q = p * share
+        new = (q / q.sum(1, keepdims=True)).mean(0)
+        share, change = new, np.abs(new - share).max()
+        if change < tolerance:
+            break
+    return share
 
 # %% ../nbs/18_metric.ipynb #8c2cb404
 def fit_temperature(

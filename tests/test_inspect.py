@@ -480,7 +480,7 @@ def test_odd_names_and_missing_things(few, tmp_path):
     df.to_csv(ds.table, index=False)
     (ds.path / 'wells.csv').write_text('well,condition\n' + ''.join(f'{g},dose=5\n' for g in df.group.unique()))
     ds = ColonyDataset(ds.path)
-    save_split(ds, labeled='rest', test=0.4, folds=1)
+    save_split(ds, by='random', labeled='rest', test=0.4, folds=1)
     run = oracle_run(tmp_path / 'run', ds, 'IPB', dict(method='mpl', fold=0), skill=0.3)
     w = MisclassifiedExplorer(run, 'ana')
     for k in range(4):
