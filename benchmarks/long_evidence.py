@@ -87,8 +87,8 @@ def interval(differ, *sizes, repeats=2000):
 
 
 def baseline(row):
-    "The row that a row is compared with: supervised training of the same layers, which itself is compared with all."
-    return 'frozen-supervised' if row.startswith('frozen-') and row != 'frozen-supervised' else 'supervised'
+    "The row that a row is compared with: supervised training of the same layers; for these, of all layers."
+    return 'supervised' if row in ('frozen-supervised', 'IPB', 'FixMatch') else 'frozen-supervised'
 
 
 def report(data, folder, budget):

@@ -105,6 +105,12 @@ class _Fields:
         "Names of the fields."
         return [p for p in inspect.signature(cls.__init__).parameters if p != 'self']
 
+    @classmethod
+    def defaults(cls) -> dict:
+        "The fields that have a default whatever the preset is."
+        parameters = inspect.signature(cls.__init__).parameters.items()
+        return {k: p.default for k, p in parameters if p.default not in (None, p.empty)}
+
     def dict(self) -> dict:
         "The fields and their values."
         return {f: getattr(self, f) for f in self.fields()}

@@ -88,8 +88,8 @@ def differs(
     run: dict,  # run.json
     cfg: ExperimentConfig,
 ) -> tuple:  # field, the run's value, the configuration's; None where they are the same
-    "The first field in which a run differs from a configuration."
-    old, new = run.get('config', {}), cfg.dict()
+    "The first field in which a run differs from a configuration. An older run has the default of a field it lacks."
+    old, new = cfg.defaults() | run.get('config', {}), cfg.dict()
     for field in sorted({*old, *new}):
         if old.get(field) != new.get(field):
             return field, old.get(field), new.get(field)

@@ -378,8 +378,11 @@ def _cautions(c):
 
 def _mistakes(c):
     "The picture of the main confusion of the best row, and the command that shows all mistakes."
-    best = ranking(c).index[0]
-    axes = plot_confused(c, best)
+    try:
+        best = ranking(c).index[0]
+        axes = plot_confused(c, best)
+    except InputError:
+        best, axes = c.main, None  # (the verdict says why)
     caption = 'The surest of these mistakes: the colony with its outline, and the probabilities of both classes.'
     shown = picture(axes, 'colonies of the main confusion', caption) if axes is not None else None
     return shown, f'ipb-inspect {c.path.name if len(c.runs) == 1 else c.path.name + "/" + c.rows[best][0].id}'

@@ -8,6 +8,7 @@ __all__ = ['unit_counts', 'macro_difference', 'difference', 'difference_in_words
 
 # %% ../nbs/44_verdict.ipynb #vd002
 from dataclasses import dataclass
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -317,18 +318,23 @@ class Finding:
     answer: str
 
 # %% ../nbs/44_verdict.ipynb #vd035b
-def verdict(
-    c: Comparison,
-) -> list:  # of `Finding`
-    "The answers that come first in a report."
-    out = []
+def _findings(c):
     for question, row, other in _pairs(c):
         found = difference(c, row, other)
         said = difference_in_words(found, row, other) if found else 'Not compared: the test colonies differ.'
-        out.append(Finding(question, said))
-    best = ranking(c).index[0]
-    if len(ranking(c)) > 1:
-        out.append(Finding('Which is best?', _best_words(c)))
-    out.append(Finding('Which class is found least?', _weakest_words(c, best)))
-    out.append(Finding('What is mistaken most?', _confusion_words(c, best)))
-    return out
+        yield Finding(question, said)
+    ranked = ranking(c)
+    if len(ranked) > 1:
+        yield Finding('Which is best?', _best_words(c))
+    yield Finding('Which class is found least?', _weakest_words(c, ranked.index[0]))
+    yield Finding('What is mistaken most?', _confusion_words(c, ranked.index[0]))
+
+
+def verdict(
+    c: Comparison,
+) -> list:  # of `Finding`; one that says what is missing, where the runs cannot be read
+    "The answers that come first in a report."
+    try:
+        return [*_findings(c)]
+    except InputError as e:
+        return [Finding('What do the runs say?', f'That cannot be told: {Path(e.where).name}: {e.found}. {e.do}')]

@@ -13,7 +13,7 @@ from ipb_nb.compare import compare, notes
 from ipb_nb.config import ExperimentConfig
 from ipb_nb.core import InputError, read_json, write_json, write_png
 from ipb_nb.dataset import ColonyDataset
-from ipb_nb.experiment import train
+from ipb_nb.experiment import differs, train
 from ipb_nb.ipb import ipb_learner
 from ipb_nb.model import create_model
 from ipb_nb.patch import colony_dataloaders
@@ -201,3 +201,10 @@ def test_labels_that_changed_after_the_split_are_told(dataset, tiny, tmp_path):
     assert unlabeled in in_no_part or any('but none of the labelled' in note for note in notes(compare(run)))
     ds.annotate(tested, exclude='unsure', by='ana')
     assert any('have changed' in note and 'in the test set' in note for note in notes(compare(run)))
+
+
+def test_a_run_of_an_older_version_lacks_fields(tiny):
+    cfg = ExperimentConfig(**tiny)
+    older = {k: v for k, v in cfg.dict().items() if k != 'finetune_lr'}
+    assert differs(dict(config=older), cfg) is None
+    assert differs(dict(config=older), ExperimentConfig(**tiny | dict(finetune_lr=0.1))) == ('finetune_lr', 0.0, 0.1)
