@@ -168,7 +168,7 @@ def _course_section(frames, classes, conditions, control, out):
         out,
         'areas',
         'share of the area by class over time',
-        'Shares of all colony area, frame by frame. Thin: wells; thick: biological replicates.',
+        'Shares of all colony area, frame by frame. Thin: wells; thick: biological replicates; broad: their mean.',
     )
     counts = _save(
         plot_course(frames, classes, conditions, True, control),
@@ -251,7 +251,7 @@ def _condition_section(frames, student, conditions, control, since, out):
     )
     heading = render('<h3>Corrected by the confusion matrix</h3>')
     shown = [heading, _scroll(corrected.set_index('condition')), _soft(_CORRECTED)]
-    return dict(title='Conditions', parts=[figure, *_test_parts(tests, replicates), *shown])
+    return dict(title='Conditions', parts=[figure, *_test_parts(tests, replicates), *shown], tests=tests)
 
 # %% ../nbs/52_answers.ipynb #c64747df
 def _thin_notes(wells, min_colonies):
@@ -330,6 +330,34 @@ def _trust_section(student, colonies, out):
     return dict(title=title, parts=parts)
 
 # %% ../nbs/52_answers.ipynb #dccc8993
+def _compared_words(own, control):
+    "What the tests of one condition say."
+    who = f'{own.condition.iloc[0]} against {control}'
+    if own.p.isna().all():
+        return f'{who}: not tested ({own.note.iloc[0]}).'
+    seen = own[own.p_holm < 0.05]
+    if len(seen):
+        said = [f'{r["class"]} {r.difference:+.3f} (95 % {r.low:+.3f} to {r.high:+.3f})' for _, r in seen.iterrows()]
+        return f'{who}, differences in the share of the area, p < 0.05 after Holm: {"; ".join(said)}.'
+    r = own.loc[own.detectable.idxmin()]
+    return (
+        f'{who}: no difference can be seen in any class. One of {r.detectable:.3f} in {r["class"]}, and larger ones in '
+        'the others, would have shown in four of five such tests.'
+    )
+
+
+def _short_section(wells, classes, tests):
+    "The answers that come first: how much of each class, and what differs between conditions."
+    shares = wells[[f'share_{c}' for c in classes]].mean().set_axis(classes).sort_values(ascending=False)
+    parts = [
+        _text('Share of the area, mean of the wells: ' + ', '.join(f'{c} {v:.1%}' for c, v in shares.items()) + '.')
+    ]
+    if tests is not None and len(tests):
+        for _, own in tests.groupby('condition', sort=False):
+            parts.append(_text(_compared_words(own, tests.control.iloc[0])))
+    return dict(title='In short', parts=parts)
+
+# %% ../nbs/52_answers.ipynb #dccc8993b
 @contextmanager
 def whole_folder(
     folder: Path,  # to make; its parent exists
@@ -525,5 +553,7 @@ def write_answers(
             ds = ColonyDataset(out / info['dataset'])
             sections.append(_audit_section(out, ds, colonies, by, audit, classes))
         sections.append(_frames_section(frames, colonies, classes))
+        tests = next((s['tests'] for s in sections if s and 'tests' in s), None)
+        sections.insert(0, _short_section(wells, classes, tests))
     _write_page(student, out, colonies, frames, notes, [s for s in sections if s])
     return out / 'report.html'

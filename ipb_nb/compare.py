@@ -404,6 +404,8 @@ def notes(
 ) -> list:  # of str
     "The limits of a comparison, in words."
     out = [*_data_notes(c), *_selection_notes(c)]
+    if len(c.runs) == 1:
+        return out  # (nothing is compared)
     if c.baseline is None:
         return [*out, 'There is no supervised row, so nothing is tested. Name a baseline with --baseline.']
     return [*out, *_fold_notes(c)]

@@ -358,10 +358,12 @@ def _write_parts(c, folder):
         words = f'Missing: {Path(e.where).name}: {e.found}. {e.do}'
     with atomic_path(folder / 'methods.md') as tmp:
         tmp.write_text(words, encoding='utf-8')
-    lacking = [f"{o['title']} ({o['lacks']})" for p in parts.values() for o in p if 'lacks' in o]
+    alone = len(c.runs) == 1  # (then the section of the run says it all)
+    lacking = [] if alone else [f"{o['title']} ({o['lacks']})" for p in parts.values() for o in p if 'lacks' in o]
     sections = []
     for title, own in parts.items():
-        if shown := [o for o in own if 'lacks' not in o]:
+        shown = [o for o in own if 'lacks' not in o]
+        if shown and not (alone and title != 'Dataset'):
             sections.append(dict(id=title.lower().replace(' ', '-'), title=title, parts=shown))
     return [*sections, dict(id='methods', title='Methods', parts=[], pre=words)], lacking
 

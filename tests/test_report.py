@@ -2,6 +2,7 @@
 
 import pytest
 from selenium import webdriver
+from selenium.webdriver.common.keys import Keys
 
 from ipb_nb.core import write_json
 from ipb_nb.report import write_report
@@ -90,6 +91,32 @@ def test_links_lead_to_files_and_sections(page, browser):
             else (page.parent / o).exists()
         ), o
     assert driver.execute_script("return document.body.innerText").count('not begun') == 3
+
+
+def test_tables_of_runs_sort_and_filter(page, browser):
+    driver, _ = browser
+    driver.get(page.as_uri())
+    table = driver.find_element('css selector', '#runs table')
+    head = next(h for h in table.find_elements('css selector', 'thead th') if h.text == 'macro recall')
+    k = table.find_elements('css selector', 'thead th').index(head)
+
+    def column():
+        rows = table.find_elements('css selector', 'tbody tr')
+        return [float(r.find_elements('css selector', 'th, td')[k].text) for r in rows if r.is_displayed()]
+
+    before = column()
+    head.click()
+    assert column() == sorted(before) and head.get_attribute('aria-sort') == 'ascending'
+    head.send_keys(Keys.ENTER)
+    assert column() == sorted(before, reverse=True)
+    driver.find_element('css selector', '#runs input').send_keys('IPB-fold')
+    assert len(column()) == 3 < len(before) == 6
+
+
+def test_the_answers_come_first(page):
+    html = page.read_text()
+    assert html.index('Do the unlabelled images help?') < html.index('id="results"') < html.index('id="runs"')
+    assert 'ipb-inspect runs/' in html
 
 
 def test_latex_is_latex(page):
