@@ -139,6 +139,7 @@ def longhand(
                     for c, v in zip(chances, uniforms(keys, 'label', 1)[:, 0].double().numpy())
                 ]
             )
+            sure = torch.tensor([float(row[k]) for row, k in zip(p, y)]) >= threshold  # (of the label drawn)
         soft = p if label == 'soft' else F.one_hot(y, K).double()
         seen.append(int(sure.sum()))
         opt_s.zero_grad()
