@@ -45,7 +45,7 @@ from .metric import calibration_error, fit_temperature, reliability, scores, usu
 from .model import create_model
 from .patch import Crops, check_scale, normalisation, patch_scales
 from .simclr import loader_of_l
-from .split import Split
+from .split import Split, scored_on
 from .training import Training, create_network, estimate_in_words, run_loaders
 
 # %% ../nbs/32_experiment.ipynb #403d804e
@@ -435,9 +435,9 @@ def _show_epochs(history, seen, bar, view, total):
 
 # %% ../nbs/32_experiment.ipynb #77561fc9
 @contextmanager
-def _watch(cfg, out):
+def _watch(cfg, out, valid_is):
     "Show the estimate, a progress bar over epochs, and a line now and then, from the files of the run."
-    total, over, view = sum(cfg.stage_epochs.values()), threading.Event(), TerminalView()
+    total, over, view = sum(cfg.stage_epochs.values()), threading.Event(), TerminalView(valid_is=valid_is)
 
     def look():
         told, seen = False, 0
@@ -535,10 +535,11 @@ def train_in_notebook(
     "Run the training notebook by papermill, with a progress bar."
     notebook, out = Path(notebook or train_notebook()), Path(out).resolve()
     check_parameters(notebook)
-    check_run(cfg, data, out, resume)
+    ds = check_run(cfg, data, out, resume)
     if run_state(out) == 'done':
         return out
-    with _watch(cfg, out):
+    n_valid = Split(ds, cfg.split).fold(cfg.fold).part.eq('V').sum()
+    with _watch(cfg, out, scored_on(cfg.select, n_valid)):
         return run_notebook(cfg, data, out, notebook, resume)
 
 # %% ../nbs/32_experiment.ipynb #2f110af7

@@ -24,7 +24,7 @@ from .core import InputError, class_colors, counter_rng, read_json, stable_hash,
 from .dataset import ColonyDataset
 from .importers import sha256
 from .metric import scores
-from .split import SCORED_ON, Split
+from .split import SCORED_ON, Split, scored_on
 
 # %% ../nbs/33_run.ipynb #6d25e9f7
 def _oracle(skill, network, ids, actual, classes, rng):
@@ -201,8 +201,7 @@ class Run:
     @property
     def valid_is(self):
         "The part that scored each epoch: V, L where V is empty, or T."
-        on_test = self.config.get('select') == 'test'
-        return 'T' if on_test else 'V' if self.info['parts']['V'] else 'L'
+        return scored_on(self.config.get('select'), self.info['parts']['V'])
 
     @property
     def networks(self):
