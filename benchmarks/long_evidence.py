@@ -3,8 +3,8 @@
 `python benchmarks/long_evidence.py FOLDER [SPLIT [ROWS]]` keeps datasets and runs in FOLDER and resumes there; SPLIT
 limits it to per20 (20 labels a class) or share10 (a tenth), ROWS (with * and ?) to some rows of the grid. Blood cells
 where IPB_BCCD, imaging-flow cells where IPB_MLCP names their folder. Three folds with 30 % of the tracks (or cells) in
-T. The recalls are those of all test colonies of the folds together; intervals come from a bootstrap over tracks (or
-cells)."""
+T. The recalls are those of all test colonies of the folds together; intervals come from a bootstrap over tracks
+(or fields, or cells)."""
 
 import os
 import shutil
@@ -15,12 +15,13 @@ import numpy as np
 import pandas as pd
 from figures import show
 
+from ipb_nb.compare import compare
 from ipb_nb.dataset import ColonyDataset
 from ipb_nb.importers import import_folders, import_voc
-from ipb_nb.run import read_run
 from ipb_nb.simulate import simulate_dataset
 from ipb_nb.split import Split, save_split, write_split
 from ipb_nb.sweep import sweep
+from ipb_nb.verdict import unit_counts
 
 GRID = Path(__file__).parent.parent / 'configs' / 'evidence.yaml'
 LATE = ('Metaphase', 'Anaphase', 'Telophase')  # 111 cells together
@@ -63,18 +64,6 @@ def with_few_labels(ds, base, name, number):
 BUDGETS = dict(per20=lambda n: 20, share10=lambda n: max(round(n / 7), 2))  # (a tenth of all is a seventh without T)
 
 
-def counts(ds, runs, network):
-    "Of every unit and class the colonies and those that were found: (units, classes) each."
-    p = pd.concat([r.predictions[r.predictions.network == network] for r in runs])
-    colonies = ds.colonies.loc[p.colony_id]
-    unit = pd.factorize(np.where(colonies.track_id != '', colonies.track_id, colonies.index))[0]
-    actual = pd.Categorical(p.actual, ds.classes).codes
-    total, found = np.zeros((unit.max() + 1, len(ds.classes))), np.zeros((unit.max() + 1, len(ds.classes)))
-    np.add.at(total, (unit, actual), 1)
-    np.add.at(found, (unit, actual), (p.actual == p.predicted).to_numpy())
-    return total, found
-
-
 def recalls(total, found, chosen=slice(None)):
     return found[chosen].sum(0) / total[chosen].sum(0)
 
@@ -93,16 +82,15 @@ def baseline(row):
 
 def report(data, folder, budget):
     "One line per figure: recalls of each row, and gains over supervised training. Return the counts by row."
-    ds, runs = ColonyDataset(folder / data), {}
-    for out in sorted((folder / f'{data}_runs').glob(f'*-split{budget}-*/metrics.json')):
-        runs.setdefault(out.parent.name.partition('-split')[0], []).append(read_run(out.parent))
-    found = {row: counts(ds, of, 'student') for row, of in runs.items() if len(of) == 3}
+    c = compare(folder / f'{data}_runs')
+    runs = {row.partition('-split')[0]: row for row in c.rows if f'-split{budget}' in row and len(c.rows[row]) == 3}
+    found = {name: unit_counts(c, row)[1:] for name, row in runs.items()}
     rarest = int(next(iter(found.values()))[0].sum(0).argmin())
     for row, of in found.items():
-        r, seconds = recalls(*of), np.mean([o.info['seconds'] for o in runs[row]])
+        r, seconds = recalls(*of), np.mean([o.info['seconds'] for o in c.rows[runs[row]]])
         name = f'evidence.{data}.{budget}.{row}'
         show(f'{name}.macro_tpr', r.mean(), 'recall', f'the other rows; {seconds:.0f} s a run, two at a time')
-        show(f'{name}.tpr.{ds.classes[rarest]}', r[rarest], 'recall', 'the other rows; the rarest class')
+        show(f'{name}.tpr.{c.classes[rarest]}', r[rarest], 'recall', 'the other rows; the rarest class')
         base = found.get(baseline(row))
         if row == 'supervised' or not base:
             continue
@@ -112,7 +100,7 @@ def report(data, folder, budget):
                 return of_what(recalls(*of, chosen)) - of_what(recalls(*base, chosen))
 
             low, high = interval(differ, len(base[0]))
-            against = f'{baseline(row)}; 95 % interval {low:+.3f} to {high:+.3f}, {len(base[0])} units'
+            against = f'{baseline(row)}; 95 % interval {low:+.3f} to {high:+.3f}, {len(base[0])} {c.units[1]}'
             show(f'{name}.{what}', differ(slice(None)), 'recall', against)
     return found
 

@@ -19,7 +19,7 @@ from scipy import stats
 from .core import InputError, read_json
 from .metric import corrected_ttest, holm, published
 from .run import find_runs, macro, run_dataset
-from .split import Split
+from .split import Split, lineages
 
 # %% ../nbs/40_compare.ipynb #2aa2e061
 def _is_ipb(config):
@@ -141,6 +141,25 @@ def _fold_scores(c, network='student'):
     index = [df[('row', '')].rename('row'), df[('fold', '')].rename('fold')]
     return df.drop(columns=['row', 'fold'], level=0).astype(float).groupby(index, sort=False).mean()
 
+# %% ../nbs/40_compare.ipynb #units001
+_MANY_GROUPS = 20  # wells or fields, from which they are the units where there are no tracks
+
+
+def _units(c):
+    """The unit of each colony, and what the units are called.
+
+    Tracks, where there are any; else wells or fields, where there are many; else, or where the dataset is not where it
+    was, each colony for itself."""
+    try:
+        colonies = c.dataset.colonies
+    except InputError:
+        return pd.Series(dtype=object), 'colonies'
+    if colonies.track_id.any():
+        return lineages(colonies), 'tracks'
+    if colonies.group.nunique() >= _MANY_GROUPS:
+        return colonies.group, 'groups'
+    return pd.Series(dtype=object), 'colonies'
+
 # %% ../nbs/40_compare.ipynb #a0399cc4
 @dataclass
 class Comparison:
@@ -169,6 +188,11 @@ class Comparison:
     def dataset(self):
         "The dataset of the main row."
         return run_dataset(self.rows[self.main][0])[0]
+
+    @cached_property
+    def units(self):
+        "The independent unit of each colony, and what these are: tracks, groups or colonies."
+        return _units(self)
 
     @cached_property
     def split(self):
@@ -325,7 +349,9 @@ def _label_notes(c):
             'the test set, T). All scores are those of the labels as they were drawn; the table of the dataset shows '
             'the present ones. Draw a new split and train again to use them.'
         )
-    elif any(r.info.get('labels_sha256', c.dataset.labels_sha256) != c.dataset.labels_sha256 for r in c.runs):
+        return
+    present = c.dataset.labels_sha256
+    if any(r.info.get('labels_sha256', present) != present for r in c.runs):
         yield 'Labels have changed since the runs were made, but none of the labelled colonies of the split.'
 
 
@@ -346,7 +372,10 @@ def _data_notes(c):
             'The dataset has changed since the runs were made: '
             'its table, its patches and the methods paragraph show it as it is now.'
         )
-    yield from _label_notes(c)
+    try:
+        yield from _label_notes(c)
+    except InputError as e:
+        yield f'Whether labels have changed since the split was drawn cannot be told: {e.brief}'
 
 # %% ../nbs/40_compare.ipynb #de52d858
 def _selection_notes(c):

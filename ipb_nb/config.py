@@ -174,13 +174,12 @@ class ExperimentConfig(_Fields):
         compile: bool = False,  # use torch.compile; the first steps then take a minute or more
     ):
         store_attr()
-        self._fill_in()
-        self._check()
+        self._resolve()
 
 # %% ../nbs/30_config.ipynb #a48731dc
 @patch
-def _fill_in(self: ExperimentConfig):
-    "Resolve the fields that were left out."
+def _resolve(self: ExperimentConfig):
+    "Fill in the fields that were left out, and check all of them."
     if self.preset not in PRESETS:
         raise InputError('preset', self.preset, ' or '.join(PRESETS), 'Name one of them.')
     if not isinstance(self.method, str) or self.method not in METHODS:
@@ -197,6 +196,7 @@ def _fill_in(self: ExperimentConfig):
     method.resolve(self)
     if self.amp is None:
         self.amp = self.feedback != 'reference' and bf16_pays(default_device())
+    self._check()
 
 # %% ../nbs/30_config.ipynb #fa34bfac
 @patch

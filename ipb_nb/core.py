@@ -51,6 +51,11 @@ class InputError(ValueError):
         self.where, self.found, self.expected, self.do = map(_printable, (where, found, expected, do))
         super().__init__(f"{self.where}: found {self.found}; expected {self.expected}. {self.do}")
 
+    @property
+    def brief(self):
+        "The message for a page that others read: without the folder, and without what was expected."
+        return f'{Path(self.where).name}: {self.found}. {self.do}'
+
 
 def _printable(value):
     "Text that any terminal can print, even for a file name that is not UTF-8."

@@ -336,7 +336,7 @@ def _item(f, c, folder):
     except InputError as e:
         plt.close('all')
         title = f.__name__.replace('_', ' ').replace('figure ', 'Fig. ').capitalize()
-        return dict(title=title, lacks=f'{Path(e.where).name}: {e.found}. {e.do}')
+        return dict(title=title, lacks=e.brief)
     o.save(folder)
     if isinstance(o, Table):
         return dict(name=o.name, title=o.title, table=o.html(), note=o.note)
@@ -355,7 +355,7 @@ def _write_parts(c, folder):
     try:
         words = methods(c)
     except InputError as e:
-        words = f'Missing: {Path(e.where).name}: {e.found}. {e.do}'
+        words = f'Missing: {e.brief}'
     with atomic_path(folder / 'methods.md') as tmp:
         tmp.write_text(words, encoding='utf-8')
     alone = len(c.runs) == 1  # (then the section of the run says it all)
@@ -374,8 +374,7 @@ _COMPARED = 5000  # up to so many colonies, pictures are searched for those that
 def _cautions(c):
     "What crosses the border of T, then the limits of the comparison."
     few = sum(c.runs[0].info['parts'].values()) <= _COMPARED
-    shared = leaks_in_words(leaks(c, images=few))
-    return [*([shared] if shared else []), *notes(c)]
+    return [*filter(None, [leaks_in_words(leaks(c, images=few))]), *notes(c)]
 
 
 def _mistakes(c):
@@ -387,7 +386,8 @@ def _mistakes(c):
         best, axes = c.main, None  # (the verdict says why)
     caption = 'The surest of these mistakes: the colony with its outline, and the probabilities of both classes.'
     shown = picture(axes, 'colonies of the main confusion', caption) if axes is not None else None
-    return shown, f'ipb-inspect {c.path.name if len(c.runs) == 1 else c.path.name + "/" + c.rows[best][0].id}'
+    folder = Path(c.path.name) if c.path.is_absolute() else c.path  # (no path of this machine)
+    return shown, f'ipb-inspect {folder if len(c.runs) == 1 else folder / c.rows[best][0].id}'
 
 # %% ../nbs/45_report.ipynb #37f01508c
 def _write(c):

@@ -398,13 +398,12 @@ def corrected_conditions(
     "Mean shares of a condition's replicates, observed and corrected by the confusion matrix, with intervals."
     rng, counts, tables = np.random.default_rng(seed), np.asarray(confusion, float), []
     if conditions is None:
-        conditions = pd.DataFrame(dict(condition='all wells', unit='unknown'), wells.index)
-    by, unit = (o.reindex(wells.index) for o in (conditions.condition, independent_units(conditions)))
-    for name, own in wells.groupby(by):
-        x = own.groupby(unit).mean().to_numpy()
-        found = pd.DataFrame(
-            {'condition': name, 'wells': len(own), 'replicates': len(x), 'class': wells.columns, 'observed': x.mean(0)}
-        )
+        conditions = pd.DataFrame(dict(condition='all wells', unit='unknown', plate=''), wells.index)
+    units = replicate_fractions(wells, conditions.assign(unit=independent_units(conditions)))
+    for name, own in units.groupby('condition'):
+        x = own[wells.columns].to_numpy()
+        n = dict(wells=own.wells.sum(), replicates=len(x))
+        found = pd.DataFrame({'condition': name, **n, 'class': wells.columns, 'observed': x.mean(0)})
         found['corrected'] = correct_shares(x.mean(0), counts)
         found['low'], found['high'] = np.nan, np.nan
         if len(x) >= LEAST:

@@ -8,7 +8,6 @@ __all__ = ['unit_counts', 'macro_difference', 'difference', 'difference_in_words
 
 # %% ../nbs/44_verdict.ipynb #vd002
 from dataclasses import dataclass
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -19,25 +18,7 @@ from .compare import Comparison, paired, row_key
 from .core import InputError
 from .metric import clustered_interval, detectable
 from .run import figure_style
-from .split import lineages
 from .tables import Table
-
-# %% ../nbs/44_verdict.ipynb #vd007
-_MANY_GROUPS = 20  # wells or fields, from which they are the units where there are no tracks
-
-
-def _units(c, ids):
-    "The unit of each colony, and what these units are called: tracks, else groups where there are many, else colonies."
-    ids = pd.Index(ids)
-    try:
-        colonies = c.dataset.colonies
-    except InputError:
-        return ids, 'colonies'  # (the dataset is not where it was)
-    if colonies.track_id.any():
-        return lineages(colonies).reindex(ids).fillna(ids.to_series()), 'tracks'
-    if colonies.group.nunique() >= _MANY_GROUPS:
-        return colonies.group.reindex(ids).fillna(ids.to_series()), 'groups'
-    return ids, 'colonies'
 
 # %% ../nbs/44_verdict.ipynb #vd007b
 def unit_counts(
@@ -45,14 +26,17 @@ def unit_counts(
     row: str,
     folds=None,  # only these
 ) -> tuple:  # names of the units, and arrays (units, classes): colonies of T, and those the student got right
-    "Test colonies of the runs of a row, by track and class."
+    "Test colonies of a row by unit (see `Comparison.units`) and class, over its folds; a mean where a fold has seeds."
     runs = [r for r in c.rows[row] if folds is None or r.config['fold'] in folds]
-    p = pd.concat([r.predictions[r.predictions.network == 'student'] for r in runs]).sort_values('colony_id')
-    code, names = pd.factorize(np.asarray(_units(c, p.colony_id)[0]))
+    times = pd.Series([r.config['fold'] for r in runs]).value_counts()
+    tables = [r.predictions[r.predictions.network == 'student'] for r in runs]
+    p = pd.concat([t.assign(weight=1 / times[r.config['fold']]) for r, t in zip(runs, tables)])
+    unit = c.units[0].reindex(p.colony_id).to_numpy(object)
+    code, names = pd.factorize(np.where(pd.isna(unit), p.colony_id, unit), sort=True)
     actual = pd.Categorical(p.actual, c.classes).codes
     total, right = np.zeros((2, len(names), len(c.classes)))
-    np.add.at(total, (code, actual), 1)
-    np.add.at(right, (code, actual), (p.actual == p.predicted).to_numpy())
+    np.add.at(total, (code, actual), p.weight.to_numpy())
+    np.add.at(right, (code, actual), (p.weight * (p.actual == p.predicted)).to_numpy())
     return names, total, right
 
 # %% ../nbs/44_verdict.ipynb #vd010
@@ -60,7 +44,7 @@ def macro_difference(
     total: np.ndarray,  # (units, classes) colonies
     right: np.ndarray,  # (units, classes) of one row
     other: np.ndarray,  # (units, classes) of another, on the same colonies
-) -> dict:  # difference, low, high (95 %), detectable (see there), units
+) -> dict:  # difference, low, high (95 %), detectable (see there)
     "The difference in macro recall, with an interval over units. A class without a colony is left out."
     known = total.sum(0) > 0
     total, gain = total[:, known], (right - other)[:, known]
@@ -69,7 +53,7 @@ def macro_difference(
     z = (gain - by_class * total) / n / len(n)  # how much a unit moves the mean, by class
     m = (total > 0).sum(0)
     v = m / np.maximum(m - 1, 1) * (z**2).sum(0)
-    out = dict(difference=by_class.mean(), low=np.nan, high=np.nan, detectable=np.nan, units=units)
+    out = dict(difference=by_class.mean(), low=np.nan, high=np.nan, detectable=np.nan)
     if m.min() < 2 or not v.sum() > 0:
         return out
     error = np.sqrt(units / (units - 1) * (z.sum(1) ** 2).sum())
@@ -78,21 +62,28 @@ def macro_difference(
     return out | dict(low=by_class.mean() - reach, high=by_class.mean() + reach, detectable=detectable(error, df))
 
 # %% ../nbs/44_verdict.ipynb #vd016
+def _reversed(found):
+    "A difference seen from the other row."
+    if found:
+        return found | dict(difference=-found['difference'], low=-found['high'], high=-found['low'])
+
+
 def difference(
     c: Comparison,
     row: str,
     other: str,
 ) -> dict:  # difference, low, high, detectable, and `over`: what the interval is over; None where T differs
     "The difference between two rows in macro recall on the same test colonies."
+    if row == c.baseline:
+        return _reversed(difference(c, other, row))
     if other == c.baseline and len(paired(c, row)) >= 3:
         return c.tests.loc[row].to_dict() | dict(over=f'{c.tests.folds[row]:.0f} folds')
     runs = [r for o in (row, other) for r in c.rows[o]]
     folds = set.intersection(*({r.config['fold'] for r in c.rows[o]} for o in (row, other)))
     if not folds or len({r.info['test_sha256'] for r in runs}) > 1:
         return None
-    (names, total, right), (_, total_other, right_other) = (unit_counts(c, o, folds) for o in (row, other))
-    right_other = right_other * total.sum() / total_other.sum()  # (the rows may have different numbers of seeds)
-    kind = _units(c, c.rows[row][0].predictions.colony_id)[1]
+    (names, total, right), (*_, right_other) = (unit_counts(c, o, folds) for o in (row, other))
+    kind = c.units[1]
     over = f'{total.sum():.0f} test colonies' + f' of {len(names)} {kind}' * (kind != 'colonies')
     return macro_difference(total, right, right_other) | dict(over=over)
 
@@ -109,11 +100,9 @@ def difference_in_words(
     "A sentence: which is better, by how much, how sure that is, and what could have been seen."
     d, low, high = found['difference'], found['low'], found['high']
     if not low == low:
-        return (
-            f'{row} and {other} give the same answers ({found["over"]}).'
-            if d == 0
-            else (f'{row} less {other}: {_points(d)} points in macro recall; too few colonies for an interval.')
-        )
+        if d == 0:
+            return f'{row} and {other} are equally good ({found["over"]}).'
+        return f'{row} less {other}: {_points(d)} points in macro recall; too few colonies for an interval.'
     said = f'{_points(d)} points in macro recall, 95 % {_points(low)} to {_points(high)}; {found["over"]}'
     if low > 0:
         return f'Yes: {row} is above {other} ({said}).'
@@ -165,9 +154,8 @@ def ranking(
     return pd.Series(found).sort_values(ascending=False, kind='stable')
 
 # %% ../nbs/44_verdict.ipynb #vd022b
-def _best_words(c):
+def _best_words(c, ranked):
     "Which row is best, and which are not to be told from it."
-    ranked = ranking(c)
     first, alike, apart = ranked.index[0], [], 0
     for row in ranked.index[1:]:
         found = difference(c, first, row)
@@ -178,7 +166,7 @@ def _best_words(c):
     if alike:
         said += f" Not to be told from it: {', '.join(f'{r} ({ranked[r]:.3f})' for r in alike)}."
     elif len(ranked) > 1 + apart:
-        said += ' Every other row is below it by more than chance explains.'
+        said += ' The interval of its difference from every other row is above zero (not adjusted for several rows).'
     return said + (f' Not compared, because their test colonies differ: {apart} rows.' if apart else '')
 
 # %% ../nbs/44_verdict.ipynb #vd025
@@ -191,7 +179,7 @@ def class_recalls(
     rows = []
     for t, r in zip(total.T, right.T):
         interval = clustered_interval(r[t > 0], t[t > 0])
-        rows.append((int(t.sum()), int(r.sum()), r.sum() / max(t.sum(), 1), *interval))
+        rows.append((round(t.sum()), round(r.sum()), r.sum() / max(t.sum(), 1), *interval))
     return pd.DataFrame(rows, pd.Index(c.classes, name='class'), ['colonies', 'right', 'recall', 'low', 'high'])
 
 # %% ../nbs/44_verdict.ipynb #vd025b
@@ -205,8 +193,7 @@ def table_all_folds(
         numbers[row] = {f'{k} {column}': t.loc[k, column] for k in c.classes for column in t} | dict(macro=ranked[row])
         texts[row] = {k: _recall_text(r) for k, r in t.iterrows()} | dict(macro=f'{ranked[row]:.1%}')
     data, shown = (pd.DataFrame(o).T.rename_axis('row') for o in (numbers, texts))
-    units = _units(c, c.runs[0].predictions.colony_id)[1]
-    note = f'Percent of the test colonies of all folds; in brackets 95 % intervals (Wilson, clustered by {units}).'
+    note = f'Percent of the test colonies of all folds; in brackets 95 % intervals (Wilson, clustered by {c.units[1]}).'
     title = 'Recall of every class, all test colonies together'
     return Table('recall_all_folds', title, data.convert_dtypes(), shown, note=note)
 
@@ -283,10 +270,8 @@ def plot_confused(
 def leaks(
     c: Comparison,
     images: bool = True,  # compare pictures, too
-) -> (
-    pd.Series
-):  # index kind (track, identical, near-identical): how many are on both sides, over the folds that were run
-    "What the test set (T) of the main row shares with what was trained on; empty where the dataset is gone."
+) -> pd.Series:  # index kind (track, identical, near-identical): how many
+    "What the test set (T) shares with what was trained on, in the folds of the main row; empty without the dataset."
     try:
         table = c.split.check(images)
     except InputError:
@@ -325,7 +310,7 @@ def _findings(c):
         yield Finding(question, said)
     ranked = ranking(c)
     if len(ranked) > 1:
-        yield Finding('Which is best?', _best_words(c))
+        yield Finding('Which is best?', _best_words(c, ranked))
     yield Finding('Which class is found least?', _weakest_words(c, ranked.index[0]))
     yield Finding('What is mistaken most?', _confusion_words(c, ranked.index[0]))
 
@@ -337,4 +322,4 @@ def verdict(
     try:
         return [*_findings(c)]
     except InputError as e:
-        return [Finding('What do the runs say?', f'That cannot be told: {Path(e.where).name}: {e.found}. {e.do}')]
+        return [Finding('What do the runs say?', f'That cannot be told: {e.brief}')]

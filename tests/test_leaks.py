@@ -191,16 +191,17 @@ def test_the_test_set_chooses_the_student_alone_and_the_report_says_so(dataset, 
 
 def test_labels_that_changed_after_the_split_are_told(dataset, tiny, tmp_path):
     copy = shutil.copytree(dataset, tmp_path / 'colonies')
-    run = train(ExperimentConfig(**tiny | dict(method='supervised')), copy, tmp_path / 'run')
-    assert not any('labels' in note.lower() for note in notes(compare(run)))
     ds = ColonyDataset(copy)
-    one = Split(ds).fold(0)
-    unlabeled, tested = one.index[one.part == 'U'][0], one.index[one.part == 'T'][0]
-    ds.annotate(unlabeled, exclude='unsure', by='ana')
-    in_no_part = set(Split(ds).table.colony_id[Split(ds).table.part.ne('U')])
-    assert unlabeled in in_no_part or any('but none of the labelled' in note for note in notes(compare(run)))
-    ds.annotate(tested, exclude='unsure', by='ana')
-    assert any('have changed' in note and 'in the test set' in note for note in notes(compare(run)))
+    one = save_split(ds, 'once', labeled=0.25, test=0.25, folds=1).fold(0)
+    run = train(ExperimentConfig(**tiny | dict(method='supervised', split='once')), copy, tmp_path / 'run')
+    assert not any('labels' in note.lower() for note in notes(compare(run)))
+    ds.annotate(one.index[one.part == 'U'][0], exclude='unsure', by='ana')
+    assert any('but none of the labelled' in note for note in notes(compare(run)))
+    ds.annotate(one.index[one.part == 'T'][0], exclude='unsure', by='ana')
+    assert any('1 of its colonies have changed (1 in the test set' in note for note in notes(compare(run)))
+    (copy / 'splits' / 'once.csv').unlink()
+    assert any('cannot be told: once.csv: no such split' in note for note in notes(compare(run)))
+    assert write_report(run).exists()
 
 
 def test_a_run_of_an_older_version_lacks_fields(tiny):

@@ -342,13 +342,14 @@ def test_questions_that_cannot_be_answered(run, exp, tmp_path):
     assert not (tmp_path / 'x').exists()
 
 
-def test_shares_of_the_classes(answers):
+def test_shares_of_the_classes(run, answers):
     shares, colonies = pd.read_csv(answers / 'shares.csv', index_col='class'), pd.read_csv(answers / 'colonies.csv')
     p = colonies[[f'p_{c}' for c in shares.index]].to_numpy()
     q = p * shares.expected.to_numpy()
     assert np.allclose((q / q.sum(1, keepdims=True)).mean(0), shares.expected, atol=1e-4)  # they agree with themselves
     assert np.allclose(shares.predicted, [(colonies.predicted == c).mean() for c in shares.index])
     assert 'How common each class is' in (answers / 'report.html').read_text()
+    assert read_json(run / 'model.json')['prior'] == dict.fromkeys(shares.index, 1 / len(shares))
 
 
 def test_against_the_truth(answers, exp):
