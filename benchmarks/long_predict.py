@@ -3,6 +3,7 @@
 Its maps against the true class of every pixel, its time courses against the true ones, and the treatment's known
 effect. Ten to twenty minutes; keeps what it makes in the folder that it is given."""
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pandas as pd
 from figures import show
 
 from ipb_nb.config import ExperimentConfig
-from ipb_nb.core import CLASSES, read_json
+from ipb_nb.core import CLASSES, read_json, write_json
 from ipb_nb.detect import detect_dataset
 from ipb_nb.experiment import train
 from ipb_nb.predict import against_truth, predict
@@ -38,6 +39,37 @@ def true_frames(exp):
         .assign(**{f'area_{k}': c.area_px * c[k] for k in CLASSES})
     )
     return df.groupby(['group', 'frame', 'time_h']).sum().reset_index()
+
+
+def without_bias(run, folder):
+    "A copy of the run whose probabilities are scaled by the temperature alone."
+    if not folder.exists():
+        shutil.copytree(run, folder)
+        info = read_json(folder / 'model.json')
+        info['trust']['bias'] = [0.0] * len(info['classes'])
+        write_json(info, folder / 'model.json')
+    return folder
+
+
+def show_ways(d, run, second):
+    "Errors of the mean shares, of area and of colonies, by way of calibration and by the prior."
+    true_area = well_fractions(true_frames(second), CLASSES).mean().to_numpy()
+    majority = second.colonies[list(CLASSES)].idxmax(axis=1)
+    true_count = majority.value_counts(normalize=True).reindex(CLASSES, fill_value=0).to_numpy()
+    bias = ', '.join(f'{b:+.2f}' for b in read_json(run / 'model.json')['trust'].get('bias', []))
+    ways = {'temperature_bias': (run, 'equal'), 'temperature_bias.own_prior': (run, 'own')}
+    plain = without_bias(run, d / 'run_without_bias')
+    ways |= {'temperature': (plain, 'equal'), 'temperature.own_prior': (plain, 'own')}
+    for name, (model, prior) in ways.items():
+        out = predict(model, d / 'answers' / 'cells', d / name, prior=prior, resume=(d / name).exists()).parent
+        frames, shares = pd.read_csv(out / 'frames.csv'), pd.read_csv(out / 'shares.csv')
+        area = np.abs(well_fractions(frames, CLASSES).mean() - true_area).mean()
+        how = f'true mean shares of the area; biases {bias if "bias" in name else "none"}, prior {prior}'
+        show(f'long_predict.share_error.{name}', float(area), 'share', how, better='lower')
+        for column in ('predicted', 'expected'):
+            off = float(np.abs(shares[column] - true_count).mean())
+            how = f'true shares of the colonies by their main class; {column} in shares.csv'
+            show(f'long_predict.count_error.{name}.{column}', off, 'share', how, better='lower')
 
 
 def main(d):
@@ -126,6 +158,7 @@ def main(d):
         'the same after correction by the confusion matrix',
         better='lower',
     )
+    show_ways(d, run, second)
 
 
 if __name__ == '__main__':

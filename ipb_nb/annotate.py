@@ -17,7 +17,7 @@ from tqdm import trange
 
 from .core import InputError, class_colors, command, read_table, stable_hash, write_csv
 from .dataset import ColonyDataset, annotator_log
-from .page import read_asset, render
+from .page import data_uri, read_asset, render
 from ipb_nb.panes import (
     BUTTONS,
     THEMES,
@@ -25,7 +25,6 @@ from ipb_nb.panes import (
     Panes,
     contrast,
     crop_picture,
-    data_uri,
     keyboard_shortcuts,
     open_page,
     picture_html,

@@ -127,10 +127,13 @@ def _when(since):
 def experiment_shares(
     colonies: pd.DataFrame,  # colonies.csv: predicted and p_<class>
     classes,  # class names
+    prior: dict = None,  # share of each class that the probabilities are for; None: all are equal
 ) -> pd.DataFrame:  # index class; shares of the colonies: predicted (arg-max), expected (see `class_shares`)
-    "How common each class is: as predicted for classes that are equally common, and as the experiment's own shares."
+    "How common each class is: as predicted, and as the experiment's own shares."
     predicted = colonies.predicted.value_counts(normalize=True).reindex(classes, fill_value=0.0)
-    expected = class_shares(colonies[[f'p_{c}' for c in classes]].to_numpy(float))
+    p = colonies[[f'p_{c}' for c in classes]].to_numpy(float)
+    p = p / np.maximum([(prior or {}).get(c, 1.0) for c in classes], 1e-12)
+    expected = class_shares(p / p.sum(1, keepdims=True))
     return pd.DataFrame(dict(predicted=predicted, expected=expected), pd.Index(classes, name='class'))
 
 
@@ -138,16 +141,23 @@ _PRIOR = (
     'The network was trained with all classes equally often, so its probabilities (p_… in colonies.csv) and predicted '
     'classes are those for classes that are equally common. The second column is what the probabilities imply without '
     'that assumption (expectation–maximisation, without labels; Saerens et al. 2002). Where the two differ much, rare '
-    'classes hold false positives; all other tables count predicted classes.'
+    'classes hold false positives; all other tables count predicted classes. --prior own predicts for those shares.'
+)
+_OWN = (
+    'Probabilities (p_… in colonies.csv), predicted classes and maps are for the shares that the network found in '
+    'this experiment, without labels (expectation–maximisation; Saerens et al. 2002): {}. A rare class then needs '
+    'clearer pictures, and has fewer false positives and lower recall. The second column is the same estimate from the '
+    'colonies as a whole.'
 )
 
 
-def _shares_section(colonies, classes, out):
+def _shares_section(colonies, classes, prior, out):
     "The table of `experiment_shares`, which is written, too."
-    table = experiment_shares(colonies, classes)
+    table = experiment_shares(colonies, classes, prior)
     write_csv(table.reset_index(), out / 'shares.csv')
     shown = table.rename(columns=dict(predicted='share, as predicted', expected="share, the experiment's own"))
-    return dict(title='How common each class is', parts=[_scroll(shown), _soft(_PRIOR)])
+    said = _OWN.format(', '.join(f'{c} {v:.1%}' for c, v in prior.items())) if prior else _PRIOR
+    return dict(title='How common each class is', parts=[_scroll(shown), _soft(said)])
 
 
 def _found_section(wells, since):
@@ -230,7 +240,15 @@ _CORRECTED = (
 )
 
 # %% ../nbs/52_answers.ipynb #04e0a0d7
-def _condition_section(frames, student, conditions, control, since, out):
+def _corrected_parts(wells, student, conditions, out):
+    "The table of shares corrected by the confusion matrix, which is written, too."
+    corrected = corrected_conditions(wells, student.info['confusion'], conditions)
+    write_csv(corrected, out / 'corrected.csv')
+    heading = render('<h3>Corrected by the confusion matrix</h3>')
+    return [heading, _scroll(corrected.set_index('condition')), _soft(_CORRECTED)]
+
+
+def _condition_section(frames, student, conditions, control, since, prior, out):
     "Replicates by condition, tests and corrected shares; their tables are written."
     classes, wells = student.classes, well_fractions(frames, student.classes, since)
     replicates = replicate_fractions(wells, conditions)
@@ -238,9 +256,7 @@ def _condition_section(frames, student, conditions, control, since, out):
         said = 'No well with a condition has colonies in the time that is compared.'
         return dict(title='Conditions', parts=[_text(said)])
     tests = compare_conditions(replicates, classes, control, conditions.condition.unique())
-    known = wells.loc[wells.index.isin(conditions.index)]
-    corrected = corrected_conditions(known, student.info['confusion'], conditions)
-    for name, df in (('replicates', replicates), ('tests', tests), ('corrected', corrected)):
+    for name, df in (('replicates', replicates), ('tests', tests)):
         write_csv(df, out / f'{name}.csv')
     figure = _save(
         plot_conditions(replicates, classes, tests, control),
@@ -249,8 +265,8 @@ def _condition_section(frames, student, conditions, control, since, out):
         'share of the area by condition',
         f'One dot per biological replicate (mean of its wells, {_when(since)}), a bar at their mean; p after Holm.',
     )
-    heading = render('<h3>Corrected by the confusion matrix</h3>')
-    shown = [heading, _scroll(corrected.set_index('condition')), _soft(_CORRECTED)]
+    known = wells.loc[wells.index.isin(conditions.index)]
+    shown = [] if prior else _corrected_parts(known, student, conditions, out)  # (its matrix is for equal shares)
     return dict(title='Conditions', parts=[figure, *_test_parts(tests, replicates), *shown], tests=tests)
 
 # %% ../nbs/52_answers.ipynb #c64747df
@@ -309,8 +325,9 @@ def _trust_section(student, colonies, out):
     trust, parts = student.trust, []
     if trust.get('calibrated_on'):
         caption = (
-            f"On the {trust['n']} colonies of part V, on which the temperature ({trust['temperature']:.2f}) was "
-            'chosen, too; one patch each, in the middle.'
+            f"On the {trust['n']} colonies of part V, on which the temperature ({trust['temperature']:.2f})"
+            f'{" and a bias for each class" if any(trust.get("bias", [])) else ""} '
+            'had been chosen; one patch each, in the middle.'
         )
         parts.append(_save(plot_reliability(trust), out, 'reliability', 'confidence against accuracy on V', caption))
     title = 'How far to trust it'
@@ -542,12 +559,12 @@ def write_answers(
     if by is not None:
         enough = frames[frames.group.isin(wells.group[wells.compared.ge(min_colonies)])]
         notes += [*_thin_notes(wells, min_colonies), *_condition_notes(frames, classes, by, control, since)]
-    sections, tests = [], None
+    sections, tests, prior = [], None, info.get('prior_shares')
     if len(colonies):
-        sections = [_found_section(wells, since), _shares_section(colonies, classes, out)]
+        sections = [_found_section(wells, since), _shares_section(colonies, classes, prior, out)]
         sections.append(_course_section(frames, classes, by, control, out))
         if by is not None:
-            compared = _condition_section(enough, student, by, control, since, out)
+            compared = _condition_section(enough, student, by, control, since, prior, out)
             sections.append(compared)
             tests = compared.get('tests')
         sections.append(_trust_section(student, colonies, out))

@@ -131,11 +131,12 @@ def probabilities(
     x: torch.Tensor,  # (B, 1, side, side), normalised
     tta: bool = False,  # the mean over the eight orientations
     temperature: float = 1.0,  # of the softmax
+    bias=0.0,  # (n_classes,) added to the logits after the temperature, or a number
 ) -> tuple:  # probabilities (B, n_classes), and features (B, 512 × scales) of the patches as they are
     "What a network says of patches."
     logits, features = net(x, features=True)
     every = [logits, *(net(o) for o in orientations(x)[1:])] if tta else [logits]
-    return torch.stack([(o.float() / temperature).softmax(1) for o in every]).mean(0), features
+    return torch.stack([(o.float() / temperature + bias).softmax(1) for o in every]).mean(0), features
 
 # %% ../nbs/28_decision.ipynb #dec22
 def _per_colony(dl, p, features, y):

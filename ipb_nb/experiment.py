@@ -41,7 +41,7 @@ from .dataset import ColonyDataset
 from .decision import network_outputs, outputs_of_networks, several_patches
 from .distributed import from_lead, launched, n_ranks, rank
 from .method import METHODS
-from .metric import calibration_error, fit_temperature, reliability, scores, usual_distance
+from .metric import calibration_error, fit_calibration, reliability, scores, usual_distance
 from .model import create_model
 from .patch import Crops, check_scale, normalisation, patch_scales
 from .simclr import loader_of_l
@@ -248,13 +248,15 @@ _SEEN = 2000  # colonies of L and U, at most, whose features tell what was seen 
 
 
 def _calibration(net, dl):
-    "The temperature that fits a validation loader, and how reliable the probabilities are before and after."
+    "Temperature and bias that fit a validation loader, and how reliable the probabilities are before and after."
     _, p, y = network_outputs(net, dl)
     logits = p.log()
-    t = fit_temperature(logits, y)
-    tables = {k: reliability((logits / s).softmax(1), y) for k, s in (('before', 1.0), ('after', t))}
+    t, bias = fit_calibration(logits, y)
+    after = (logits / t + torch.as_tensor(bias)).softmax(1)
+    tables = dict(before=reliability(p, y), after=reliability(after, y))
     return dict(
         temperature=t,
+        bias=bias.tolist(),
         calibrated_on='V',
         n=len(y),
         ece={k: calibration_error(o) for k, o in tables.items()},

@@ -28,7 +28,7 @@ from .student import Student, load_student
 
 # %% ../nbs/54_export.ipynb #11223e4c
 class WholeNetwork(nn.Module):
-    "From grey levels to probabilities: normalisation, network, temperature and softmax in one."
+    "From grey levels to probabilities: normalisation, network, temperature, bias and softmax in one."
 
     def __init__(
         self,
@@ -36,13 +36,14 @@ class WholeNetwork(nn.Module):
     ):
         super().__init__()
         self.net, self.temperature = student.net, student.trust['temperature']
+        self.register_buffer('bias', student.bias)
         self.mean, self.std = (student.info['normalisation'][k] for k in ('mean', 'std'))
 
     def forward(
         self,
         patches: torch.Tensor,  # float32 (B, 1, side, side), 0 … 255
     ) -> torch.Tensor:  # (B, n_classes)
-        return (self.net((patches / 255 - self.mean) / self.std) / self.temperature).softmax(1)
+        return (self.net((patches / 255 - self.mean) / self.std) / self.temperature + self.bias).softmax(1)
 
 # %% ../nbs/54_export.ipynb #e0311f9b
 def example_patches(

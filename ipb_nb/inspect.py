@@ -17,14 +17,13 @@ from fastcore.meta import delegates
 
 from .core import class_colors, command
 from .inspection import FILTERS, PAGE_SIZE, SORTS, Inspection, patch_picture, read_quality
-from .page import read_asset, render
+from .page import data_uri, read_asset, render
 from ipb_nb.panes import (
     BUTTONS,
     THEMES,
     ErrorMessage,
     Panes,
     crop_picture,
-    data_uri,
     keyboard_shortcuts,
     open_page,
     picture_html,
@@ -291,10 +290,12 @@ class MisclassifiedExplorer(Panes):
         by: str = '',  # who judges; without a name nothing is written
         network: str = 'student',  # whose predictions
         against: str = '',  # another network of the run, or another run's folder
+        colony: str = '',  # shown first
     ):
-        self.state, self.counted = Inspection(run, by, network, against), 'well'
+        self.state, self.counted = Inspection(run, by, network, against, colony), 'well'
         self.thumbs = _Thumbnails(self.state)
-        self.state.pick()
+        if not colony:
+            self.state.pick()
         more = {'n': ['verdict', 'network'], 'x': ['mark', ''], 'p': ['grid', '']}
         panes = ['head', 'matrix', 'gallery', 'detail', 'foot']
         super().__init__('explorer', panes, keyboard_shortcuts(self.state.classes, more))
@@ -435,7 +436,7 @@ def do_export(self: MisclassifiedExplorer, value, **_):
 # %% ../nbs/63_inspect.ipynb #0de12cdd
 @command(
     'ipb-inspect run --by ana',
-    groups={'Inspection': 'by network against', 'Page': 'port theme no_browser'},
+    groups={'Inspection': 'by network against colony', 'Page': 'port theme no_browser'},
     choices=dict(theme=THEMES),
 )
 @delegates(Inspection.__init__)

@@ -105,6 +105,7 @@ class Inspection:
         by: str = '',  # who judges; without a name nothing is written
         network: str = 'student',  # whose predictions
         against: str = '',  # another network of the run, or another run's folder
+        colony: str = '',  # shown first
     ):
         self.run = run if isinstance(run, Run) else read_run(run)
         self.ds, unchanged = run_dataset(self.run)
@@ -119,6 +120,8 @@ class Inspection:
         self.show_network(network)
         self.compare(against)
         self.reload()
+        if colony:
+            self.pick(colony)
 
     @property
     def classes(self):

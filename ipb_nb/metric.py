@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NEIGHBOURS', 'PAPER_CLASSES', 'rates', 'one_vs_rest_auc', 'scores', 'clustered_interval', 'detectable',
-           'corrected_ttest', 'holm', 'class_shares', 'fit_temperature', 'reliability', 'calibration_error',
-           'neighbour_distance', 'usual_distance', 'published']
+           'corrected_ttest', 'holm', 'class_shares', 'fit_temperature', 'fit_scaling', 'fit_calibration',
+           'reliability', 'calibration_error', 'neighbour_distance', 'usual_distance', 'published']
 
 # %% ../nbs/18_metric.ipynb #c359d6c4
 from math import sqrt
@@ -203,6 +203,56 @@ def fit_temperature(
         return -log_softmax(logits / np.exp(t), axis=1)[np.arange(len(y)), y].mean()
 
     return float(np.exp(optimize.minimize_scalar(loss, bounds=np.log([0.2, 20]), method='bounded').x))
+
+
+def _balanced_loss(x, logits, y, prior=0.0):
+    "Log-loss in which every class weighs the same, and its gradient; `x`: log of the temperature, biases."
+    rows = np.arange(len(y))
+    weight = 1 / np.bincount(y)[y]
+    weight /= weight.sum()
+    z = log_softmax(logits / np.exp(x[0]) + x[1:], axis=1)
+    error = np.exp(z)
+    error[rows, y] -= 1
+    error *= weight[:, None]
+    loss = -(weight * z[rows, y]).sum() + prior / 2 * (x[1:] ** 2).sum()
+    return loss, np.r_[-(error * logits).sum() / np.exp(x[0]), error.sum(0) + prior * x[1:]]
+
+
+def fit_scaling(
+    logits,  # (n, n_classes); log-probabilities serve as well
+    y,  # (n,) class numbers, each class at least once
+) -> tuple:  # temperature, to divide logits by, and bias (n_classes,) to add then; its sum is 0
+    """Temperature and a bias for each class of the least log-loss (vector scaling, Guo et al. 2017, one temperature).
+
+    Every class weighs the same, as in training, so that the bias does not learn how common the classes are in `y`.
+    Biases come from a normal distribution with standard deviation 1, so that few colonies give small ones."""
+    logits, y = np.asarray(logits, float), np.asarray(y)
+    start, bounds = np.zeros(logits.shape[1] + 1), [tuple(np.log([0.2, 20])), *[(-5, 5)] * logits.shape[1]]
+    x = optimize.minimize(_balanced_loss, start, (logits, y, 1 / len(y)), 'L-BFGS-B', jac=True, bounds=bounds).x
+    return float(np.exp(x[0])), x[1:] - x[1:].mean()
+
+# %% ../nbs/18_metric.ipynb #vecs0003
+_GAIN = 0.001  # of the log-loss; a bias that gives less is not worth it
+
+
+def fit_calibration(
+    logits,  # (n, n_classes); log-probabilities serve as well
+    y,  # (n,) class numbers
+    folds: int = 5,  # of the cross-validation; also the least colonies of a class for a bias
+) -> tuple:  # temperature, bias (n_classes,): zeros unless it lowers the cross-validated log-loss by a standard error
+    "Temperature alone, or with a bias for each class where that is better on colonies it was not fitted on."
+    logits, y = np.asarray(logits, float), np.asarray(y)
+    none = np.zeros(logits.shape[1])
+    if np.bincount(y, minlength=len(none)).min() >= folds:
+        fold, gains = pd.Series(y).groupby(y).cumcount().to_numpy() % folds, []
+        for k in range(folds):
+            fit, held = (logits[fold != k], y[fold != k]), (logits[fold == k], y[fold == k])
+            ways = (fit_temperature(*fit), none), fit_scaling(*fit)
+            alone, both = (_balanced_loss(np.r_[np.log(t), bias], *held)[0] for t, bias in ways)
+            gains.append(alone - both)
+        if np.mean(gains) > max(np.std(gains, ddof=1) / sqrt(folds), _GAIN):
+            return fit_scaling(logits, y)
+    return fit_temperature(logits, y), none
 
 # %% ../nbs/18_metric.ipynb #a2323456
 def reliability(

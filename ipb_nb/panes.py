@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['BUTTONS', 'THEMES', 'cached_colony', 'surroundings', 'contrast', 'apply_contrast', 'hex_to_bgr', 'crop_picture',
-           'with_outline', 'data_uri', 'scale_bar', 'picture_html', 'select_html', 'track_names', 'verdict_text',
+           'with_outline', 'scale_bar', 'picture_html', 'select_html', 'track_names', 'verdict_text',
            'keyboard_shortcuts', 'Panes', 'ErrorMessage', 'screenshot', 'Problem', 'app_command', 'open_page']
 
 # %% ../nbs/60_panes.ipynb #a2809958
-import base64
 import json
 import os
 import secrets
@@ -35,7 +34,7 @@ from .core import MULTI_LABEL, InputError
 from .crop import BOX, Colony
 from .dataset import ColonyDataset
 from .frames import dataset_frame, shows
-from .page import read_asset, render
+from .page import data_uri, read_asset, render
 
 # %% ../nbs/60_panes.ipynb #36f656de
 _frame = lru_cache(maxsize=32)(dataset_frame)
@@ -136,15 +135,6 @@ def with_outline(
     return out, (y - ds.margin, x - ds.margin), from_frame
 
 # %% ../nbs/60_panes.ipynb #cad8f756
-def data_uri(
-    image: np.ndarray,  # uint8 (h, w), or BGR (h, w, 3)
-    quality: int = 88,  # 0 … 100, of the JPEG
-) -> str:
-    "A picture as text that an `<img>` can show: JPEG in base64."
-    jpeg = cv2.imencode('.jpg', image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
-    return 'data:image/jpeg;base64,' + base64.b64encode(jpeg).decode()
-
-
 def _bar_length(width_px, pixel_size):
     "A round length of at most a third of a picture's width: in px, and in words."
     unit, px = ('µm', pixel_size) if pixel_size else ('px', 1.0)

@@ -6,9 +6,12 @@
 __all__ = ['methods', 'write_report', 'ipb_report']
 
 # %% ../nbs/45_report.ipynb #48689b1b
+import shlex
 from pathlib import Path
 
+import cv2
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from fastcore.meta import delegates
 from markupsafe import Markup
@@ -29,7 +32,7 @@ from ipb_nb.figures import (
     patch_caption,
     px_and_um,
 )
-from .page import PAGE_STYLE, picture, read_asset, render, table_html
+from .page import PAGE_STYLE, data_uri, picture, read_asset, render, table_html
 from ipb_nb.run import (
     class_table,
     misclassified,
@@ -55,7 +58,7 @@ from ipb_nb.tables import (
     table_tests,
     table_variance,
 )
-from .verdict import leaks, leaks_in_words, plot_confused, ranking, table_all_folds, verdict
+from .verdict import leaks, leaks_in_words, main_confusion, mistakes, ranking, table_all_folds, verdict
 
 # %% ../nbs/45_report.ipynb #d1f58fcc
 def _listed(words):
@@ -376,32 +379,65 @@ def _cautions(c):
     few = sum(c.runs[0].info['parts'].values()) <= _COMPARED
     return [*filter(None, [leaks_in_words(leaks(c, images=few))]), *notes(c)]
 
+# %% ../nbs/45_report.ipynb #card0002
+def _portrait(colony, side=200):
+    "A whole colony with its outline and stretched contrast, the longer side `side` px; BGR."
+    low, high = np.percentile(colony.image[colony.mask], [1, 99])
+    grey = ((colony.image - low) * (255 / max(high - low, 1))).clip(0, 255).astype(np.uint8)
+    size = np.maximum(np.multiply(colony.shape[::-1], side / max(colony.shape)).round(), 1).astype(int)
+    image = cv2.cvtColor(cv2.resize(grey, size, interpolation=cv2.INTER_AREA), cv2.COLOR_GRAY2BGR)
+    mask = cv2.resize(colony.mask.view(np.uint8), size, interpolation=cv2.INTER_NEAREST)
+    lines, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    return cv2.drawContours(image, lines, -1, (66, 228, 240), 1)  # (yellow)
 
+# %% ../nbs/45_report.ipynb #card0003
+def _explore(c, run_id):
+    "The command that opens a run in the explorer, without a path of this machine."
+    folder = Path(c.path.name) if c.path.is_absolute() else c.path
+    return f'ipb-inspect {folder if len(c.runs) == 1 else folder / run_id}'
+
+
+def _cards(c, table):
+    "Pictures of colonies from `mistakes`, each with what all rows say of it."
+    known = c.dataset.colonies.index
+    others = table.columns[5:]
+    cards = [
+        dict(
+            id=i,
+            uri=data_uri(_portrait(c.dataset.colony(i))),
+            said=[(o, m[o]) for o in others if m[o]],
+            command=f'{_explore(c, m.run)} --colony {shlex.quote(i)}',
+            **m[['actual', 'predicted', 'p_actual', 'p_predicted']],
+        )
+        for i, m in table.iterrows()
+        if i in known
+    ]
+    return render(read_asset('report-mistakes.html'), cards=cards) if cards else None
+
+# %% ../nbs/45_report.ipynb #card0004
 def _mistakes(c):
-    "The picture of the main confusion of the best row, and the command that shows all mistakes."
+    "Cards of the main confusion of the best row and of its surest mistakes, its name, and the explorer's command."
+    confused = surest = None
+    best = c.main
     try:
         best = ranking(c).index[0]
-        axes = plot_confused(c, best)
+        if worst := main_confusion(c, best):
+            confused, surest = _cards(c, mistakes(c, best, worst[:2], 3)), _cards(c, mistakes(c, best))
     except InputError:
-        best, axes = c.main, None  # (the verdict says why)
-    caption = 'The surest of these mistakes: the colony with its outline, and the probabilities of both classes.'
-    shown = picture(axes, 'colonies of the main confusion', caption) if axes is not None else None
-    folder = Path(c.path.name) if c.path.is_absolute() else c.path  # (no path of this machine)
-    return shown, f'ipb-inspect {folder if len(c.runs) == 1 else folder / c.rows[best][0].id}'
+        pass  # the verdict says why, or the dataset is not where it was
+    return dict(confused=confused, surest=surest, best=best, next=_explore(c, c.rows[best][0].id))
 
 # %% ../nbs/45_report.ipynb #37f01508c
 def _write(c):
     "report.html and the folder report, for a comparison."
     sections, lacking = _write_parts(c, c.path / 'report')
-    confused, command_line = _mistakes(c)
     shown = c.runs if len(c.runs) <= _DETAILS else []
     page = render(
         read_asset('report.html'),
         title=c.path.resolve().name,
         style=Markup(PAGE_STYLE),
         findings=verdict(c),
-        confused=confused,
-        next=command_line,
+        **_mistakes(c),
         notes=_cautions(c),
         sections=sections,
         lacking=lacking,

@@ -105,6 +105,8 @@ class Student:
         self.net.eval().to(self.device)
         seen = _read_features(self.path / 'reference.safetensors', self.net.norm.num_features)
         self.seen = None if seen is None else seen.to(self.device)
+        self.bias = torch.tensor(self.trust.get('bias', [0.0] * len(self.classes)), device=self.device)
+        self.prior = None  # shares of the classes (n_classes,) that probabilities are for; None: all are equal
 
     def __repr__(self):
         sides = ' and '.join(map(str, self.scales))
@@ -135,10 +137,14 @@ def look(
         padding = np.zeros((-n % 16, *own.shape[1:]), np.uint8)  # torch keeps plans and memory for every batch size
         x = torch.from_numpy(np.concatenate([own, padding]))[:, None].to(self.device)
         x = views(x, None, 'plain', **self.info['normalisation'])
-        p, f = probabilities(self.net, x, self.info.get('tta', False), self.trust['temperature'])
+        p, f = probabilities(self.net, x, self.info.get('tta', False), self.trust['temperature'], self.bias)
         probs.append(p[:n].cpu())
         features.append(f[:n].clone())
-    return torch.cat(probs).numpy(), torch.cat(features)
+    probs, features = torch.cat(probs).numpy(), torch.cat(features)
+    if self.prior is not None:
+        probs = probs * np.asarray(self.prior, np.float32)
+        probs /= probs.sum(1, keepdims=True)
+    return probs, features
 
 # %% ../nbs/50_student.ipynb #84c660c9
 @patch

@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['unit_counts', 'macro_difference', 'difference', 'difference_in_words', 'ranking', 'class_recalls', 'table_all_folds',
-           'main_confusion', 'plot_confused', 'leaks', 'leaks_in_words', 'Finding', 'verdict']
+           'main_confusion', 'mistakes', 'leaks', 'leaks_in_words', 'Finding', 'verdict']
 
 # %% ../nbs/44_verdict.ipynb #vd002
 from dataclasses import dataclass
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from scipy import stats
@@ -17,7 +16,7 @@ from scipy import stats
 from .compare import Comparison, paired, row_key
 from .core import InputError
 from .metric import clustered_interval, detectable
-from .run import figure_style
+from .run import misclassified
 from .tables import Table
 
 # %% ../nbs/44_verdict.ipynb #vd007b
@@ -235,36 +234,27 @@ def _confusion_words(c, row):
     return f'{actual} taken for {predicted}: {_share(n, of)}.'
 
 # %% ../nbs/44_verdict.ipynb #vd029
-@figure_style()
-def plot_confused(
+def mistakes(
     c: Comparison,
     row: str,
-    n: int = 3,  # colonies
-):  # array of axes; None where nothing is wrong, or the dataset is not where it was
-    "Colonies of the main confusion."
-    worst = main_confusion(c, row)
-    try:
-        known = c.dataset.colonies.index
-    except InputError:
-        return  # (the dataset is not where it was)
-    if not worst:
-        return
-    actual, predicted, *_ = worst
-    p = pd.concat([r.predictions[r.predictions.network == 'student'] for r in c.rows[row]])
-    p = p[(p.actual == actual) & (p.predicted == predicted)].drop_duplicates('colony_id')
-    p = p[p.colony_id.isin(known)].nlargest(n, 'loss')
-    if not len(p):
-        return
-    fig, axs = plt.subplots(1, len(p), figsize=(2.6 * len(p), 3.1), squeeze=False, layout='constrained')
-    for ax, r in zip(axs[0], p.to_dict('records')):
-        colony = c.dataset.colony(r['colony_id'])
-        low, high = np.percentile(colony.image, [1, 99])
-        ax.imshow(colony.image, cmap='gray', vmin=low, vmax=max(high, low + 1))
-        ax.contour(colony.mask, [0.5], colors='#F0E442', linewidths=1.2)
-        ax.axis('off')
-        title = f"{r['colony_id']}\n{actual} {r[f'p_{actual}']:.2f}, {predicted} {r[f'p_{predicted}']:.2f}"
-        ax.set_title(title, fontsize=9, parse_math=False)
-    return axs
+    confusion: tuple = None,  # actual and predicted class; None: all
+    n: int = 12,  # colonies, at most
+) -> pd.DataFrame:  # index colony_id: run, actual, predicted, p_actual, p_predicted, and what each other row predicts
+    "The surest mistakes of a row's students, and what the other rows say of the same colonies in the same fold."
+    wrong = [misclassified(r).assign(run=r.id, fold=r.config['fold']) for r in c.rows[row]]
+    t = pd.concat(wrong).sort_values('loss', ascending=False).drop_duplicates('colony_id')
+    if confusion:
+        t = t[(t.actual == confusion[0]) & (t.predicted == confusion[1])]
+    t = t.head(n)
+    actual = [o[f'p_{o.actual}'] for _, o in t.iterrows()]
+    columns = dict(p_actual=actual, p_predicted=t.p)
+    for other in [o for o in c.rows if o != row and c.rows[o]]:
+        said = {}
+        for r in reversed(c.rows[other]):  # the first seed of a fold is kept
+            p = r.predictions[r.predictions.network == 'student']
+            said |= {(r.config['fold'], i): k for i, k in zip(p.colony_id, p.predicted)}
+        columns[other] = [said.get(key, '') for key in zip(t.fold, t.colony_id)]
+    return t[['colony_id', 'run', 'actual', 'predicted']].assign(**columns).set_index('colony_id')
 
 # %% ../nbs/44_verdict.ipynb #vd032
 def leaks(

@@ -443,3 +443,38 @@ def test_probabilities_are_calibrated_where_there_is_a_v(tmp_path):
     x = np.random.default_rng(0).integers(0, 256, (4, 32, 32), np.uint8)
     logits = np.log(student.look(x)[0]) / trust['temperature']
     assert np.allclose(raw.look(x)[0], np.exp(logits) / np.exp(logits).sum(1, keepdims=True), atol=1e-5)
+
+
+def test_probabilities_for_the_shares_of_the_experiment(run, answers, exp, tmp_path):
+    cells = answers / 'cells'
+    predict(run, cells, tmp_path / 'equal', stride=0)
+    predict(run, cells, tmp_path / 'own', stride=0, prior='own', conditions=exp.path / 'wells.csv')
+    equal, own = (pd.read_csv(tmp_path / k / 'colonies.csv') for k in ('equal', 'own'))
+    columns = [f'p_{c}' for c in CLASSES]
+    shares = read_json(tmp_path / 'own' / 'prediction.json')['prior_shares']
+    assert list(shares) == list(CLASSES) and sum(shares.values()) == pytest.approx(1)
+    longhand = equal[columns].to_numpy() * [shares[c] for c in CLASSES]
+    assert np.allclose(own[columns], longhand / longhand.sum(1, keepdims=True), atol=1e-5)
+    for k in ('equal', 'own'):  # one patch per colony: the estimate from the page is the one that was used
+        found = pd.read_csv(tmp_path / k / 'shares.csv', index_col=0).expected
+        assert np.allclose(found, [shares[c] for c in CLASSES], atol=1e-3)
+    assert (tmp_path / 'own' / 'tests.csv').exists() and not (tmp_path / 'own' / 'corrected.csv').exists()
+    with pytest.raises(InputError, match='prior own.*prior equal, as asked for'):
+        predict(run, cells, tmp_path / 'own', stride=0)
+    with pytest.raises(InputError, match='equal or own'):
+        predict(run, cells, tmp_path / 'third', prior='uniform')
+
+
+def test_an_older_model_has_no_bias(run, tmp_path):
+    shutil.copytree(run, tmp_path / 'run')
+    info = read_json(run / 'model.json')
+    patches = np.random.default_rng(0).integers(0, 256, (8, 32, 32), np.uint8)
+    before = load_student(run).look(patches)[0]
+    info['trust'].pop('bias', None)
+    write_json(info, tmp_path / 'run' / 'model.json')
+    assert np.allclose(load_student(tmp_path / 'run').look(patches)[0], before)
+    info['trust']['bias'] = [2.0] + [0.0] * (len(info['classes']) - 1)
+    write_json(info, tmp_path / 'run' / 'model.json')
+    longhand = before * np.exp(info['trust']['bias'])
+    expected = longhand / longhand.sum(1, keepdims=True)
+    assert np.allclose(load_student(tmp_path / 'run').look(patches)[0], expected, atol=1e-5)
