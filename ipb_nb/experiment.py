@@ -18,15 +18,14 @@ import sys
 import tempfile
 import threading
 from contextlib import contextmanager, nullcontext, suppress
+from importlib.metadata import version
 from pathlib import Path
 
 import fastai
 import numpy as np
 import pandas as pd
-import timm
 import torch
 import torch.nn.functional as F
-import torchvision
 from fastcore.meta import delegates
 from filelock import FileLock, Timeout
 from safetensors.torch import save_file
@@ -158,9 +157,9 @@ def _versions():
         ipb_nb=__version__,
         python=platform.python_version(),
         torch=torch.__version__,
-        torchvision=torchvision.__version__,
+        torchvision=version('torchvision'),
         fastai=fastai.__version__,
-        timm=timm.__version__,
+        timm=version('timm'),
     )
 
 # %% ../nbs/32_experiment.ipynb #83e95b9c
@@ -204,6 +203,8 @@ def _finish(run, training, out, state, error=None):
     spent = {k: round(v, 1) for k, v in training.spent().items()}
     load = round(os.getloadavg()[0], 1) if hasattr(os, 'getloadavg') else None  # (of the last minute; not on Windows)
     write_json(run | spent | dict(state=state, load=load, error=error, files=files), out / 'run.json')
+    if training.tracking:
+        training.tracking.finish(read_json(out / 'metrics.json') if state == 'done' else None)
 
 # %% ../nbs/32_experiment.ipynb #f02df59b
 @contextmanager
@@ -347,6 +348,7 @@ def _train(training, run, lead):
         training.resume()
         if lead:
             _clear(training.out, training.saved)
+    training.track()
     estimate = training.estimate()
     if estimate and lead:
         run['estimate'], run['flops'] = estimate, run['flops'] or estimate['flops']

@@ -16,13 +16,10 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-import timm
 import torch
-import torchvision
 from fastai.callback.fp16 import AMPMode, GradScaler, MixedPrecision
 from fastcore.basics import patch
 from fastcore.foundation import L
-from timm.models.hrnet import HighResolutionNet, cfg_cls
 from torch import nn
 
 from .core import InputError
@@ -31,6 +28,8 @@ from .patch import patch_scales
 # %% ../nbs/17_model.ipynb #407725ad
 def _hrnet(scale):
     "HRNet-W18-small; for sides that are no multiple of 32 all its stages have at most three branches."
+    from timm.models.hrnet import HighResolutionNet, cfg_cls  # (timm takes four seconds to import, so not above)
+
     cfg = copy.deepcopy(cfg_cls['hrnet_w18_small'])
     if scale % 32 == 0:
         return HighResolutionNet(cfg, in_chans=1, num_classes=0)
@@ -40,6 +39,8 @@ def _hrnet(scale):
 
 
 def _vgg19(scale):
+    import torchvision
+
     features = torchvision.models.vgg19_bn(init_weights=False).features
     features[0] = nn.Conv2d(1, 64, 3, padding=1)
     return nn.Sequential(OrderedDict(features=features, pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten()))
@@ -66,12 +67,16 @@ _OWN = dict(hrnet=(_hrnet, 'hrnet_w18_small'), vgg19=(_vgg19, 'vgg19_bn'))  # ne
 
 
 def _unknown(arch):
+    import timm
+
     near = difflib.get_close_matches(arch, [*_OWN, *timm.list_models()], 3)
     advice = f"Near that: {', '.join(near)}." if near else 'timm.list_models() lists them.'
     return InputError('arch', arch, "hrnet, vgg19 or a network of timm's", advice)
 
 
 def _check_arch(arch, width, pretrained):
+    import timm
+
     if arch not in _OWN and arch.split('.')[0] not in timm.list_models():
         raise _unknown(arch)
     if width != 1 and arch not in _OWN:
@@ -94,6 +99,8 @@ def _packaged(name):
 
 def _read_packaged(f, name):
     "The network with the weights of a package, which lie in the order of timm's; its stem sums red, green and blue."
+    import timm
+
     if not hashlib.sha256(f.read_bytes()).hexdigest().startswith(f.stem.rsplit('-', 1)[1]):
         do = 'Install the package anew: pip install --force-reinstall, then its name.'
         raise InputError(f, 'a file that was changed', 'the weights of its package', do)
@@ -113,6 +120,8 @@ def _advice(name):
 
 def _trained(name, **kwargs):
     "A network of timm's with its trained weights: from an installed package, or else downloaded."
+    import timm
+
     if f := _packaged(name):
         return _read_packaged(f, name)
     try:
@@ -127,6 +136,8 @@ def _trained(name, **kwargs):
 
 # %% ../nbs/17_model.ipynb #9448eb3d
 def _timm_backbone(arch, scale, pretrained):
+    import timm
+
     fixed = dict(img_size=scale) if timm.models.get_pretrained_cfg(arch).fixed_input_size else {}
     if pretrained:
         return _trained(arch, **fixed)

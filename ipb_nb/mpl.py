@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from fastai.callback.core import Callback, CancelStepException
 from fastai.torch_core import norm_bias_params
 from fastcore.basics import patch, store_attr
-from timm.layers import DropPath
 from torch import nn
 from torch.func import functional_call
 
@@ -32,6 +31,8 @@ def batch_statistics(
     model: nn.Module,  # in training mode
 ):
     "Let batch norm use the batch's statistics without updating its running averages, and switch dropout off."
+    from timm.layers import DropPath  # (slow to import)
+
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     drops = [m for m in model.modules() if isinstance(m, (nn.modules.dropout._DropoutNd, DropPath)) and m.training]
     for m in norms:

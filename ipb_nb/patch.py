@@ -24,7 +24,6 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-import torchvision.transforms.v2.functional as TF
 from fastai.callback.core import Callback
 from fastai.data.block import CategoryBlock, DataBlock, TransformBlock
 from fastai.data.core import DataLoaders, TfmdDL
@@ -33,7 +32,6 @@ from fastai.torch_core import TensorImage, default_device, defaults
 from fastcore.basics import patch, store_attr
 from fasttransform import ItemTransform, Transform
 from filelock import FileLock
-from torchvision.transforms import InterpolationMode
 from tqdm import tqdm
 
 from .core import InputError, atomic_path, counter_rng, in_pixels, stable_hash
@@ -47,12 +45,9 @@ SMALL = ('context', 'enlarge')  # small colonies: with their surroundings, or en
 
 
 def _too_large(scale, side, colony_id):
-    return InputError(
-        'scales',
-        f'{scale} px',
-        f'at most {side} px, the side of {colony_id} with its margin',
-        "Import with a larger margin, take smaller scales, or enlarge small colonies (small='enlarge').",
-    )
+    expected = f'at most {side} px, the side of {colony_id} with its margin'
+    do = "Import with a larger margin, take smaller scales, or enlarge small colonies (small='enlarge')."
+    return InputError('scales', f'{scale} px', expected, do)
 
 # %% ../nbs/15_patch.ipynb #912616c9
 def patch_window(
@@ -365,10 +360,15 @@ def _contrast_view(x, u):
     return x
 
 # %% ../nbs/15_patch.ipynb #2f36c324
+def _tv(name, *args, **kwargs):
+    from torchvision.transforms.v2 import functional  # (takes three seconds, so not above)
+
+    return getattr(functional, name)(*args, **kwargs)
+
+
 def _affine(x, v, **change):
-    unchanged = dict(angle=0.0, translate=[0, 0], scale=1.0, shear=[0.0, 0.0])
-    fill = [float(x.float().mean())]
-    return TF.affine(x, **(unchanged | change), interpolation=InterpolationMode.BILINEAR, fill=fill)
+    change = dict(angle=0.0, translate=[0, 0], scale=1.0, shear=[0.0, 0.0]) | change
+    return _tv('affine', x, **change, interpolation=2, fill=[float(x.float().mean())])  # (bilinear)
 
 
 _RANDAUG = dict(  # of a uint8 image and a strength from -1 to 1
@@ -377,13 +377,13 @@ _RANDAUG = dict(  # of a uint8 image and a strength from -1 to 1
     translate_x=lambda x, v: _affine(x, v, translate=[round(v * 0.45 * x.shape[-1]), 0]),
     translate_y=lambda x, v: _affine(x, v, translate=[0, round(v * 0.45 * x.shape[-2])]),
     rotate=lambda x, v: _affine(x, v, angle=v * 30.0),
-    brightness=lambda x, v: TF.adjust_brightness(x, 1 + v * 0.9),
-    contrast=lambda x, v: TF.adjust_contrast(x, 1 + v * 0.9),
-    sharpness=lambda x, v: TF.adjust_sharpness(x, 1 + v * 0.9),
-    posterize=lambda x, v: TF.posterize(x, 8 - round(abs(v) * 4)),
-    solarize=lambda x, v: TF.solarize(x, 255 * (1 - abs(v))),
-    autocontrast=lambda x, v: TF.autocontrast(x),
-    equalize=lambda x, v: TF.equalize(x),
+    brightness=lambda x, v: _tv('adjust_brightness', x, 1 + v * 0.9),
+    contrast=lambda x, v: _tv('adjust_contrast', x, 1 + v * 0.9),
+    sharpness=lambda x, v: _tv('adjust_sharpness', x, 1 + v * 0.9),
+    posterize=lambda x, v: _tv('posterize', x, 8 - round(abs(v) * 4)),
+    solarize=lambda x, v: _tv('solarize', x, 255 * (1 - abs(v))),
+    autocontrast=lambda x, v: _tv('autocontrast', x),
+    equalize=lambda x, v: _tv('equalize', x),
 )
 
 # %% ../nbs/15_patch.ipynb #123cd005

@@ -382,11 +382,15 @@ def _cautions(c):
 # %% ../nbs/45_report.ipynb #card0002
 def _portrait(colony, side=200):
     "A whole colony with its outline and stretched contrast, the longer side `side` px; BGR."
-    low, high = np.percentile(colony.image[colony.mask], [1, 99])
-    grey = ((colony.image - low) * (255 / max(high - low, 1))).clip(0, 255).astype(np.uint8)
-    size = np.maximum(np.multiply(colony.shape[::-1], side / max(colony.shape)).round(), 1).astype(int)
+    x, y, w, h = cv2.boundingRect(colony.mask.view(np.uint8))
+    around = max(w, h) // 5
+    part = np.s_[max(y - around, 0) : y + h + around, max(x - around, 0) : x + w + around]
+    pixels, mask = colony.image[part], colony.mask[part].astype(np.uint8)
+    low, high = np.percentile(pixels, [1, 99])
+    grey = ((pixels - low) * (255 / max(high - low, 1))).clip(0, 255).astype(np.uint8)
+    size = np.maximum(np.multiply(mask.shape[::-1], side / max(mask.shape)).round(), 1).astype(int)
     image = cv2.cvtColor(cv2.resize(grey, size, interpolation=cv2.INTER_AREA), cv2.COLOR_GRAY2BGR)
-    mask = cv2.resize(colony.mask.view(np.uint8), size, interpolation=cv2.INTER_NEAREST)
+    mask = cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST)
     lines, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     return cv2.drawContours(image, lines, -1, (66, 228, 240), 1)  # (yellow)
 
@@ -401,11 +405,12 @@ def _cards(c, table):
     "Pictures of colonies from `mistakes`, each with what all rows say of it."
     known = c.dataset.colonies.index
     others = table.columns[5:]
+    said = lambda m: [(k, [o for o in others if m[o] == k]) for k in c.classes if k in {*m[others]}]
     cards = [
         dict(
             id=i,
             uri=data_uri(_portrait(c.dataset.colony(i))),
-            said=[(o, m[o]) for o in others if m[o]],
+            said=said(m),
             command=f'{_explore(c, m.run)} --colony {shlex.quote(i)}',
             **m[['actual', 'predicted', 'p_actual', 'p_predicted']],
         )

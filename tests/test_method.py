@@ -7,6 +7,7 @@ import sys
 from importlib.metadata import entry_points
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
@@ -82,3 +83,23 @@ def test_every_method_of_ours_is_announced():
     for f in (ROOT / 'ipb_nb').glob('*.py'):
         if '@register(' in (text := f.read_text()):
             assert set(re.findall(r"^@register\('(\w+)'", text, re.M)) <= announced, f.name
+
+
+def test_mlflow_shows_what_the_run_folder_holds(dataset, tiny, tmp_path, monkeypatch, capfd):
+    from mlflow import MlflowClient
+
+    store = f'sqlite:///{tmp_path / "mlflow.db"}'
+    monkeypatch.setenv('MLFLOW_TRACKING_URI', store)
+    monkeypatch.setenv('MLFLOW_EXPERIMENT_NAME', 'colonies')
+    run = train(ExperimentConfig(**tiny), dataset, tmp_path / 'run')
+    client = MlflowClient(store)
+    (logged,) = client.search_runs([client.get_experiment_by_name('colonies').experiment_id])
+    assert logged.info.status == 'FINISHED' and logged.data.params['method'] == 'mpl'
+    history, scores = pd.read_csv(run / 'history.csv'), read_json(run / 'metrics.json')['student']
+    losses = [m.value for m in client.get_metric_history(logged.info.run_id, 'train_loss')]
+    assert np.allclose(losses, history.train_loss)
+    assert logged.data.metrics['test_macro_tpr'] == pytest.approx(scores['macro_tpr'])
+    monkeypatch.setenv('MLFLOW_TRACKING_URI', 'nonsense://nowhere')
+    run = train(ExperimentConfig(**tiny), dataset, tmp_path / 'second')
+    assert read_json(run / 'run.json')['state'] == 'done'
+    assert capfd.readouterr().err.count('The run goes on without it') == 1
