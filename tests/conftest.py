@@ -18,17 +18,14 @@ signal.signal(
 )  # (what a shell starts in the background ignores Ctrl-C, and so would the runs that tests stop by it)
 
 
-ALONE = ('inspect', 'report')  # files whose tests use a browser
-TRAINS = (*ALONE, *'survive ranks sweep related wheel predict export method bccd leaks commands'.split())
+SLOW = 'inspect report survive ranks sweep related wheel predict export method bccd leaks commands'.split()
 
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        name = item.path.stem.removeprefix('test_')
-        if name in ALONE:
-            item.add_marker('alone')
-        if name in TRAINS:
-            item.add_marker('trains')
+        if item.path.stem.removeprefix('test_') in SLOW:
+            item.add_marker('slow')
+    items.sort(key=lambda item: item.path.stem != 'test_wheel')  # the longest tests first, not last
 
 
 @pytest.fixture(scope='session')

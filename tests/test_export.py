@@ -56,8 +56,7 @@ def test_every_network_becomes_onnx(run, arch, scales, tmp_path):
     from ipb_nb.model import create_model
 
     torch.manual_seed(0)
-    width = 0.25 if arch == 'vgg19' else 1.0
-    sides = [int(s) for s in scales.split(',')]
+    width, sides = 0.25, [int(s) for s in scales.split(',')]
     save_file(
         {k: v.contiguous() for k, v in create_model(arch, sides, 4, width=width).state_dict().items()},
         tmp_path / 'student.safetensors',

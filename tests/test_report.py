@@ -7,8 +7,7 @@ from selenium.webdriver.common.keys import Keys
 from ipb_nb.core import write_json
 from ipb_nb.report import write_report
 from ipb_nb.run import oracle_run
-from ipb_nb.simulate import simulate_dataset
-from ipb_nb.split import save_split
+from ipb_nb.toy import toy_dataset
 
 CONFIG = dict(preset='quick', arch='test_resnet', scales='64', multi_label=True)
 ROWS = {
@@ -20,8 +19,7 @@ ROWS = {
 @pytest.fixture(scope='module')
 def page(tmp_path_factory):
     root = tmp_path_factory.mktemp('report')
-    ds = simulate_dataset(root / 'colonies', 80)
-    save_split(ds, labeled=0.2, test=0.3, valid=0.0, folds=3)
+    ds = toy_dataset(root / 'colonies', (30, 30, 30), labeled=0.2, valid=0.0, folds=3)
     for row, (name, own) in ROWS.items():
         for fold in range(3):
             oracle_run(root / 'runs' / f'{row}-fold{fold}', ds, name, CONFIG | own | dict(fold=fold), epochs=4)
@@ -58,8 +56,12 @@ def test_the_page_opens_offline(page, browser):
         )
         == 0
     )
-    sizes = driver.execute_script('return [...document.images].map(i => i.naturalWidth)')
-    assert len(sizes) >= 8 and min(sizes) > 200
+    kinds = 'return [...document.images].map(i => [i.src.slice(5, 15), i.naturalWidth, i.naturalHeight])'
+    images = driver.execute_script(kinds)
+    figures = [width for kind, width, _ in images if kind == 'image/png;']
+    cards = [max(size) for kind, *size in images if kind == 'image/jpeg']  # whole colonies
+    assert len(figures) >= 8 and min(figures) > 200
+    assert len(cards) >= 3 and set(cards) == {200}
     light = (
         sum(
             map(
