@@ -136,6 +136,9 @@ def run_command(
             raise InputError(twice[0], 'it twice', 'every option once', 'Join the values in one option.')
         with CtrlC():
             f(**{k: v for k, v in values.items() if k not in ('pdb', 'xtra')})
+            sys.stdout.flush()
+    except BrokenPipeError:  # what reads the output has read enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (InputError, OSError) as e:
         sys.exit(f'{f.__name__.replace("_", "-")}: {e}')
     except KeyboardInterrupt:

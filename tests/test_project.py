@@ -112,7 +112,8 @@ def test_stored_outputs_are_small():
 def test_every_command_has_its_help():
     ini = ConfigParser()
     ini.read(ROOT / 'settings.ini', encoding='utf-8')
-    assert ini['DEFAULT']['console_scripts'].split() == [f'{name}=ipb_nb.commands:run' for name in COMMANDS]
+    commands = ['ipb=ipb_nb.commands:ipb', *(f'{name}=ipb_nb.commands:run' for name in COMMANDS)]
+    assert ini['DEFAULT']['console_scripts'].split() == commands
     for name in COMMANDS:
         text = help_text(name)
         assert text.startswith(f'usage: {name} ') and f'example: {name}' in text
@@ -155,3 +156,24 @@ def test_no_network(tmp_path):
         IPB_NEED_GB='0',
     )
     assert 'the package registry cannot be reached' in set_up(tmp_path, **nowhere)
+
+
+def test_a_closed_pipe_is_no_error():
+    p = subprocess.Popen([sys.executable, '-m', 'ipb_nb', 'doctor'], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    p.stdout.close()
+    said = p.stderr.read()
+    assert (p.wait(), said) == (0, b'')
+
+
+def test_bash_completes_commands_and_options():
+    def words(*line):
+        made = subprocess.run(
+            [sys.executable, '-m', 'ipb_nb', 'completion'], capture_output=True, text=True, check=True
+        )
+        ask = f'COMP_WORDS=({" ".join(line)}); COMP_CWORD={len(line) - 1}; _ipb; echo "${{COMPREPLY[@]}}"'
+        return subprocess.run(
+            ['bash', '-c', made.stdout + ask], capture_output=True, text=True, check=True
+        ).stdout.split()
+
+    assert words('ipb', 'tr') == ['train']
+    assert words('ipb', 'split', '--la') == words('ipb-split', '--la') == ['--labeled']

@@ -55,15 +55,21 @@ def install(d):
 def commands():
     ini = ConfigParser()
     ini.read(ROOT / 'settings.ini')
-    return [line.split('=')[0] for line in ini['DEFAULT']['console_scripts'].split()]
+    return [line.split('=')[0] for line in ini['DEFAULT']['console_scripts'].split() if '=' in line]
 
 
 def test_every_command_is_there(installed, tmp_path):
-    assert {f.name for f in installed.glob('ipb-*')} == set(commands())
+    assert {f.name for f in installed.glob('ipb*')} == set(commands())
     with ThreadPool(2) as pool:
         said = pool.map(lambda c: call(installed / c, '--help', cwd=tmp_path), commands())
     for c, text in zip(commands(), said):
         assert f'usage: {c}' in text
+    assert 'ipb_nb' in call(installed / 'ipb', '--version', cwd=tmp_path)
+    assert (
+        call(installed / 'python', '-m', 'ipb_nb', 'split', '--help', cwd=tmp_path)
+        == said[commands().index('ipb-split')]
+    )
+    assert 'extra app' in call(installed / 'ipb', 'doctor', cwd=tmp_path)
     # the help is stored text, so this shows that every command can be imported
     names = 'from ipb_nb.commands import COMMANDS, find_command; print(*[find_command(c).__name__ for c in COMMANDS])'
     assert call(installed / 'python', '-c', names, cwd=tmp_path).split() == [c.replace('-', '_') for c in commands()]
