@@ -248,16 +248,22 @@ def _delimiter(header):
     return max(',;\t', key=header.count)
 
 
-def _csv_error(path, error):
+def _without_sep(text):
+    "The text below a line like sep=; that Excel writes, its delimiter, and the number of lines above."
+    m = re.match(r'"?sep=([,;\t|])"?[,;\t]*\r?\n', text, re.I)
+    return (text[m.end() :], m[1], 1) if m else (text, None, 0)
+
+
+def _csv_error(path, error, above):
     "Pandas' complaint about a row that is too long, as an `InputError`."
     m = re.search(r'Expected (\d+) fields in line (\d+), saw (\d+)', str(error))
     do = 'Correct the row; text that holds a delimiter needs quotes.'
     if not m:
         return InputError(path, f'text that is not CSV ({error})', 'a CSV file', do)
-    return InputError(f'{path}, line {m[2]}', f'{m[3]} fields', f'{m[1]}, as in the first line', do)
+    return InputError(f'{path}, line {int(m[2]) + above}', f'{m[3]} fields', f'{m[1]}, as in the first line', do)
 
 # %% ../nbs/00_core.ipynb #25ac5a75
-def _cells(path, text, delimiter):
+def _cells(path, text, delimiter, above=0):
     "The cells as text, without blank rows; the index holds the line in which each row begins."
     try:
         df = pd.read_csv(
@@ -266,32 +272,32 @@ def _cells(path, text, delimiter):
     except pd.errors.EmptyDataError:
         return pd.DataFrame()
     except pd.errors.ParserError as e:
-        raise _csv_error(path, e) from None
+        raise _csv_error(path, e, above) from None
     breaks = pd.Series(0, df.index)  # line ends within the cells of each row
     if text.count('\n') > len(df):
         breaks = sum(df[c].str.count('\n').fillna(0) for c in df)
-    df.index += 1 + breaks.shift(fill_value=0).cumsum().astype(int)
+    df.index += 1 + above + breaks.shift(fill_value=0).cumsum().astype(int)
     return df[~(df.isna() | df.eq('')).all(axis=1)]
 
 # %% ../nbs/00_core.ipynb #fa9a3846
-def _check_lengths(path, text, delimiter, n):
+def _check_lengths(path, text, delimiter, n, above=0):
     "Stop at a row of fewer than `n` fields."
     reader = csv.reader(io.StringIO(text, newline=''), delimiter=delimiter)
     for row in reader:
         if any(row) and len(row) < n:
             raise InputError(
-                f'{path}, line {reader.line_num}',
+                f'{path}, line {reader.line_num + above}',
                 f'{len(row)} fields',
                 f'{n}, as in the first line',
                 'Correct the row; text that holds a delimiter needs quotes.',
             )
 
 # %% ../nbs/00_core.ipynb #77b197f4
-def _check_header(path, header, columns, optional):
+def _check_header(where, header, columns, optional):
     "Stop at a repeated, unknown or missing column."
 
     def stop(found, expected, do):
-        raise InputError(f'{path}, line 1', found, expected, do)
+        raise InputError(where, found, expected, do)
 
     for c in header:
         if header.count(c) > 1:
@@ -310,9 +316,9 @@ def read_table(
     optional=None,  # names of columns that may be there; None: any
 ) -> pd.DataFrame:  # text, empty cells ''; the index holds the line in the file
     "Read a CSV file. Unreadable text, wrong columns and rows of another length are `InputError`s that name the line."
-    text = _read_text(path)
-    delimiter = _delimiter(text.split('\n', 1)[0])
-    df = _cells(path, text, delimiter)
+    text, delimiter, above = _without_sep(_read_text(path))
+    delimiter = delimiter or _delimiter(text.split('\n', 1)[0])
+    df = _cells(path, text, delimiter, above)
     if not len(df):
         raise InputError(path, 'an empty file', f"the columns {', '.join(columns)}", 'Restore or remove it.')
     header = [o.strip() for o in df.iloc[0]]
@@ -321,8 +327,8 @@ def read_table(
     df = df.iloc[1:]
     n = len(header)
     if '"' in text or text.count(delimiter) != (n - 1) * (len(df) + 1):
-        _check_lengths(path, text, delimiter, n)
-    _check_header(path, header, columns, optional)
+        _check_lengths(path, text, delimiter, n, above)
+    _check_header(f'{path}, line {1 + above}', header, columns, optional)
     return pd.DataFrame({c: list(map(str.strip, df[k])) for k, c in enumerate(header)}, df.index, dtype=object)
 
 # %% ../nbs/00_core.ipynb #f69b0dcc
@@ -517,9 +523,14 @@ def _one_page(tif, path):
 def _as_mask(im, page):
     "Numbers of a white-is-zero page: a mask of two values is as it is seen, labels are as they are stored."
     two_valued = im.size and set(np.unique(im)) == {0, _full(page)}
-    if int(page.photometric) != 0 or not two_valued or page.parent.is_imagej:
-        return im  # (ImageJ's inverting lookup table shows its masks, 255 where an object is, black on white)
+    if int(page.photometric) != 0 or not two_valued or _writes_masks_inverted(page):
+        return im
     return ~im if im.dtype == bool else _full(page) - im
+
+
+def _writes_masks_inverted(page):
+    "ImageJ shows masks, 255 in an object, black on white; tifffile calls a boolean array white-is-zero if not told."
+    return page.parent.is_imagej or page.dtype == bool and str(page.software).startswith('tifffile')
 
 # %% ../nbs/00_core.ipynb #5b28144f
 def _tiff(path, raw):
@@ -537,8 +548,9 @@ def _indices(buf):
         colours = np.array(file.getpalette('RGB')).reshape(-1, 3)
     black = [k for k in np.unique(numbers) if k < len(colours) and not colours[k].any()]
     if black and colours[0].any():
-        k = black[0]
-        numbers = np.select([numbers == k, numbers == 0], [0, k], numbers).astype(np.uint8)
+        swapped = np.arange(256, dtype=np.uint8)
+        swapped[[0, black[0]]] = black[0], 0
+        numbers = swapped[numbers]
     return numbers
 
 

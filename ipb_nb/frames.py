@@ -32,7 +32,16 @@ from ipb_nb.core import (
 )
 from .crop import Colony
 from .dataset import ID, ColonyDataset
-from .importers import OTHER_SUFFIXES, check_pattern, files_below, from_pattern, list_failure, path_id
+from ipb_nb.files import (
+    MASK_ENDINGS,
+    OTHER_SUFFIXES,
+    composed,
+    files_below,
+    list_failure,
+    list_skipped,
+    path_id,
+)
+from .importers import check_pattern, from_pattern
 
 # %% ../nbs/11_frames.ipynb #893dd48f
 _UM = {
@@ -350,11 +359,18 @@ def _frames_by_file(root, files, channel, z, failures):
             list_failure(failures, f.as_posix(), str(e).replace(str(root / f), f.as_posix()))
             found[f] = []
             continue
-        homes = {o['path']: Path(os.path.relpath(o['path'].resolve(), root.resolve())) for o in frames}
+        homes = {o['path']: _home(o['path'], f, root) for o in frames}
         for path, home in homes.items():
             found[home] = [o for o in frames if o['path'] == path]
         covered |= set(homes.values())
     return found
+
+
+def _home(path, f, root):
+    "The path of a frame's file below the root; that of the file that was asked for stays as it is, even for a link."
+    if os.path.samefile(path, root / f):
+        return f
+    return Path(os.path.relpath(path.resolve(), root.resolve()))
 
 # %% ../nbs/11_frames.ipynb #ac5fc69d
 def _check_name(f):
@@ -378,18 +394,18 @@ def _frame_number(frame, number, several):
 # %% ../nbs/11_frames.ipynb #c36c6514
 def _row(f, k, frame, several):
     "What is known of frame `k` of file `f`; of a bad file (`frame` is None) what its name says."
-    base, number = _numbered(f.stem)
+    base, number = _numbered(composed(f.stem))
     bad = frame is None
     frame = _UNKNOWN if bad else frame
     own_name = frame['name'] if frame['name'].split('.')[0] != f.stem.split('.')[0] else ''
-    name = own_name or (f.stem if several else base)
+    name = own_name or (composed(f.stem) if several else base)
     frame_number, frame_from = _frame_number(frame, number, several)
     return frame | dict(
         file=f,
         source=f.as_posix() + (f'#{k}' if several else ''),
         stem=path_id(f) + (f'-{k:03d}' if several else ''),
         bad=bad,
-        folder='/'.join(f.parent.parts),
+        folder=composed('/'.join(f.parent.parts)),
         name='-'.join(filter(None, [name, frame['position']])),
         name_from=frame['origin'] if own_name else 'file name',
         frame=frame_number,
@@ -458,6 +474,20 @@ def _first_only(df, key, what, failures):
         list_failure(failures, df.source[i], f'it {what} {first}; rename one of the two')
     return df[~key.duplicated()]
 
+# %% ../nbs/11_frames.ipynb #d924b7e8
+def _masks_among(files):
+    "Masks and label images among frames: those named after a frame, or as only a program names them."
+    named = [f for f in files if f.stem.endswith(MASK_ENDINGS)]
+    there = {f.with_name(composed(f.stem).removesuffix('_img')) for f in files}
+    sure = tuple(o for o in MASK_ENDINGS if o not in ('_label', '_labels', '_seg'))
+
+    def is_mask(f):
+        stem = composed(f.stem)
+        bases = [stem.removesuffix(e) for e in MASK_ENDINGS if stem.endswith(e)]
+        return f.stem.endswith(sure) or any(f.with_name(base or '-') in there for base in bases)
+
+    return [f for f in named if is_mask(f)]
+
 # %% ../nbs/11_frames.ipynb #aa43571c
 def _files_to_read(raw, failures):
     "The folder that paths are relative to, and the files; those in formats that cannot be read are noted."
@@ -469,8 +499,10 @@ def _files_to_read(raw, failures):
     files = files_below(raw, endings)
     for f in files_below(raw, OTHER_SUFFIXES):
         if f.suffix.lower() != '.nd2':
-            reason = f'{f.suffix} is not read here; export it as TIFF'
-            failures.append(dict(source=f.as_posix(), item='', kind='skipped', reason=reason))
+            list_skipped(failures, f.as_posix(), f'{f.as_posix()}: {f.suffix} is not read here; export it as TIFF')
+    for f in _masks_among(files):
+        list_skipped(failures, f.as_posix(), f'{f.as_posix()}: a mask or label image is no frame')
+        files.remove(f)
     if not files:
         raise InputError(raw, 'no images', f'files that end in {", ".join(endings)}', 'Check the folder.')
     return raw, files
