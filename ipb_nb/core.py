@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'CLASSES', 'MULTI_LABEL', 'PALETTE', 'InputError', 'command', 'command_parser', 'CtrlC',
            'run_command', 'atomic_path', 'write_json', 'write_csv', 'read_json', 'new_folder', 'shipped', 'read_table',
-           'read_numbers', 'append_csv', 'to_grey8', 'read_pixels', 'read_image', 'png_bytes', 'write_png', 'in_pixels',
-           'stable_hash', 'counter_rng', 'seed_all', 'class_colors']
+           'read_numbers', 'append_csv', 'one_channel', 'to_grey8', 'tiff_dtype', 'tiff_pixels', 'tiff_plane',
+           'is_tiff', 'read_pixels', 'read_image', 'lossy_format', 'png_bytes', 'write_png', 'in_pixels', 'stable_hash',
+           'counter_rng', 'seed_all', 'class_colors']
 
 # %% ../nbs/00_core.ipynb #473e75d3
 import argparse
@@ -16,6 +17,7 @@ import errno
 import hashlib
 import io
 import json
+import logging
 import os
 import random
 import re
@@ -33,9 +35,11 @@ import pandas as pd
 import tifffile
 from fastcore.script import anno_parser
 from filelock import FileLock
+from PIL import Image
 
 # %% ../nbs/00_core.ipynb #d1fdcc8c
 cv2.utils.logging.setLogLevel(0)  # an unreadable file is reported once, by us
+logging.getLogger('tifffile').setLevel(logging.CRITICAL)
 
 # %% ../nbs/00_core.ipynb #c200593a
 class InputError(ValueError):
@@ -247,16 +251,22 @@ def _delimiter(header):
     return max(',;\t', key=header.count)
 
 
-def _csv_error(path, error):
+def _without_sep(text):
+    "The text below a line like sep=; that Excel writes, its delimiter, and the number of lines above."
+    m = re.match(r'"?sep=([,;\t|])"?[,;\t]*\r?\n', text, re.I)
+    return (text[m.end() :], m[1], 1) if m else (text, None, 0)
+
+
+def _csv_error(path, error, above):
     "Pandas' complaint about a row that is too long, as an `InputError`."
     m = re.search(r'Expected (\d+) fields in line (\d+), saw (\d+)', str(error))
     do = 'Correct the row; text that holds a delimiter needs quotes.'
     if not m:
         return InputError(path, f'text that is not CSV ({error})', 'a CSV file', do)
-    return InputError(f'{path}, line {m[2]}', f'{m[3]} fields', f'{m[1]}, as in the first line', do)
+    return InputError(f'{path}, line {int(m[2]) + above}', f'{m[3]} fields', f'{m[1]}, as in the first line', do)
 
 # %% ../nbs/00_core.ipynb #25ac5a75
-def _cells(path, text, delimiter):
+def _cells(path, text, delimiter, above=0):
     "The cells as text, without blank rows; the index holds the line in which each row begins."
     try:
         df = pd.read_csv(
@@ -265,32 +275,32 @@ def _cells(path, text, delimiter):
     except pd.errors.EmptyDataError:
         return pd.DataFrame()
     except pd.errors.ParserError as e:
-        raise _csv_error(path, e) from None
+        raise _csv_error(path, e, above) from None
     breaks = pd.Series(0, df.index)  # line ends within the cells of each row
     if text.count('\n') > len(df):
         breaks = sum(df[c].str.count('\n').fillna(0) for c in df)
-    df.index += 1 + breaks.shift(fill_value=0).cumsum().astype(int)
+    df.index += 1 + above + breaks.shift(fill_value=0).cumsum().astype(int)
     return df[~(df.isna() | df.eq('')).all(axis=1)]
 
 # %% ../nbs/00_core.ipynb #fa9a3846
-def _check_lengths(path, text, delimiter, n):
+def _check_lengths(path, text, delimiter, n, above=0):
     "Stop at a row of fewer than `n` fields."
     reader = csv.reader(io.StringIO(text, newline=''), delimiter=delimiter)
     for row in reader:
         if any(row) and len(row) < n:
             raise InputError(
-                f'{path}, line {reader.line_num}',
+                f'{path}, line {reader.line_num + above}',
                 f'{len(row)} fields',
                 f'{n}, as in the first line',
                 'Correct the row; text that holds a delimiter needs quotes.',
             )
 
 # %% ../nbs/00_core.ipynb #77b197f4
-def _check_header(path, header, columns, optional):
+def _check_header(where, header, columns, optional):
     "Stop at a repeated, unknown or missing column."
 
     def stop(found, expected, do):
-        raise InputError(f'{path}, line 1', found, expected, do)
+        raise InputError(where, found, expected, do)
 
     for c in header:
         if header.count(c) > 1:
@@ -309,9 +319,9 @@ def read_table(
     optional=None,  # names of columns that may be there; None: any
 ) -> pd.DataFrame:  # text, empty cells ''; the index holds the line in the file
     "Read a CSV file. Unreadable text, wrong columns and rows of another length are `InputError`s that name the line."
-    text = _read_text(path)
-    delimiter = _delimiter(text.split('\n', 1)[0])
-    df = _cells(path, text, delimiter)
+    text, delimiter, above = _without_sep(_read_text(path))
+    delimiter = delimiter or _delimiter(text.split('\n', 1)[0])
+    df = _cells(path, text, delimiter, above)
     if not len(df):
         raise InputError(path, 'an empty file', f"the columns {', '.join(columns)}", 'Restore or remove it.')
     header = [o.strip() for o in df.iloc[0]]
@@ -320,8 +330,8 @@ def read_table(
     df = df.iloc[1:]
     n = len(header)
     if '"' in text or text.count(delimiter) != (n - 1) * (len(df) + 1):
-        _check_lengths(path, text, delimiter, n)
-    _check_header(path, header, columns, optional)
+        _check_lengths(path, text, delimiter, n, above)
+    _check_header(f'{path}, line {1 + above}', header, columns, optional)
     return pd.DataFrame({c: list(map(str.strip, df[k])) for k, c in enumerate(header)}, df.index, dtype=object)
 
 # %% ../nbs/00_core.ipynb #f69b0dcc
@@ -389,38 +399,170 @@ def append_csv(
 IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.tif', '.tiff', '.bmp')
 
 
-def to_grey8(
-    im: np.ndarray,  # (H, W), (H, W, 3) RGB or (H, W, 4) RGBA of any dtype
-) -> np.ndarray:  # uint8 (H, W)
-    "Convert to 8-bit grey; other depths are stretched from their own minimum to maximum."
-    if im.ndim == 3:
-        rgb = np.ascontiguousarray(im[..., :3])
-        im = cv2.cvtColor(rgb.astype(np.float32 if im.dtype.kind == 'f' else im.dtype), cv2.COLOR_RGB2GRAY)
+def one_channel(
+    im: np.ndarray,  # (H, W), (H, W, 1), (H, W, 3) RGB or (H, W, 4) RGBA of any dtype
+) -> np.ndarray:  # (H, W), as deep as before
+    "Luma of a colour image (ITU-R BT.601); three equal channels give that channel."
     if im.dtype == bool:
-        return im.astype(np.uint8) * 255
+        im = im.astype(np.uint8) * 255
+    if im.ndim == 3 and im.shape[-1] == 1:
+        im = im[..., 0]
+    if im.ndim == 2:
+        return im
+    rgb = np.ascontiguousarray(im[..., :3])
+    if im.dtype in (np.uint8, np.uint16):
+        return cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)
+    luma = rgb.astype(np.float64) @ [0.299, 0.587, 0.114]  # OpenCV knows no other whole numbers
+    return (luma if im.dtype.kind == 'f' else np.rint(luma)).astype(im.dtype)
+
+# %% ../nbs/00_core.ipynb #ed7788bb
+def to_grey8(
+    im: np.ndarray,  # as for `one_channel`
+) -> np.ndarray:  # uint8 (H, W)
+    "Convert to 8-bit grey; other depths are stretched from their lowest to their highest finite value."
+    im = one_channel(im)
     if im.dtype == np.uint8:
         return im
     im = im.astype(np.float64)
-    lo, hi = np.nanmin(im), np.nanmax(im)
-    return np.round(np.nan_to_num((im - lo) / max(hi - lo, 1e-12)) * 255).astype(np.uint8)
+    finite = np.isfinite(im)
+    lo, hi = im.min(where=finite, initial=np.inf), im.max(where=finite, initial=-np.inf)
+    if not lo < hi:
+        return np.zeros(im.shape, np.uint8)
+    level = np.nan_to_num(im, nan=lo, posinf=hi, neginf=lo)
+    return np.round((level - lo) / (hi - lo) * 255).astype(np.uint8)
+
+# %% ../nbs/00_core.ipynb #45721ca5
+_COLOUR_SPACES = dict(enumerate('white-is-zero black-is-zero RGB palette mask CMYK YCbCr'.split())) | {8: 'CIELAB'}
+
+
+def _full(page):
+    "The largest number that the bits of a page can hold; -1 for signed numbers, 0 for floats."
+    if page.dtype.kind in 'ub':
+        return (1 << page.bitspersample) - 1
+    return -1 if page.dtype.kind == 'i' else 0
+
+
+def _through_palette(im, page):
+    "8-bit colours; palettes of some programs hold 8 bits in their 16."
+    table = np.asarray(page.colormap)
+    return np.moveaxis(table >> 8 if table.max() > 255 else table, 0, -1).astype(np.uint8)[im]
+
+# %% ../nbs/00_core.ipynb #ef33ccbb
+def tiff_dtype(
+    page,  # of a `tifffile.TiffFile`
+) -> np.dtype:  # of `tiff_pixels`
+    "The depth in which a page is seen."
+    if page.photometric == 3 or page.dtype == bool or page.bitspersample < 8:
+        return np.dtype(np.uint8)
+    return np.dtype(np.float32) if page.dtype == np.float16 else page.dtype.newbyteorder('=')
+
+# %% ../nbs/00_core.ipynb #38a388d0
+def _colours(im, page):
+    "Samples as grey (H, W) or RGB (H, W, 3); the other samples are alpha, or nobody knows what."
+    if page.planarconfig == 2 and im.ndim == 3:
+        im = np.moveaxis(im, 0, -1)
+    if im.ndim == 3 and im.shape[-1] in (1, 2):
+        extra = [int(o) for o in page.extrasamples]
+        if im.shape[-1] == 2 and extra not in ([1], [2]):
+            raise ValueError('two channels in one page')
+        im = im[..., 0]
+    if im.ndim == 2:
+        return im
+    if im.ndim != 3 or im.shape[-1] not in (3, 4) and not (page.photometric in (2, 6) and im.shape[-1] > 4):
+        raise ValueError(f'pixels of shape {im.shape}')
+    if page.photometric == 5:
+        return ((255 - im[..., :3].astype(int)) * (255 - im[..., 3:4].astype(int)) // 255).astype(np.uint8)
+    return np.ascontiguousarray(im[..., :3])
+
+# %% ../nbs/00_core.ipynb #b26c3b9d
+def tiff_pixels(
+    im: np.ndarray,  # (H, W), (H, W, samples) or (samples, H, W): a page as tifffile decodes it
+    page,  # that page: its tags say what the numbers mean
+    raw: bool = False,  # the numbers as stored, without palette and inversion: for label images
+) -> np.ndarray:  # (H, W) or (H, W, 3) RGB of `tiff_dtype`
+    "What a page of a TIFF shows. A colour space that is not known is a `ValueError`."
+    kind, full = int(page.photometric), _full(page)
+    if kind not in (0, 1, 2, 3, 5, 6) or im.dtype.kind not in 'bufi' or kind == 5 and im.dtype != np.uint8:
+        raise ValueError(f'{im.dtype} pixels of the colour space {_COLOUR_SPACES.get(kind, kind)}')
+    im = _colours(np.squeeze(im) if raw else im, page)
+    if raw:
+        return im
+    if kind == 3:
+        return _through_palette(im, page)
+    if kind == 0:
+        im = ~im if im.dtype == bool else full - im
+    if kind == 6 and int(page.compression) not in _JPEG:
+        im = cv2.cvtColor(np.ascontiguousarray(im[..., [0, 2, 1]]), cv2.COLOR_YCrCb2RGB)
+    if im.dtype.kind == 'b' or page.bitspersample < 8:
+        return (im.astype(np.uint16) * 255 // full).astype(np.uint8)
+    return im.astype(tiff_dtype(page), copy=False)
+
+# %% ../nbs/00_core.ipynb #5870e0ba
+_JPEG = (6, 7, 33007)  # compressions that tifffile decodes to RGB
+
+
+def tiff_plane(
+    page,  # of an open `tifffile.TiffFile`
+    raw: bool = False,  # as for `tiff_pixels`
+) -> np.ndarray:  # (H, W) or (H, W, 3) RGB of `tiff_dtype`
+    "Decode a page. One whose bytes are not all there is a `ValueError`, never a black picture."
+    there = page.parent.filehandle.size
+    for start, n in zip(page.dataoffsets, page.databytecounts):
+        if not start or not n or start + n > there:
+            raise ValueError('a part of its pixels is missing')
+    return tiff_pixels(page.asarray(), page, raw)
 
 # %% ../nbs/00_core.ipynb #20719fe9
+def _one_page(tif, path):
+    "The page of a TIFF with one image; thumbnails do not count."
+    series = [o for o in tif.series if not o.keyframe.is_reduced]
+    planes = sum(o.size // o.keyframe.size for o in series)
+    if planes > 1:
+        do = 'Save its planes as files (Fiji: Image, Stacks, Stack to Images).'
+        raise InputError(path, f'a stack of {planes} planes', 'one image per file', do)
+    return series[0].keyframe
+
+# %% ../nbs/00_core.ipynb #ee620a11
+def _as_mask(im, page):
+    "Numbers of a white-is-zero page: a mask of two values is as it is seen, labels are as they are stored."
+    two_valued = im.size and set(np.unique(im)) == {0, _full(page)}
+    if int(page.photometric) != 0 or not two_valued or _writes_masks_inverted(page):
+        return im
+    return ~im if im.dtype == bool else _full(page) - im
+
+
+def _writes_masks_inverted(page):
+    "ImageJ shows masks, 255 in an object, black on white; tifffile calls a boolean array white-is-zero if not told."
+    return page.parent.is_imagej or page.dtype == bool and str(page.software).startswith('tifffile')
+
+# %% ../nbs/00_core.ipynb #5b28144f
 def _tiff(path, raw):
-    "Check that a TIFF holds one plane; with `raw`, return the numbers stored in it (None if tifffile cannot)."
-    try:
-        with tifffile.TiffFile(path) as tif:
-            planes = sum(o.size // o.keyframe.size for o in tif.series)
-            if planes > 1:
-                raise InputError(
-                    path,
-                    f'a stack of {planes} planes',
-                    'one image per file',
-                    'Save its planes as files (Fiji: Image, Stacks, Stack to Images).',
-                )
-            return np.squeeze(tif.asarray()) if raw else None
-    except (tifffile.TiffFileError, ValueError) as e:
-        if isinstance(e, InputError):
-            raise
+    with tifffile.TiffFile(path, is_ome=False) as tif:
+        page = _one_page(tif, path)
+        return _as_mask(tiff_plane(page, raw), page) if raw else tiff_plane(page)
+
+# %% ../nbs/00_core.ipynb #94643e06
+def _indices(buf):
+    "The numbers of an indexed PNG or BMP, black as 0; None for other images."
+    with Image.open(io.BytesIO(buf)) as file:
+        if file.mode != 'P':
+            return None
+        numbers = np.array(file)
+        colours = np.array(file.getpalette('RGB')).reshape(-1, 3)
+    black = [k for k in np.unique(numbers) if k < len(colours) and not colours[k].any()]
+    if black and colours[0].any():
+        swapped = np.arange(256, dtype=np.uint8)
+        swapped[[0, black[0]]] = black[0], 0
+        numbers = swapped[numbers]
+    return numbers
+
+
+def _picture(buf, raw):
+    "Pixels of a PNG, JPEG or BMP, or None."
+    if raw and (numbers := _indices(buf)) is not None:
+        return numbers
+    im = cv2.imdecode(buf, cv2.IMREAD_UNCHANGED)
+    return cv2.cvtColor(im[..., :3], cv2.COLOR_BGR2RGB) if im is not None and im.ndim == 3 else im
 
 # %% ../nbs/00_core.ipynb #7742579a
 def _file_bytes(path):
@@ -435,23 +577,32 @@ def _file_bytes(path):
         raise InputError(path, reason, 'an image', 'Check the file, its path and its permissions.') from None
 
 # %% ../nbs/00_core.ipynb #89386da4
+def is_tiff(
+    head: bytes,  # the beginning of a file
+) -> bool:
+    "Whether a file begins as a TIFF or BigTIFF does, whatever its name."
+    return bytes(head[:4]) in (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
+
+
 def read_pixels(
     path,  # PNG, JPEG, TIFF or BMP
-    raw: bool = False,  # a TIFF's numbers as stored, without its palette or inversion: for masks
+    raw: bool = False,  # the numbers of a mask or label image, without palette
 ) -> np.ndarray:  # (H, W) or (H, W, 3) RGB, dtype as stored
     "Read one image as it is. A stack, or a file that cannot be decoded, is an `InputError` that names it."
-    buf = _file_bytes(path)
-    im = cv2.imdecode(buf, cv2.IMREAD_UNCHANGED) if buf.size else None
-    if im is None:
-        raise InputError(
-            path,
-            f'{buf.size} bytes that cannot be read as an image',
+    buf, why = _file_bytes(path), ''
+    try:
+        im = _tiff(path, raw) if is_tiff(buf) else _picture(buf, raw) if buf.size else None
+    except InputError:
+        raise
+    except Exception as e:  # of whatever library decodes it
+        im, why = None, f' ({type(e).__name__}: {e})'
+    if im is None or not im.size:
+        found, expected = (
+            f'{buf.size} bytes that cannot be read as an image{why}',
             f"one of {', '.join(IMAGE_SUFFIXES)}",
-            'Export the image again, or take it out.',
         )
-    if str(path).lower().endswith(('.tif', '.tiff')) and (stored := _tiff(path, raw)) is not None:
-        return stored
-    return cv2.cvtColor(im[..., :3], cv2.COLOR_BGR2RGB) if im.ndim == 3 else im
+        raise InputError(path, found, expected, 'Export the image again, or take it out.')
+    return im
 
 # %% ../nbs/00_core.ipynb #dc11e1bc
 def read_image(
@@ -459,9 +610,36 @@ def read_image(
 ) -> np.ndarray:  # uint8 (H, W)
     "Read an image as 8-bit grey. A stack, or a file that cannot be decoded, is an `InputError` that names it."
     im = read_pixels(path)
-    if im.dtype.kind == 'f' and not np.isfinite(im).any():
+    if not np.isfinite(im).any():
         raise InputError(path, 'no finite pixel', 'an image', 'Export the image again, or take it out.')
     return to_grey8(im)
+
+# %% ../nbs/00_core.ipynb #b5f0ed63
+def _lossless(data):
+    "Whether JPEG, JPEG 2000 or WebP data keep all numbers."
+    if data[:2] == b'\xff\xd8':
+        return b'\xff\xc3' in data[:2000]  # the frame header of lossless JPEG
+    if data[:4] == b'RIFF':
+        return data[12:16] == b'VP8L'
+    at = data.find(b'\xff\x52')  # JPEG 2000: the last parameter of the coding style is the wavelet
+    return 0 <= at < len(data) - 13 and data[at + 13] == 1
+
+
+def lossy_format(
+    path,  # an image file
+) -> str:  # '' for one that keeps all numbers
+    "The name of the compression of an image, if it changes the numbers."
+    data = _file_bytes(path)[: 1 << 16].tobytes()
+    if not is_tiff(data):
+        kinds = {b'\xff\xd8\xff': 'JPEG', b'RIFF': 'WebP'}
+        return next((kind for start, kind in kinds.items() if data.startswith(start) and not _lossless(data)), '')
+    with tifffile.TiffFile(path, is_ome=False) as tif:
+        page = tif.pages.first
+        name = tifffile.COMPRESSION(page.compression).name
+        if not re.match('JPEG|OJPEG|ALT_JPEG|APERIO|WEBP|LERC', name):
+            return ''
+        tif.filehandle.seek(page.dataoffsets[0])
+        return '' if _lossless(tif.filehandle.read(page.databytecounts[0])) else name
 
 # %% ../nbs/00_core.ipynb #cbb39080
 def png_bytes(

@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 import shutil
+import unicodedata
 from datetime import datetime, timezone
 from functools import partial
 from itertools import combinations
@@ -60,7 +61,7 @@ def plain_label(
     name: str,  # a folder's or an ROI's name, or a cell of a table
 ) -> str:  # the class; '' and multi-label in their own spelling
     "One spelling for no label and for several labels; a class stays as it is."
-    name = name.strip()
+    name = unicodedata.normalize('NFC', name.strip())  # as a Mac's folder and a table's cell spell it
     low = name.casefold()
     if low in _UNLABELLED:
         return ''
@@ -304,7 +305,7 @@ def _no_colonies(dest, found, failures):
     return InputError(dest, found, 'at least one colony', 'Check the folder that you import.')
 
 
-def _new(dest, rows, classes, failures, overwrite, importer, raw_root, pixel_size, margin, info):
+def _new(dest, rows, classes, failures, overwrite, importer, raw_root, pixel_size, margin, counts, info):
     "Write a new dataset."
     with new_folder(dest, overwrite) as tmp:
         nothing = pd.DataFrame(columns=COLUMNS).set_index('colony_id')
@@ -318,7 +319,7 @@ def _new(dest, rows, classes, failures, overwrite, importer, raw_root, pixel_siz
             pixel_size=pixel_size,
             raw_root=raw_root,
             intensity='8-bit grey; deeper images stretched from their own minimum to maximum',
-            imports=[dict(importer=importer, raw=raw_root, colonies=len(df), there_already=again)],
+            imports=[dict(importer=importer, raw=raw_root, colonies=len(df), there_already=again) | counts],
         )
         write_tables(tmp, df.assign(label=df.colony_id.map(label)), sources, failures, facts | info)
 
@@ -344,7 +345,7 @@ def _sources(ds):
     return dict(read_table(file, ['source', 'sha256']).values) if file.exists() else {}
 
 # %% ../nbs/03_dataset.ipynb #ca4a84ac
-def _add(dest, rows, classes, failures, importer, raw_root, pixel_size, margin):
+def _add(dest, rows, classes, failures, importer, raw_root, pixel_size, margin, counts):
     "Add colonies to a dataset."
     ds = ColonyDataset(dest)
     _check_scale(ds, margin, pixel_size)
@@ -362,7 +363,7 @@ def _add(dest, rows, classes, failures, importer, raw_root, pixel_size, margin):
         for f in tmp.glob('*/*.png'):
             (dest / f.parent.name).mkdir(exist_ok=True)
             os.replace(f, dest / f.parent.name / f.name)
-        new = dict(importer=importer, raw=raw_root, colonies=len(df), there_already=again)
+        new = dict(importer=importer, raw=raw_root, colonies=len(df), there_already=again) | counts
         df = pd.concat([o for o in (ds.colonies, df) if len(o)], ignore_index=True)
         facts = ds.info | dict(
             classes=classes,
@@ -386,15 +387,16 @@ def write_dataset(
     raw_root=None,  # folder that `source` is relative to, itself relative to `dest`
     pixel_size: float = None,  # µm
     margin: int = MARGIN,  # px of surroundings in the crops
+    counts: dict = None,  # numbers that `rows` fills while it is consumed, for the list of imports in dataset.json
     **info,  # further entries of dataset.json
 ) -> ColonyDataset:
     "Write a dataset folder from rows of colonies. After any error (no colonies, for example) nothing has changed."
-    dest, failures = Path(dest), failures if failures is not None else []
+    dest, failures, counts = Path(dest), [] if failures is None else failures, {} if counts is None else counts
     if not add:
-        _new(dest, rows, classes, failures, overwrite, importer, raw_root, pixel_size, margin, info)
+        _new(dest, rows, classes, failures, overwrite, importer, raw_root, pixel_size, margin, counts, info)
     elif dest.is_dir():
         with FileLock(dest / '.lock'):
-            _add(dest, rows, classes, failures, importer, raw_root, pixel_size, margin)
+            _add(dest, rows, classes, failures, importer, raw_root, pixel_size, margin, counts)
     else:
         raise InputError(dest, 'no such folder', 'a dataset to add to', 'Leave out --add to make a new one.')
     return ColonyDataset(dest)

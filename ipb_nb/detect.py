@@ -52,7 +52,7 @@ from ipb_nb.frames import (
     resized,
     to_8bit,
 )
-from .importers import files_below, list_failure, sha256
+from .files import composed, files_below, list_failure, sha256
 from .jobs import KILLED, dask_client, in_processes, on_dask
 from .outlines import labels_tiff, read_outlines, rois_zip
 from .segment import DETECTION, colony_mask, find_colonies, frame_quality, relabelled
@@ -338,11 +338,11 @@ def _companions(folder, frames, suffixes, by_well):
     "The file in `folder` that belongs to each frame, or None."
     if folder is None:
         return [None] * len(frames)
-    there = set(files_below(folder, suffixes))
+    there = {composed(f.as_posix()): f for f in files_below(folder, suffixes)}
     out = []
     for r in frames.itertuples():
-        names = [Path(r.group, f'{r.frame:03d}{s}') if by_well else Path(f'{r.stem}{s}') for s in suffixes]
-        out.append(next((folder / name for name in names if name in there), None))
+        names = [f'{r.group}/{r.frame:03d}{s}' if by_well else f'{r.stem}{s}' for s in suffixes]
+        out.append(next((folder / there[name] for name in names if name in there), None))
     return out
 
 # %% ../nbs/13_detect.ipynb #7c602928
@@ -609,8 +609,20 @@ def detect_dataset(
     return ds
 
 # %% ../nbs/13_detect.ipynb #c8a4b369
-def _print_list(frames, failures, bad):
+def _print_list(raw, frames, failures, bad):
     "The frames, one line each, and all problems."
+    if len(frames):
+        _print_frames(frames)
+    for f in failures:
+        print(f'{f["kind"]}: {f["reason"]}')
+    if not len(frames):
+        found = f'no frame that can be read; the first: {failures[0]["reason"]}'
+        raise InputError(raw, found, 'images', 'Repair them, or take them out.')
+    for text in check_frames(frames, bad):
+        print(text)
+
+
+def _print_frames(frames):
     shown = pd.DataFrame(
         {
             'file': frames.source,
@@ -624,10 +636,6 @@ def _print_list(frames, failures, bad):
     )
     print(shown.to_string(index=False))
     print(f'{len(frames)} frames of {frames.group.nunique()} wells')
-    for f in failures:
-        print(f'{f["kind"]}: {f["reason"]}')
-    for text in check_frames(frames, bad):
-        print(text)
 
 # %% ../nbs/13_detect.ipynb #8170ace0
 def _with_origin(values, origins):
@@ -668,7 +676,7 @@ def ipb_detect(
     "Find the colonies in microscope images and write them as a dataset."
     if list:
         reading = ('pattern', 'channel', 'z', 'pixel_size', 'interval_h')
-        return _print_list(*list_frames(raw, **{name: kwargs.get(name) for name in reading}))
+        return _print_list(raw, *list_frames(raw, **{name: kwargs.get(name) for name in reading}))
     if not dest:
         do = 'Name it: ipb-detect RAW DEST; or look first: ipb-detect RAW --list.'
         raise InputError('dest', 'nothing', 'the folder of the dataset to make', do)

@@ -481,6 +481,20 @@ def environment(**values):
             else:
                 os.environ[k] = v
 
+# %% ../nbs/32_experiment.ipynb #46261ad5
+def _own_kernel():
+    "A kernel manager that starts this interpreter, whatever kernelspecs the machine has and however they are named."
+    from jupyter_client import AsyncKernelManager
+    from jupyter_client.kernelspec import KernelSpec
+
+    class OwnKernel(AsyncKernelManager):
+        @property
+        def kernel_spec(self):
+            start = [sys.executable, '-m', 'ipykernel_launcher', '-f', '{connection_file}']
+            return KernelSpec(argv=start, display_name='Python 3', language='python')
+
+    return OwnKernel
+
 # %% ../nbs/32_experiment.ipynb #9191167a
 def _execute(notebook, partial, parameters, threads):
     "Execute a notebook in a kernel whose sockets are its own (the default names are the same for all kernels)."
@@ -492,6 +506,7 @@ def _execute(notebook, partial, parameters, threads):
             str(partial),
             parameters,
             kernel_name='python3',
+            kernel_manager_class=_own_kernel(),
             progress_bar=False,
             config=Config({'KernelManager': {'transport': 'ipc', 'ip': f'{d}/kernel'}}),
         )

@@ -20,10 +20,28 @@ import tifffile
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from .core import IMAGE_SUFFIXES, InputError, read_pixels
+from ipb_nb.core import (
+    IMAGE_SUFFIXES,
+    InputError,
+    is_tiff,
+    one_channel,
+    read_pixels,
+    tiff_dtype,
+    tiff_pixels,
+    tiff_plane,
+)
 from .crop import Colony
 from .dataset import ID, ColonyDataset
-from .importers import OTHER_SUFFIXES, check_pattern, files_below, from_pattern, list_failure, path_id
+from ipb_nb.files import (
+    MASK_ENDINGS,
+    OTHER_SUFFIXES,
+    composed,
+    files_below,
+    list_failure,
+    list_skipped,
+    path_id,
+)
+from .importers import check_pattern, from_pattern
 
 # %% ../nbs/11_frames.ipynb #893dd48f
 _UM = {
@@ -133,13 +151,14 @@ def _planes(axes, shape, path, choice):
         yield number, at[time[0]] if time else 0, bool(time), position
 
 # %% ../nbs/11_frames.ipynb #22f47335
-def _frame(path, reader, index, plane, timed, position, says, dtype, height, width, series=-1):
+def _frame(path, reader, index, plane, timed, position, says, dtype, height, width, series=-1, sample=-1):
     "One frame: where it is, and what the metadata say of it."
     return dict(
         path=Path(path),
         reader=reader,
         index=index,
         series=series,
+        sample=sample,
         plane=plane,
         timed=timed,
         position=position,
@@ -156,8 +175,18 @@ def _frame(path, reader, index, plane, timed, position, says, dtype, height, wid
 def _tiff_frames(path, choice):
     "One dict per frame of a TIFF; of a multi-file set the frames of all its files."
     with tifffile.TiffFile(path) as tif:
-        for number in range(len(tif.series)):
-            yield from _series_frames(path, tif, number, choice)
+        for number, series in enumerate(tif.series):
+            if not series.keyframe.is_reduced:  # a thumbnail
+                yield from _series_frames(path, tif, number, choice)
+
+# %% ../nbs/11_frames.ipynb #2c309bae
+def _chosen_sample(page, path, choice):
+    "Which sample of a pixel is the chosen channel; -1 where samples are grey with alpha, or colours."
+    n, extra = page.samplesperpixel, [int(o) for o in page.extrasamples]
+    if page.photometric not in (0, 1) or n in (1, 3, 4) or n == 2 and extra in ([1], [2]):
+        return -1
+    _check_choice('C', n, path, choice)
+    return choice['C']
 
 # %% ../nbs/11_frames.ipynb #1bfee612
 def _series_frames(path, tif, number, choice):
@@ -165,7 +194,7 @@ def _series_frames(path, tif, number, choice):
     series, several = tif.series[number], len(tif.series) > 1
     says = _tiff_metadata(tif, series, number)
     n_planes = int(np.prod([n for axis, n in zip(series.axes, series.shape) if axis not in 'YXS']))
-    pages_are_planes = len(series.pages) == n_planes
+    pages_are_planes, sample = len(series.pages) == n_planes, _chosen_sample(series.keyframe, path, choice)
     for k, time, timed, rest in _planes(series.axes, series.shape, path, choice):
         if several and not tif.is_ome:
             time, timed = number, True  # pages that were appended one by one
@@ -180,7 +209,8 @@ def _series_frames(path, tif, number, choice):
                 )
             where, index, whole = page.parent.filehandle.path, page.index, -1
         size = series.sizes['height'], series.sizes['width']
-        yield _frame(where, 'tiff', index, time, timed, position, says, series.dtype, *size, whole)
+        dtype = tiff_dtype(series.keyframe)
+        yield _frame(where, 'tiff', index, time, timed, position, says, dtype, *size, whole, sample)
 
 # %% ../nbs/11_frames.ipynb #5eebb295
 def _nd2_frames(path, choice):
@@ -231,8 +261,10 @@ def _picture_frames(path):
         size = Path(path).stat().st_size
         found = f'{size} bytes that are no image' if size else 'an empty file'
         raise InputError(path, found, 'an image', 'Export it again, or take it out.') from e
-    deep = 'uint16' if mode.startswith('I;16') else 'uint8'
-    dtype = {'I': 'int32', 'F': 'float32', '1': 'bool'}.get(mode, deep)
+    with open(path, 'rb') as f:
+        head = f.read(26)
+    deep = head.startswith(b'\x89PNG') and head[24] == 16 or mode.startswith('I')
+    dtype = 'float32' if mode == 'F' else 'uint16' if deep else 'uint8'
     says = dict(name='', pixel_size=np.nan, time_h=lambda t: np.nan, origin='')
     yield _frame(path, 'picture', 0, 0, False, '', says, dtype, height, width)
 
@@ -245,7 +277,7 @@ def file_frames(
     "The frames of a file, from its metadata alone."
     Image.MAX_IMAGE_PIXELS = None  # microscopes write large ones
     try:
-        return _frames_by_ending(path, dict(C=channel, Z=z))
+        return _frames_by_content(path, dict(C=channel, Z=z))
     except InputError:
         raise
     except FileNotFoundError:
@@ -255,16 +287,12 @@ def file_frames(
         raise InputError(path, found, 'an image', 'Export it again, or take it out.') from e
 
 # %% ../nbs/11_frames.ipynb #ba707b6c
-def _frames_by_ending(path, choice):
-    suffix = Path(path).suffix.lower()
-    if suffix == '.nd2':
+def _frames_by_content(path, choice):
+    if Path(path).suffix.lower() == '.nd2':
         return list(_nd2_frames(path, choice))
-    if suffix in ('.tif', '.tiff'):
-        try:
-            return list(_tiff_frames(path, choice))
-        except tifffile.TiffFileError:
-            pass  # another format under this name, or none
-    return list(_picture_frames(path))
+    with open(path, 'rb') as f:
+        head = f.read(4)
+    return list(_tiff_frames(path, choice) if is_tiff(head) else _picture_frames(path))
 
 # %% ../nbs/11_frames.ipynb #f76aed90
 def read_frame(
@@ -297,24 +325,16 @@ def _read_nd2(frame):
 
 # %% ../nbs/11_frames.ipynb #30d21145
 def _read_tiff(frame):
-    path, index, series = frame['path'], frame['index'], frame['series']
-    with tifffile.TiffFile(path, is_ome=False) as tif:
-        if series >= 0:
-            return tif.series[series].asarray().reshape(-1, frame['height'], frame['width'])[index]
-        try:
-            im = tif.pages[index].asarray()
-        except ValueError:
-            im = _decoded_by_cv2(path, index)
-    colours_first = im.ndim == 3 and im.shape[0] in (3, 4) and im.shape[-1] not in (3, 4)
-    return np.moveaxis(im, 0, -1) if colours_first else im
-
-# %% ../nbs/11_frames.ipynb #b4d31bd6
-def _decoded_by_cv2(path, index):
-    ok, pages = cv2.imdecodemulti(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED, range=(index, index + 1))
-    if not ok:
-        raise ValueError('an unknown compression')
-    page = pages[0]
-    return cv2.cvtColor(page[..., :3], cv2.COLOR_BGR2RGB) if page.ndim == 3 else page
+    index, number, sample = (frame[k] for k in ('index', 'series', 'sample'))
+    with tifffile.TiffFile(frame['path'], is_ome=False) as tif:
+        if number < 0 and sample < 0:
+            return tiff_plane(tif.pages[index])
+        if number < 0:
+            page = tif.pages[index]
+            return tiff_pixels(np.take(page.asarray(), sample, axis=0 if page.planarconfig == 2 else -1), page)
+        page, planes = tif.series[number].keyframe, tif.series[number].asarray()
+        plane = page.shape if 'Z' not in page.axes else (frame['height'], frame['width'])
+        return tiff_pixels(planes.reshape(-1, *plane)[index], page)
 
 # %% ../nbs/11_frames.ipynb #9005f78b
 def _numbered(stem):
@@ -339,11 +359,18 @@ def _frames_by_file(root, files, channel, z, failures):
             list_failure(failures, f.as_posix(), str(e).replace(str(root / f), f.as_posix()))
             found[f] = []
             continue
-        homes = {o['path']: Path(os.path.relpath(o['path'].resolve(), root.resolve())) for o in frames}
+        homes = {o['path']: _home(o['path'], f, root) for o in frames}
         for path, home in homes.items():
             found[home] = [o for o in frames if o['path'] == path]
         covered |= set(homes.values())
     return found
+
+
+def _home(path, f, root):
+    "The path of a frame's file below the root; that of the file that was asked for stays as it is, even for a link."
+    if os.path.samefile(path, root / f):
+        return f
+    return Path(os.path.relpath(path.resolve(), root.resolve()))
 
 # %% ../nbs/11_frames.ipynb #ac5fc69d
 def _check_name(f):
@@ -367,18 +394,18 @@ def _frame_number(frame, number, several):
 # %% ../nbs/11_frames.ipynb #c36c6514
 def _row(f, k, frame, several):
     "What is known of frame `k` of file `f`; of a bad file (`frame` is None) what its name says."
-    base, number = _numbered(f.stem)
+    base, number = _numbered(composed(f.stem))
     bad = frame is None
     frame = _UNKNOWN if bad else frame
     own_name = frame['name'] if frame['name'].split('.')[0] != f.stem.split('.')[0] else ''
-    name = own_name or (f.stem if several else base)
+    name = own_name or (composed(f.stem) if several else base)
     frame_number, frame_from = _frame_number(frame, number, several)
     return frame | dict(
         file=f,
         source=f.as_posix() + (f'#{k}' if several else ''),
         stem=path_id(f) + (f'-{k:03d}' if several else ''),
         bad=bad,
-        folder='/'.join(f.parent.parts),
+        folder=composed('/'.join(f.parent.parts)),
         name='-'.join(filter(None, [name, frame['position']])),
         name_from=frame['origin'] if own_name else 'file name',
         frame=frame_number,
@@ -447,6 +474,20 @@ def _first_only(df, key, what, failures):
         list_failure(failures, df.source[i], f'it {what} {first}; rename one of the two')
     return df[~key.duplicated()]
 
+# %% ../nbs/11_frames.ipynb #d924b7e8
+def _masks_among(files):
+    "Masks and label images among frames: those named after a frame, or as only a program names them."
+    named = [f for f in files if f.stem.endswith(MASK_ENDINGS)]
+    there = {f.with_name(composed(f.stem).removesuffix('_img')) for f in files}
+    sure = tuple(o for o in MASK_ENDINGS if o not in ('_label', '_labels', '_seg'))
+
+    def is_mask(f):
+        stem = composed(f.stem)
+        bases = [stem.removesuffix(e) for e in MASK_ENDINGS if stem.endswith(e)]
+        return f.stem.endswith(sure) or any(f.with_name(base or '-') in there for base in bases)
+
+    return [f for f in named if is_mask(f)]
+
 # %% ../nbs/11_frames.ipynb #aa43571c
 def _files_to_read(raw, failures):
     "The folder that paths are relative to, and the files; those in formats that cannot be read are noted."
@@ -458,8 +499,10 @@ def _files_to_read(raw, failures):
     files = files_below(raw, endings)
     for f in files_below(raw, OTHER_SUFFIXES):
         if f.suffix.lower() != '.nd2':
-            reason = f'{f.suffix} is not read here; export it as TIFF'
-            failures.append(dict(source=f.as_posix(), item='', kind='skipped', reason=reason))
+            list_skipped(failures, f.as_posix(), f'{f.as_posix()}: {f.suffix} is not read here; export it as TIFF')
+    for f in _masks_among(files):
+        list_skipped(failures, f.as_posix(), f'{f.as_posix()}: a mask or label image is no frame')
+        files.remove(f)
     if not files:
         raise InputError(raw, 'no images', f'files that end in {", ".join(endings)}', 'Check the folder.')
     return raw, files
@@ -544,16 +587,12 @@ def grey(
     im: np.ndarray,  # (H, W) or (H, W, 3), any dtype
 ) -> np.ndarray:  # (H, W), the same depth
     "One channel. Pixels that are NaN or infinite are an `InputError`."
-    if im.ndim == 3 and im.shape[-1] in (3, 4):
-        dtype = im.dtype if im.dtype in (np.uint8, np.uint16) else np.float32
-        im = cv2.cvtColor(np.ascontiguousarray(im[..., :3]).astype(dtype), cv2.COLOR_RGB2GRAY)
-    if im.ndim == 3 and im.shape[-1] == 1:
-        im = im[..., 0]
-    if im.ndim != 2 or not im.size:
+    if im.ndim not in (2, 3) or im.ndim == 3 and im.shape[-1] not in (1, 3, 4) or not im.size:
         raise InputError('image', f'pixels of shape {im.shape}', 'one plane', 'Export it as a grey image.')
+    im = one_channel(im)
     if im.dtype.kind == 'f' and (n := int((~np.isfinite(im)).sum())):
         raise InputError('image', f'{n} pixels that are NaN or infinite', 'numbers', 'Export it again without them.')
-    return im.astype(np.uint8) * 255 if im.dtype == bool else im
+    return im
 
 # %% ../nbs/11_frames.ipynb #d1068970
 def to_8bit(

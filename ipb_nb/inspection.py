@@ -23,7 +23,7 @@ from scipy.ndimage import binary_fill_holes
 
 from .core import InputError, atomic_path, class_colors, read_table, write_csv
 from .dataset import ColonyDataset
-from .importers import path_id
+from .files import path_id
 from .metric import scores
 from .outlines import outline
 from .panes import apply_contrast, cached_colony, contrast, hex_to_bgr, track_names, verdict_text, with_outline

@@ -29,7 +29,7 @@ from .crop import BOX
 from .dataset import ColonyDataset
 from .detect import NoColonies, detect_dataset
 from .frames import check_frames, dataset_frame, list_frames, shows
-from .importers import list_failure, path_id, sha256
+from .files import list_failure, path_id, sha256
 from .jobs import KILLED, dask_client, in_processes, on_dask
 from .metric import class_shares
 from .patch import check_scale

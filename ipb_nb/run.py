@@ -22,7 +22,7 @@ from matplotlib.ticker import MaxNLocator
 
 from .core import InputError, class_colors, counter_rng, read_json, stable_hash, write_csv, write_json
 from .dataset import ColonyDataset
-from .importers import sha256
+from .files import sha256
 from .metric import scores
 from .split import SCORED_ON, Split, scored_on
 

@@ -638,3 +638,48 @@ def test_the_command_has_the_options_of_the_function():
     assert set(signature(detect_dataset).parameters) - {'resample'} == options - {'help', 'list', 'pdb', 'xtra'}
     args = command_parser(detect.ipb_detect).parse_args(['raw', '--min_area', '1280um2', '--split', '5'])
     assert (args.dest, args.min_area, args.split, args.radius, args.margin) == (None, '1280um2', 5, 3, 112)
+
+
+def names_of(raw, **kwargs):
+    df, failures, _ = list_frames(raw, **kwargs)
+    return sorted(zip(df.source, df.group, df.frame)), failures
+
+
+def test_links_do_not_change_wells(tmp_path):
+    store = tmp_path / 'store'
+    for k, name in enumerate(('A1/t0.tif', 'A1/t1.tif', 'A2/t0.tif', 'A2/t1.tif')):
+        (store / name).parent.mkdir(exist_ok=True, parents=True)
+        tifffile.imwrite(store / name, np.full((9, 9), k, np.uint8))
+    want, _ = names_of(store)
+    os.symlink(store, tmp_path / 'linked folder')
+    (tmp_path / 'linked wells').mkdir()
+    for well in ('A1', 'A2'):
+        os.symlink(store / well, tmp_path / 'linked wells' / well)
+        os.symlink('..', store / well / 'up')
+        (tmp_path / 'linked files' / well).mkdir(parents=True)
+        for t in (0, 1):
+            os.symlink(store / well / f't{t}.tif', tmp_path / 'linked files' / well / f't{t}.tif')
+    os.symlink(tmp_path, store / 'A1' / 'far up')
+    for way in ('store', 'linked folder', 'linked wells', 'linked files'):
+        assert names_of(tmp_path / way) == (want, []), way
+
+
+def test_masks_and_thumbnails_are_no_frames(tmp_path):
+    im = np.zeros((9, 9), np.uint8)
+    for name in (
+        *('a.tif', 'a_cp_masks.tif', 'a_labels.tif', 'b_mask.png', 'no_label.tif', '@eaDir/a.tif/S.jpg'),
+        'c_thumb4D1E7C4E-AA11-4B0B-A55B-0123456789AB.tif',
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        cv2.imwrite(str(tmp_path / name), im)
+    frames, failures = names_of(tmp_path)
+    assert [source for source, *_ in frames] == ['a.tif', 'no_label.tif']
+    assert {f['source'] for f in failures} == {'a_cp_masks.tif', 'a_labels.tif', 'b_mask.png'}
+    assert all('no frame' in f['reason'] for f in failures)
+
+
+def test_the_list_of_a_folder_in_which_all_is_bad(tmp_path):
+    (tmp_path / 'a.tif').write_bytes(b'not a tiff' * 20)
+    said = subprocess.run([IPB_DETECT, tmp_path, '--list'], capture_output=True, text=True)
+    assert said.returncode == 1 and 'bad file: a.tif: found 200 bytes' in said.stdout
+    assert 'no frame that can be read; the first: a.tif' in said.stderr and 'Traceback' not in said.stderr

@@ -4,6 +4,10 @@ import multiprocessing
 import os
 import shutil
 import time
+import unicodedata
+import warnings
+import zipfile
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -11,6 +15,7 @@ import pandas as pd
 import pytest
 import roifile
 import tifffile
+from PIL import Image
 
 from ipb_nb.core import InputError, write_png
 from ipb_nb.crop import BOX
@@ -390,3 +395,317 @@ def test_a_tiff_in_name_only(tmp_path):
 def test_numbers_that_cannot_be(class_folders, tmp_path, kwargs, says):
     with pytest.raises(InputError, match=says):
         ipb_import(class_folders, tmp_path / 'ds', **({'classes': 'coarse,fine,middle'} | kwargs))
+
+
+def noise():
+    return np.random.default_rng(0).normal(120, 30, (120, 160)).clip(0, 255).astype(np.uint8)
+
+
+@pytest.fixture
+def crops(tmp_path):
+    "A crop of a class, its mask, and a function that imports them and gives the colony's area or the reason."
+    folder = tmp_path / 'crops' / 'Dense'
+    folder.mkdir(parents=True)
+    Image.fromarray(noise()).save(folder / 'w1.png')
+    yy, xx = np.ogrid[:120, :160]
+    mask = (yy - 60) ** 2 + (xx - 80) ** 2 < 30**2
+
+    def read():
+        try:
+            ipb_import(tmp_path / 'crops', tmp_path / 'ds')
+        except InputError as e:
+            return str(e)
+        ds = ColonyDataset(tmp_path / 'ds')
+        shutil.rmtree(ds.path)
+        return int(ds.colonies.area_px.iloc[0]), [
+            *ds.failures.reason,
+            *ds.info['imports'][0].get('masks_of_whole_images', []),
+        ]
+
+    return folder, mask, read
+
+
+STORED_MASKS = {
+    'indexed.png': lambda f, m: Image.fromarray(m.astype(np.uint8) * 255).convert('P').save(f),
+    'black is index 1.png': lambda f, m: palette(np.where(m, 0, 1), [255, 255, 255, 0, 0, 0]).save(f),
+    'VOC colours.png': lambda f, m: palette(m, [0, 0, 0, 128, 0, 0]).save(f),
+    'one bit.png': lambda f, m: Image.fromarray(m).save(f),
+    'one bit.bmp': lambda f, m: Image.fromarray(m).save(f),
+    'alpha.png': lambda f, m: Image.fromarray(np.dstack([m * 255] * 3 + [m * 0 + 255]).astype(np.uint8)).save(f),
+    'boolean.tif': lambda f, m: tifffile.imwrite(f, m),
+    'fax.tif': lambda f, m: Image.fromarray(m).save(f, compression='group4'),
+    'white is zero.tif': lambda f, m: tifffile.imwrite(f, 255 - m.astype(np.uint8) * 255, photometric='miniswhite'),
+    'deep white is zero.tif': lambda f, m: tifffile.imwrite(
+        f, 65535 - m.astype(np.uint16) * 65535, photometric='miniswhite'
+    ),
+    'ImageJ inverting.tif': lambda f, m: tifffile.imwrite(
+        f, m.astype(np.uint8) * 255, photometric='miniswhite', imagej=True
+    ),
+    'ones, white is zero.tif': lambda f, m: tifffile.imwrite(f, m.astype(np.uint8), photometric='miniswhite'),
+    'planes.tif': lambda f, m: tifffile.imwrite(f, np.stack([m * 255] * 3).astype(np.uint8), photometric='rgb'),
+    'turned.tif': lambda f, m: tifffile.imwrite(f, m.astype(np.uint8), extratags=[(274, 3, 1, 3, True)]),
+    'best quality.jpg': lambda f, m: Image.fromarray(m.astype(np.uint8) * 255).save(f, quality=95),
+    'poor quality.jpg': lambda f, m: Image.fromarray(m.astype(np.uint8) * 255).save(f, quality=30),
+    'grey level 100.jpg': lambda f, m: Image.fromarray(m.astype(np.uint8) * 100).save(f),
+    'colour.jpg': lambda f, m: Image.fromarray(np.dstack([m * 255] * 3).astype(np.uint8)).save(f),
+    'jpeg.tif': lambda f, m: tifffile.imwrite(f, m.astype(np.uint8) * 255, compression='jpeg'),
+}
+
+
+def palette(numbers, colours):
+    im = Image.fromarray(np.asarray(numbers).astype(np.uint8))
+    im.putpalette(colours)
+    return im
+
+
+@pytest.mark.parametrize('name', STORED_MASKS)
+def test_a_mask_in_any_storage(crops, name):
+    folder, mask, read = crops
+    STORED_MASKS[name](folder / f'w1_mask{Path(name).suffix}', mask)
+    said = read()
+    assert not isinstance(said, str), said
+    area, reasons = said
+    lossy = name.endswith('.jpg') or name == 'jpeg.tif'
+    assert area == pytest.approx(mask.sum(), abs=mask.sum() * 0.01 * lossy) and not reasons
+
+
+def test_masks_that_cannot_be_told(crops, capsys):
+    folder, mask, read = crops
+    rng = np.random.default_rng(0)
+    photo = np.clip(120 + 60 * mask + rng.normal(0, 15, mask.shape), 0, 255).astype(np.uint8)
+    for im in (photo, rng.integers(0, 256, mask.shape, np.uint8), np.where(mask, 200, 110).astype(np.uint8)):
+        Image.fromarray(im).save(folder / 'w1_mask.jpg')
+        assert 'JPEG picture with more than two levels' in read()
+    (folder / 'w1_mask.jpg').unlink()
+    Image.fromarray(np.zeros_like(photo)).save(folder / 'w1_mask.png')
+    assert 'a mask without a colony' in read()
+    Image.fromarray(np.full_like(photo, 255)).save(folder / 'w1_mask.png')
+    assert read() == (photo.size, ['Dense/w1.png'])
+    assert 'note: Dense/w1.png: the mask covers its whole image' in capsys.readouterr().out
+
+
+def test_label_images_in_any_storage(tmp_path):
+    folder = tmp_path / 'fields'
+    folder.mkdir()
+    Image.fromarray(noise()).save(folder / 'w1.png')
+    labels = np.zeros((120, 160), np.uint8)
+    labels[20:50, 20:60], labels[70:90, 90:120] = 1, 2
+    colours = np.random.default_rng(0).integers(1, 2**16, (3, 256), dtype=np.uint16)
+    for k, (name, write) in enumerate(
+        {
+            'w1_masks.png': lambda f: palette(labels, [0, 0, 0, 255, 0, 0, 0, 255, 0]).save(f),
+            'w1_labels.png': lambda f: palette(labels, [9, 9, 9, 255, 0, 0, 0, 255, 0]).save(f),
+            'w1_cp_masks.tif': lambda f: tifffile.imwrite(f, labels, photometric='palette', colormap=colours),
+            'w1_label.tif': lambda f: tifffile.imwrite(f, labels, photometric='miniswhite'),
+            'w1_mask.tif': lambda f: tifffile.imwrite(f, labels.astype(np.float64), compression='lzw'),
+            'w1-Object Identities.tif': lambda f: tifffile.imwrite(f, labels, compression='jpeg2000'),
+            'w1_masks.bmp': lambda f: Image.fromarray(labels).save(f),
+            'w1_seg.npy': lambda f: np.save(f, labels.astype(np.int32)),
+            'w1_mask.png': lambda f: Image.fromarray(np.dstack([labels] * 3)).save(f),
+        }.items()
+    ):
+        write(folder / name)
+        ipb_import(folder, tmp_path / f'ds{k}', classes='A,B')
+        ds = ColonyDataset(tmp_path / f'ds{k}')
+        assert ds.colonies.area_px.tolist() == [1200, 600] and not len(ds.failures), name
+        (folder / name).unlink()
+    for name, write, says in [
+        ('w1_masks.jpg', lambda f: Image.fromarray(labels * 100).save(f), 'numbers changed by JPEG'),
+        ('w1_masks.tif', lambda f: tifffile.imwrite(f, labels * 100, compression='jpeg'), 'numbers changed by JPEG'),
+        ('w1_seg.npy', lambda f: np.save(f, dict(masks=labels), allow_pickle=True), 'found a pickle.*save the masks'),
+        ('w1_masks.tif', lambda f: tifffile.imwrite(f, labels.astype(np.int16) - 1), 'found numbers below 0'),
+    ]:
+        write(folder / name)
+        with pytest.raises(InputError, match=says):
+            ipb_import(folder, tmp_path / 'bad', classes='A,B')
+        (folder / name).unlink()
+    tifffile.imwrite(folder / 'w1_masks.tif', labels + 1)
+    ipb_import(folder, tmp_path / 'full', classes='A,B')
+    assert ColonyDataset(tmp_path / 'full').info['imports'][0]['masks_of_whole_images'] == ['w1_masks.tif']
+
+
+def test_masks_of_no_image_are_named(tmp_path):
+    cells = tmp_path / 'cells'
+    for name in ('w1.png', 'w2_masks.png', 'w3_cp_masks.tif', 'w4_seg.npy', 'notes.txt', 'w5.txt'):
+        textured(cells / 'A' / 'w1.png', 0)
+        if name.endswith('npy'):
+            np.save(cells / 'A' / name, np.ones((50, 60), int))
+        elif name.endswith('txt'):
+            (cells / 'A' / name).write_text('not a map' if name == 'notes.txt' else '0 0 1 1\n' * 4)
+        elif name != 'w1.png':
+            textured(cells / 'A' / name, 1)
+    with pytest.raises(InputError, match='4 files that could not be read'):
+        ipb_import(cells, tmp_path / 'ds')
+    ds = ColonyDataset(tmp_path / 'ds')
+    assert ds.colonies.source.tolist() == ['A/w1.png']
+    assert sorted(ds.failures.source) == ['A/w2_masks.png', 'A/w3_cp_masks.tif', 'A/w4_seg.npy', 'A/w5.txt']
+    assert ds.failures.reason.str.contains('without its image').all()
+    # in a folder of their own, too; and Cellpose's second file beside the first is no mistake
+    (tmp_path / 'drawn').mkdir()
+    cv2.imwrite(str(tmp_path / 'drawn' / 'w1.png'), np.eye(50, 60, dtype=np.uint8) * 255)
+    cv2.imwrite(str(tmp_path / 'drawn' / 'w9.png'), np.eye(50, 60, dtype=np.uint8) * 255)
+    for f in (cells / 'A').glob('w[2-5]*'):
+        f.unlink()
+    ds = import_folders(cells, tmp_path / 'ds2', masks=tmp_path / 'drawn')
+    assert ds.failures.source.tolist() == ['w9.png'] and ds.colonies.area_px.tolist() == [50]
+    textured(tmp_path / 'fields' / 'a.png', 0)
+    tifffile.imwrite(tmp_path / 'fields' / 'a_cp_masks.tif', np.eye(50, 60, dtype=np.uint8))
+    np.save(tmp_path / 'fields' / 'a_seg.npy', dict(masks=1), allow_pickle=True)
+    ipb_import(tmp_path / 'fields', tmp_path / 'ds3', classes='A')
+    assert ColonyDataset(tmp_path / 'ds3').failures.reason.tolist() == ['a_cp_masks.tif was taken for a.png']
+
+
+def test_what_nas_and_desktops_leave(tmp_path):
+    cells = tmp_path / 'cells'
+    for k, name in enumerate(('Dense/a.png', 'Diff/b.png', 'Dense/@eaDir/a.png/SYNOPHOTO_THUMB_M.jpg')):
+        textured(cells / name, k)
+    for name in ('@eaDir', '$RECYCLE.BIN/S-1', 'System Volume Information', '#recycle', '__MACOSX/Dense', 'empty'):
+        textured(cells / name / '._a.png', 9)
+    textured(cells / '__MACOSX' / 'Dense' / 'a.png', 10)
+    textured(cells / 'Diff' / 'b_thumb4D1E7C4E-AA11-4B0B-A55B-0123456789AB.png', 11)
+    os.symlink('..', cells / 'Dense' / 'up')
+    os.symlink('../..', cells / 'Diff' / 'far up')
+    ds = import_folders(cells, tmp_path / 'ds')
+    assert ds.classes == ['Dense', 'Diff'] and sorted(ds.colonies.source) == ['Dense/a.png', 'Diff/b.png']
+    assert not len(ds.failures)
+
+
+def test_links_to_class_folders(tmp_path):
+    textured(tmp_path / 'elsewhere' / 'x.png', 0)
+    (tmp_path / 'cells').mkdir()
+    os.symlink(tmp_path / 'elsewhere', tmp_path / 'cells' / 'Dense')
+    os.symlink(tmp_path / 'cells', tmp_path / 'link')
+    for k, way in enumerate(('cells', 'link')):
+        ds = import_folders(tmp_path / way, tmp_path / f'ds{k}')
+        assert ds.colonies[['colony_id', 'source', 'label']].values.tolist() == [['Dense-x', 'Dense/x.png', 'Dense']]
+
+
+def nfd(name):
+    return unicodedata.normalize('NFD', name)
+
+
+def test_names_are_compared_composed(tmp_path):
+    for k, name in enumerate(('Café', nfd('Café'))):
+        textured(tmp_path / 'cells' / name / f'{k}.png', k)
+    assert import_folders(tmp_path / 'cells', tmp_path / 'ds').classes == ['Café']
+    textured(tmp_path / nfd('Zürich.png'), 3)
+    (tmp_path / 'list.csv').write_text('image,label\nZürich.png,Dense\n')
+    ds = import_csv(tmp_path / 'list.csv', tmp_path / 'ds2')
+    assert ds.colonies.index.tolist() == ['Zürich'] and (tmp_path / ds.colonies.source.iloc[0]).exists()
+
+
+def test_tables_from_other_computers(tmp_path):
+    textured(tmp_path / 'plate 1' / 'a.png', 0)
+    cv2.imwrite(str(tmp_path / 'plate 1' / 'm.png'), np.full((50, 60), 255, np.uint8) * np.eye(50, 60, dtype=np.uint8))
+    for k, (head, path) in enumerate(
+        [('sep=;\n', r'plate 1\a.png'), ('"sep=;"\r\n', r'D:\x\plate 1\A.PNG'), ('', 'file:///C:/x/plate 1/a.png')]
+    ):
+        (tmp_path / f'{k}.csv').write_text(f'{head}image;label;mask\n{path};D;plate 1\\m.png\n', newline='')
+        ds = import_csv(tmp_path / f'{k}.csv', tmp_path / f'ds{k}')
+        assert ds.colonies[['source', 'group', 'area_px']].values.tolist() == [['plate 1/a.png', 'plate 1-a', 50]]
+    with pytest.raises(InputError, match='list.csv, line 3: found nothing as y0'):
+        listed(tmp_path, 'sep=,\nimage,label,y0,x0,y1,x1\nplate 1/a.png,D,,0,9,9\n')
+
+
+VOC = (
+    '<annotation><filename>{}</filename><object><name>{}</name><bndbox><xmin>10</xmin><ymin>10</ymin><xmax>40</xmax>'
+    '<ymax>30</ymax></bndbox></object></annotation>'
+)
+
+
+@pytest.mark.parametrize('layout', ['JPEGImages', 'images', ''])
+def test_file_names_in_annotations(tmp_path, layout):
+    names = dict(a='a', b=r'C:\data\b.jpg', c='c.JPG', d='/home/me/d.jpg', e='e.png', f='folder/f.jpg', g='other.jpg')
+    for k, (stem, name) in enumerate(names.items()):
+        textured(tmp_path / 'voc' / layout / f'{stem}.jpg', k)
+        xml = tmp_path / 'voc' / ('Annotations' if layout else '') / f'{stem}.xml'
+        xml.parent.mkdir(exist_ok=True)
+        xml.write_text('<?xml version="1.0"?>\n' + VOC.format(name, 'Dense'))
+    (tmp_path / 'voc' / 'Index.xml').write_text('<Plate><Well/></Plate>')
+    ipb_import(tmp_path / 'voc', tmp_path / 'ds')
+    ds = ColonyDataset(tmp_path / 'ds')
+    assert len(ds) == 7 and not len(ds.failures)
+    assert [Path(s).stem for s in ds.colonies.source] == list(names) == ds.colonies.group.tolist()
+
+
+def test_boxes_keep_their_class_if_asked(voc, tmp_path, capsys):
+    picture = voc / 'JPEGImages' / 'a.png'
+    shutil.copytree(voc, tmp_path / 'voc')
+    shutil.copy(picture, tmp_path / 'voc' / 'JPEGImages' / 'lost.png')
+    ipb_import(tmp_path / 'voc', tmp_path / 'ds')
+    said = capsys.readouterr().out
+    assert '1 boxes became multi-label' in said and "by Otsu's threshold" in said
+    assert (ColonyDataset(tmp_path / 'ds').colonies.label == 'multi-label').sum() == 1
+    ipb_import(tmp_path / 'voc', tmp_path / 'kept', multi_label_overlap=1, box_masks='box')
+    ds = ColonyDataset(tmp_path / 'kept')
+    assert 'became multi-label' not in (said := capsys.readouterr().out) and "0 by Otsu's threshold" in said
+    assert set(ds.colonies.label) == {'big', 'small'}
+    box = ds.colonies
+    assert (box.area_px == (box.y1 - box.y0) * (box.x1 - box.x0)).all()
+    for kwargs, says in [
+        (dict(box_masks='circle'), 'box_masks: found circle; expected otsu or box'),
+        (dict(multi_label_overlap=2.0), 'multi_label_overlap: found 2.0; expected 0 to 1'),
+    ]:
+        with pytest.raises(InputError, match=says):
+            ipb_import(tmp_path / 'voc', tmp_path / 'x', **kwargs)
+    with pytest.raises(InputError, match='box_masks: found box for the kind folders'):
+        ipb_import(tmp_path / 'voc', tmp_path / 'x', kind='folders', box_masks='box')
+
+
+def rectangle(name, box, subtype=0):
+    r = roifile.ImagejRoi()
+    r.roitype, r.subtype, r.version, r.name = roifile.ROI_TYPE.RECT, roifile.ROI_SUBTYPE(subtype), 227, name
+    r.left, r.top, r.right, r.bottom = box
+    return r
+
+
+def test_zips_hold_more_than_outlines(tmp_path):
+    textured(tmp_path / 'raw' / 'w1.png', 0)
+    curve = [0, 30, 10, 3, 41, 10, 50, 19, 50, 30, 3, 50, 41, 41, 50, 30, 50, 2, 10, 50, 10, 30, 1, 10, 10, 4]
+    curved = rectangle('Diff', (10, 10, 50, 50))
+    curved.multi_coordinates, curved.shape_roi_size = np.array(curve, np.float32), len(curve)
+    unknown = rectangle('odd', (10, 10, 50, 50))
+    unknown.multi_coordinates, unknown.shape_roi_size = np.array([0, 1, 1, 9, 2, 2], np.float32), 6
+    with warnings.catch_warnings(action='ignore'), zipfile.ZipFile(tmp_path / 'raw' / 'w1_RoiSet.zip', 'w') as z:
+        z.writestr('RoiSet/', b'')
+        z.writestr('__MACOSX/RoiSet/._Dense-1.roi', b'\0\5\x16\7' + bytes(100))
+        z.writestr('Results.csv', b'Area\n1\n')
+        for r in (
+            rectangle('Dense-1', (5, 5, 25, 25)),
+            rectangle('day 3', (5, 5, 50, 18), 1),
+            rectangle('overlay', (0, 0, 60, 50), 4),
+            rectangle('Dense-2', (30, 5, 50, 25)),
+            curved,
+            unknown,
+        ):
+            z.writestr('same name.roi', r.tobytes())
+        z.writestr('empty.roi', b'')
+    ipb_import(tmp_path / 'raw', tmp_path / 'ds')
+    ds = ColonyDataset(tmp_path / 'ds')
+    assert ds.colonies[['colony_id', 'label']].values.tolist() == [
+        ['w1-001', 'Dense'],
+        ['w1-004', 'Dense'],
+        ['w1-005', 'Diff'],
+    ]
+    assert ds.colonies[BOX].values.tolist()[1] == [5, 30, 25, 50]
+    assert ds.colonies.area_px.iloc[2] == pytest.approx(40 * 40 - 2 * (1 - np.pi / 4) * 20**2 - 20**2 / 6, rel=0.1)
+    assert ds.failures.item.tolist() == ['ROI 2 (day 3)', 'ROI 3 (overlay)', 'ROI 6 (same name)', 'ROI 7 (empty)']
+    with zipfile.ZipFile(tmp_path / 'raw' / 'w1_RoiSet.zip', 'w') as z:
+        z.writestr('Results.csv', b'Area\n1\n')
+    with pytest.raises(InputError, match='found no .roi in it'):
+        ipb_import(tmp_path / 'raw', tmp_path / 'x')
+
+
+def test_many_files_of_which_some_are_bad(tmp_path):
+    cells = tmp_path / 'cells' / 'A'
+    cells.mkdir(parents=True)
+    good = cv2.imencode('.png', np.random.default_rng(0).integers(0, 255, (12, 12), np.uint8))[1].tobytes()
+    for k in range(400):
+        im = np.random.default_rng(k).integers(0, 255, (12, 12), np.uint8)
+        cv2.imwrite(str(cells / f'{k:03d}.png'), im)
+        if k % 40 == 0:
+            (cells / f'{k:03d}.png').write_bytes(good[: 10 + k // 4])
+    with pytest.raises(InputError, match='10 files that could not be read'):
+        ipb_import(tmp_path / 'cells', tmp_path / 'ds')
+    ds = ColonyDataset(tmp_path / 'ds')
+    assert len(ds) == 390 and len(ds.failures) == 10

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import nbformat
 import pandas as pd
 import pytest
 import torch
@@ -21,7 +22,7 @@ from safetensors.torch import load_file
 
 from ipb_nb.config import ExperimentConfig
 from ipb_nb.core import InputError
-from ipb_nb.experiment import run_state, train, train_in_notebook
+from ipb_nb.experiment import run_notebook, run_state, train, train_in_notebook
 
 BIN = Path(sys.executable).parent
 FILES = {
@@ -262,3 +263,20 @@ def test_callbacks_of_fastai_compose(dataset, longer, tmp_path):
     graph = ShowGraphCallback()
     train(ExperimentConfig(**longer), dataset, tmp_path / 'run', cbs=[graph])
     assert len(graph.nb_batches) == 6 and run_state(tmp_path / 'run') == 'done'
+
+
+def test_a_run_takes_the_kernel_of_its_own_python(tiny, tmp_path, monkeypatch):
+    "Module systems and JupyterHub set JUPYTER_PATH to kernels of other Pythons with the usual name."
+    spec = tmp_path / 'jupyter' / 'kernels' / 'python3' / 'kernel.json'
+    spec.parent.mkdir(parents=True)
+    spec.write_text(json.dumps(dict(argv=['/bin/false', '{connection_file}'], display_name='P', language='python')))
+    monkeypatch.setenv('JUPYTER_PATH', str(tmp_path / 'jupyter'))
+    nb = nbformat.v4.new_notebook(metadata=dict(kernelspec=dict(name='python3', language='python', display_name='P')))
+    nb.cells = [
+        nbformat.v4.new_code_cell('data = out = ""', metadata=dict(tags=['parameters'])),
+        nbformat.v4.new_code_cell('import sys; print(sys.executable)'),
+    ]
+    nbformat.write(nb, tmp_path / 'mine.ipynb')
+    run_notebook(ExperimentConfig(**tiny), tmp_path, tmp_path / 'run', tmp_path / 'mine.ipynb')
+    cells = nbformat.read(tmp_path / 'run' / 'train.ipynb', 4).cells
+    assert [o.text.strip() for c in cells for o in c.get('outputs', [])] == [sys.executable]
