@@ -578,7 +578,7 @@ def detect_dataset(
     channel: int = None,  # number of the channel, of several
     z: int = None,  # number of the focal plane, of several
     pixel_size: float = None,  # µm, instead of what the files say; 0: unknown
-    interval_h: float = None,  # hours from frame to frame, where the files do not say
+    interval_h: float = None,  # hours from frame to frame, instead of what the files say
     refine: bool = False,  # closer outlines and faint colonies, beyond the paper
     split: int | str = 0,  # cut touching colonies at necks of this depth: px, or 20um; 0: leave them together
     min_area: int | str = 2000,  # of a colony: px, or 1280um2

@@ -9,7 +9,6 @@ __all__ = ['file_frames', 'read_frame', 'list_frames', 'check_frames', 'grey', '
 # %% ../nbs/11_frames.ipynb #368d0726
 import os
 import re
-import xml.etree.ElementTree as ET
 from collections import Counter
 from pathlib import Path
 
@@ -42,82 +41,7 @@ from ipb_nb.files import (
     path_id,
 )
 from .importers import check_pattern, from_pattern
-
-# %% ../nbs/11_frames.ipynb #893dd48f
-_UM = {
-    'µm': 1,
-    'μm': 1,
-    'um': 1,
-    'micron': 1,
-    'microns': 1,
-    '\\u00b5m': 1,
-    'nm': 1e-3,
-    'mm': 1e3,
-    'cm': 1e4,
-    'm': 1e6,
-    'inch': 25400,
-}
-
-
-def _pixel_size(value, unit):
-    "A length as µm per pixel; NaN where no microscope has such pixels."
-    try:
-        um = float(value) * _UM.get(str(unit).strip().lower(), np.nan)
-    except (TypeError, ValueError):
-        return np.nan
-    return round(um, 6) if 0.01 <= um <= 50 else np.nan
-
-# %% ../nbs/11_frames.ipynb #e8adfbbe
-_HOURS = {'s': 1 / 3600, 'sec': 1 / 3600, 'ms': 1 / 3.6e6, 'min': 1 / 60, 'h': 1, 'hr': 1, 'd': 24}
-
-
-def _hours(value, unit):
-    "A time in hours; NaN where it cannot be read."
-    try:
-        return round(float(value) * _HOURS.get(str(unit).strip().lower(), np.nan), 6)
-    except (TypeError, ValueError):
-        return np.nan
-
-# %% ../nbs/11_frames.ipynb #d76d657f
-def _ome_images(text):
-    "The images of an OME-XML: name, pixel size, and a function from time index to hours."
-    out = []
-    for image in ET.fromstring(text).findall('{*}Image'):
-        pixels = image.find('{*}Pixels')
-        interval = _hours(pixels.get('TimeIncrement'), pixels.get('TimeIncrementUnit', 's'))
-        times = {
-            int(plane.get('TheT', 0)): _hours(plane.get('DeltaT'), plane.get('DeltaTUnit', 's'))
-            for plane in pixels.findall('{*}Plane')
-            if plane.get('DeltaT')
-        }
-        out.append(
-            dict(
-                name=image.get('Name') or '',
-                pixel_size=_pixel_size(pixels.get('PhysicalSizeX'), pixels.get('PhysicalSizeXUnit', 'µm')),
-                time_h=lambda t, times=times, interval=interval: times.get(t, t * interval),
-                origin='OME',
-            )
-        )
-    return out
-
-# %% ../nbs/11_frames.ipynb #0c00a555
-def _tiff_metadata(tif, series, number):
-    "Name, pixel size and times of a series, and where they come from."
-    if tif.is_ome and tif.ome_metadata:
-        images = _ome_images(tif.ome_metadata)
-        if number < len(images):
-            return images[number]
-    tags = series.keyframe.tags
-    resolution = tags.valueof('XResolution')
-    per_unit = resolution[0] / resolution[1] if resolution and resolution[1] else 0
-    length = 1 / per_unit if per_unit else None
-    if tif.is_imagej:
-        meta = tif.imagej_metadata or {}
-        interval = _hours(meta.get('finterval'), meta.get('tunit', 's'))
-        size = _pixel_size(length, meta.get('unit', ''))
-        return dict(name='', pixel_size=size, time_h=lambda t: t * interval, origin='ImageJ')
-    unit = {2: 'inch', 3: 'cm'}.get(int(tags.valueof('ResolutionUnit') or 0))
-    return dict(name='', pixel_size=_pixel_size(length, unit), time_h=lambda t: np.nan, origin='TIFF')
+from .metadata import companion_planes, hours, pixel_um, tiff_metadata
 
 # %% ../nbs/11_frames.ipynb #202ee49f
 class _NoChoice(InputError):
@@ -142,7 +66,12 @@ def _planes(axes, shape, path, choice):
     for axis, n in loops:
         if n > 1 and axis in 'CZ':
             _check_choice(axis, n, path, choice)
-    time = [axis for axis in several if axis == 'T'] or [axis for axis in several if axis in 'IQ']
+    unnamed = [axis for axis in several if axis in 'IQ']
+    if len(unnamed) > 1:
+        found = f"{' × '.join(str(n) for axis, n in loops if n > 1)} planes along axes without a name"
+        do = 'Save the file with its axes (Fiji: Image, Hyperstacks), or a file for each position.'
+        raise InputError(path, found, 'at most one such axis, which is time', do)
+    time = [axis for axis in several if axis == 'T'] or unnamed
     for number, index in enumerate(np.ndindex(*[n for _, n in loops])):
         at = {axis: i for (axis, _), i in zip(loops, index)}
         if any(at[axis] != choice[axis] for axis in to_choose):
@@ -159,12 +88,15 @@ def _frame(path, reader, index, plane, timed, position, says, dtype, height, wid
         index=index,
         series=series,
         sample=sample,
+        lost=0,  # planes that are named but not there
+        apart=position,  # what tells it from others of the same name
         plane=plane,
         timed=timed,
         position=position,
         name=says['name'],
         time_h=says['time_h'](plane),
         pixel_size=says['pixel_size'],
+        inch_um=says.get('inch_um', np.nan),
         origin=says['origin'],
         dtype=str(dtype),
         height=height,
@@ -175,9 +107,26 @@ def _frame(path, reader, index, plane, timed, position, says, dtype, height, wid
 def _tiff_frames(path, choice):
     "One dict per frame of a TIFF; of a multi-file set the frames of all its files."
     with tifffile.TiffFile(path) as tif:
+        text = tif.pages.first.description
+        if re.search(r'<(\w+:)?BinaryOnly\b', text[:5000]):
+            yield from _companion_frames(path, tif, text, choice)
+            return
         for number, series in enumerate(tif.series):
             if not series.keyframe.is_reduced:  # a thumbnail
                 yield from _series_frames(path, tif, number, choice)
+
+
+def _companion_frames(path, tif, text, choice):
+    "The frames of a file whose metadata are in a companion."
+    for says, sizes, planes in companion_planes(path, text):
+        several = [axis for axis in 'CZ' if sizes[axis] > 1]
+        for axis in several:
+            _check_choice(axis, sizes[axis], path, choice)
+        for k, at in planes:
+            if all(at[axis] == choice[axis] for axis in several):
+                page, timed = tif.pages[k].aspage(), sizes['T'] > 1
+                size = page.imagelength, page.imagewidth
+                yield _frame(path, 'tiff', k, at['T'], timed, '', says, tiff_dtype(page), *size)
 
 # %% ../nbs/11_frames.ipynb #2c309bae
 def _chosen_sample(page, path, choice):
@@ -192,9 +141,10 @@ def _chosen_sample(page, path, choice):
 def _series_frames(path, tif, number, choice):
     "The frames of one series of a TIFF."
     series, several = tif.series[number], len(tif.series) > 1
-    says = _tiff_metadata(tif, series, number)
+    says = tiff_metadata(tif, series, number)
     n_planes = int(np.prod([n for axis, n in zip(series.axes, series.shape) if axis not in 'YXS']))
     pages_are_planes, sample = len(series.pages) == n_planes, _chosen_sample(series.keyframe, path, choice)
+    lost, frames = 0, []
     for k, time, timed, rest in _planes(series.axes, series.shape, path, choice):
         if several and not tif.is_ome:
             time, timed = number, True  # pages that were appended one by one
@@ -204,13 +154,20 @@ def _series_frames(path, tif, number, choice):
         if pages_are_planes:
             page = series.pages[k]
             if page is None:
-                raise InputError(
-                    path, f'an OME set without its plane {k}', 'all of its files', 'Put the missing file beside it.'
-                )
+                lost += 1
+                continue
             where, index, whole = page.parent.filehandle.path, page.index, -1
         size = series.sizes['height'], series.sizes['width']
         dtype = tiff_dtype(series.keyframe)
-        yield _frame(where, 'tiff', index, time, timed, position, says, dtype, *size, whole, sample)
+        frames.append(_frame(where, 'tiff', index, time, timed, position, says, dtype, *size, whole, sample))
+        frames[-1]['apart'] = '-'.join(map(str, [number, *rest] if several else rest))
+    if lost and not frames:
+        raise InputError(
+            path, f'none of the {lost} planes that it names', 'its planes', 'Put the missing files beside it.'
+        )
+    if lost:
+        frames[0]['lost'] = lost
+    return frames
 
 # %% ../nbs/11_frames.ipynb #5eebb295
 def _nd2_frames(path, choice):
@@ -248,8 +205,8 @@ def _nd2_metadata(file, k, name):
     "Name, pixel size and time of frame `k` of an ND2 file."
     channel = getattr(file.frame_metadata(k), 'channels', [None])[0]
     stamp = getattr(channel, 'time', None)
-    hours = _hours(stamp.relativeTimeMs, 'ms') if stamp else np.nan
-    return dict(name=name, pixel_size=_pixel_size(file.voxel_size().x, 'µm'), time_h=lambda t: hours, origin='ND2')
+    time_h = hours(stamp.relativeTimeMs, 'ms') if stamp else np.nan
+    return dict(name=name, pixel_size=pixel_um(file.voxel_size().x, 'µm'), time_h=lambda t: time_h, origin='ND2')
 
 # %% ../nbs/11_frames.ipynb #67ef89c0
 def _picture_frames(path):
@@ -359,6 +316,9 @@ def _frames_by_file(root, files, channel, z, failures):
             list_failure(failures, f.as_posix(), str(e).replace(str(root / f), f.as_posix()))
             found[f] = []
             continue
+        if lost := sum(o['lost'] for o in frames):
+            reason = f'{f.as_posix()}: {lost} planes that its metadata name are not there; the others are read'
+            list_skipped(failures, f.as_posix(), reason)
         homes = {o['path']: _home(o['path'], f, root) for o in frames}
         for path, home in homes.items():
             found[home] = [o for o in frames if o['path'] == path]
@@ -380,7 +340,7 @@ def _check_name(f):
         raise InputError(f, 'a name that cannot be part of a colony id', expected, 'Rename the file.')
 
 # %% ../nbs/11_frames.ipynb #d8988e18
-_UNKNOWN = dict(name='', position='', timed=False, plane=0, time_h=np.nan, pixel_size=np.nan, origin='')
+_UNKNOWN = dict(name='', position='', apart='', timed=False, plane=0, time_h=np.nan, pixel_size=np.nan, origin='')
 
 
 def _frame_number(frame, number, several):
@@ -392,13 +352,14 @@ def _frame_number(frame, number, several):
     return frame['plane'], frame['origin'] if frame['timed'] else 'alone'
 
 # %% ../nbs/11_frames.ipynb #c36c6514
-def _row(f, k, frame, several):
-    "What is known of frame `k` of file `f`; of a bad file (`frame` is None) what its name says."
-    base, number = _numbered(composed(f.stem))
+def _row(f, k, frame, several, unnamed=False):
+    "What is known of frame `k` of file `f`; of a bad file (`frame` is None), or if `unnamed`, what its name says."
+    stem = re.sub(r'\.ome$', '', composed(f.stem), flags=re.I)
+    base, number = _numbered(stem)
     bad = frame is None
     frame = _UNKNOWN if bad else frame
-    own_name = frame['name'] if frame['name'].split('.')[0] != f.stem.split('.')[0] else ''
-    name = own_name or (composed(f.stem) if several else base)
+    own_name = frame['name'] if frame['name'].split('.')[0] != f.stem.split('.')[0] and not unnamed else ''
+    name = own_name or (stem if several else base)
     frame_number, frame_from = _frame_number(frame, number, several)
     return frame | dict(
         file=f,
@@ -406,7 +367,7 @@ def _row(f, k, frame, several):
         stem=path_id(f) + (f'-{k:03d}' if several else ''),
         bad=bad,
         folder=composed('/'.join(f.parent.parts)),
-        name='-'.join(filter(None, [name, frame['position']])),
+        name='-'.join(filter(None, [name, frame['apart' if unnamed else 'position']])),
         name_from=frame['origin'] if own_name else 'file name',
         frame=frame_number,
         frame_from=frame_from,
@@ -426,10 +387,8 @@ def _rows(found, pattern, failures):
         except InputError as e:
             list_failure(failures, f.as_posix(), e)
             continue
-        origins = {f'{field}_from': 'pattern' for field in fixed if field != 'plate'}
-        for k, frame in enumerate(frames or [None]):
-            row = _row(f, k, frame, len(frames) > 1)
-            rows.append(row | fixed | origins | {'by_pattern': 'group' in fixed})
+        fixed |= {f'{field}_from': 'pattern' for field in fixed if field != 'plate'} | {'by_pattern': 'group' in fixed}
+        rows += [(f, k, frame, len(frames) > 1, fixed) for k, frame in enumerate(frames or [None])]
     if not rows:
         raise InputError(
             'pattern',
@@ -437,7 +396,16 @@ def _rows(found, pattern, failures):
             'one that fits their paths',
             f'The first is {next(iter(found)).as_posix()}.',
         )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(_told_apart(rows))
+
+
+def _told_apart(rows):
+    "The frames as rows. Where images of several files share a name and a frame, the files' names count instead."
+    named = [_row(*row) | fixed for *row, fixed in rows]
+    places = Counter((o['folder'], o['name'], o['frame']) for o in named if o['name_from'] != 'file name')
+    shared = {(folder, name) for (folder, name, _), n in places.items() if n > 1}
+    again = [o['name_from'] != 'file name' and (o['folder'], o['name']) in shared for o in named]
+    return [_row(*row, unnamed=True) | fixed if twice else o for o, twice, (*row, fixed) in zip(named, again, rows)]
 
 # %% ../nbs/11_frames.ipynb #138dccfe
 def _set_groups(df, root):
@@ -517,7 +485,7 @@ def list_frames(
     channel: int = None,  # number of the channel, of several
     z: int = None,  # number of the focal plane, of several
     pixel_size: float = None,  # µm, instead of what the files say; 0: unknown
-    interval_h: float = None,  # hours from frame to frame, where the files do not say
+    interval_h: float = None,  # hours from frame to frame, instead of what the files say
 ) -> tuple:  # table, one row per readable frame; failures, dicts `source, item, kind, reason`; table of the bad frames
     "List the frames of an experiment, from file names and metadata alone."
     raw, failures = Path(raw), []
@@ -532,9 +500,10 @@ def list_frames(
     if len(df):
         df = df.astype(dict.fromkeys(['index', 'series', 'frame', 'height', 'width'], int))
     df = _without_duplicates(df, failures)
+    at_one_time = df.groupby('group').time_h.transform('nunique').eq(1) & df.duplicated('group', keep=False)
+    df.loc[at_one_time, 'time_h'] = np.nan  # (frames at one time were not timed)
     if interval_h is not None:
-        df['time_from'] = np.where(df.time_h.isna(), '--interval_h', df.time_from)
-        df['time_h'] = df.time_h.fillna(df.frame * interval_h)
+        df['time_h'], df['time_from'] = df.frame * interval_h, '--interval_h'
     if pixel_size is not None:
         df['pixel_size'], df['pixel_from'] = pixel_size or np.nan, '--pixel_size'
     return df.reset_index(drop=True), failures, bad
@@ -546,7 +515,7 @@ def check_frames(
     known=(),  # pairs of well and frame that are known to be missing
 ) -> list:  # of texts, each with what to do
     "Missing frames, and pixel sizes that are absent or differ."
-    return _gaps(df, bad, known) + _sizes(df.pixel_size[df.pixel_from.ne('--pixel_size')], df.source)
+    return _gaps(df, bad, known) + _sizes(df[df.pixel_from.ne('--pixel_size')])
 
 # %% ../nbs/11_frames.ipynb #66c8aca4
 def _gaps(df, bad, known):
@@ -565,13 +534,15 @@ def _gaps(df, bad, known):
     return out
 
 # %% ../nbs/11_frames.ipynb #f43c7307
-def _sizes(sizes, sources):
+def _sizes(df):
     "Frames without a pixel size, or several pixel sizes."
-    unknown = sizes.index[sizes.isna()]
+    sizes, unknown = df.pixel_size, df[df.pixel_size.isna()]
     if len(unknown):
         more = f' and {len(unknown) - 1} more' if len(unknown) > 1 else ''
+        inch = unknown.inch_um.iloc[0]
+        dots = f' (but {25400 / inch:.0f} dots per inch; if that is right: --pixel_size {inch:g})' if inch > 0 else ''
         return [
-            f'{sources[unknown[0]]}{more}: found no pixel size; expected µm per pixel. '
+            f'{unknown.source.iloc[0]}{more}: found no pixel size{dots}; expected µm per pixel. '
             'Give it with --pixel_size 0.8, or 0 if nobody knows'
         ]
     if len(sizes) and sizes.max() > 1.01 * sizes.min():

@@ -548,7 +548,7 @@ def predict(
     pattern: str = None,  # regular expression for paths with named groups, as in ipb-detect
     channel: int = None,  # number of the channel, of several
     z: int = None,  # number of the focal plane, of several
-    interval_h: float = None,  # hours from frame to frame, where the files do not say
+    interval_h: float = None,  # hours from frame to frame, instead of what the files say
 ) -> Path:  # report.html
     """Classify the colonies of new images, and write tables, maps, overlays and a page.
 
