@@ -54,6 +54,7 @@ from ipb_nb.frames import (
 )
 from .files import composed, files_below, list_failure, sha256
 from .jobs import KILLED, dask_client, in_processes, on_dask
+from .layouts import suggest_pattern
 from .outlines import labels_tiff, read_outlines, rois_zip
 from .segment import DETECTION, colony_mask, find_colonies, frame_quality, relabelled
 from .simulate import simulate_annotators
@@ -575,6 +576,7 @@ def detect_dataset(
     seed: int = 0,  # of the annotators
     resample: float = None,  # µm: bring all frames to this pixel size first
     pattern: str = None,  # regular expression for paths with named groups: group, frame, time_h, plate
+    layout: str = None,  # rule for file names: incucyte, imagexpress, … (10_layouts); default: guessed from the names
     channel: int = None,  # number of the channel, of several
     z: int = None,  # number of the focal plane, of several
     pixel_size: float = None,  # µm, instead of what the files say; 0: unknown
@@ -589,7 +591,7 @@ def detect_dataset(
     "Find the colonies of an experiment, cut them out, follow them, and write them as a dataset."
     _check_call(workers, truth, outlines)
     raw, dest = Path(raw), Path(dest)
-    reading = dict(pattern=pattern, channel=channel, z=z, pixel_size=pixel_size, interval_h=interval_h)
+    reading = dict(pattern=pattern, layout=layout, channel=channel, z=z, pixel_size=pixel_size, interval_h=interval_h)
     frames, failures, bad = list_frames(raw, **reading)
     _check_listed(raw, frames, failures, bad, truth, allow_gaps, resample)
     factors = _resampled(frames, resample, truth or outlines)
@@ -636,6 +638,10 @@ def _print_frames(frames):
     )
     print(shown.to_string(index=False))
     print(f'{len(frames)} frames of {frames.group.nunique()} wells')
+    if frames.attrs.get('layout'):
+        print(f"names by the layout {frames.attrs['layout']}")
+    elif len(frames) == frames.group.nunique() and (pattern := suggest_pattern(frames.source)):
+        print(f"every frame is a well of its own; if the last number in the names is the time: --pattern '{pattern}'")
 
 # %% ../nbs/13_detect.ipynb #8170ace0
 def _with_origin(values, origins):
@@ -658,7 +664,7 @@ def _print_summary(ds, contact_sheet):
 @command(
     'ipb-detect raw cells --contact_sheet --workers 2',
     groups={
-        'Files': 'list pattern pixel_size interval_h channel z',
+        'Files': 'list layout pattern pixel_size interval_h channel z',
         'Grey levels': 'scale flat_field',
         'Colonies': 'preset refine split min_area blur radius open_radius margin',
         'Labels': 'classes truth annotators seed outlines labels',
@@ -675,7 +681,7 @@ def ipb_detect(
 ):
     "Find the colonies in microscope images and write them as a dataset."
     if list:
-        reading = ('pattern', 'channel', 'z', 'pixel_size', 'interval_h')
+        reading = ('pattern', 'layout', 'channel', 'z', 'pixel_size', 'interval_h')
         return _print_list(raw, *list_frames(raw, **{name: kwargs.get(name) for name in reading}))
     if not dest:
         do = 'Name it: ipb-detect RAW DEST; or look first: ipb-detect RAW --list.'

@@ -41,6 +41,7 @@ from ipb_nb.files import (
     path_id,
 )
 from .importers import check_pattern, from_pattern
+from .layouts import by_layout, check_layout, guess_layout
 from .metadata import companion_planes, hours, pixel_um, tiff_metadata
 
 # %% ../nbs/11_frames.ipynb #202ee49f
@@ -276,7 +277,7 @@ def _read_nd2(frame):
     import nd2
 
     with nd2.ND2File(frame['path']) as f:
-        im = np.asarray(f.read_frame(frame['index']))
+        im = np.array(f.read_frame(frame['index']))  # a copy: the file's memory goes when it is closed
     channel = frame['series']
     return im[channel] if channel >= 0 else im
 
@@ -378,16 +379,19 @@ def _row(f, k, frame, several, unnamed=False):
     )
 
 # %% ../nbs/11_frames.ipynb #8b9b6470
-def _rows(found, pattern, failures):
+def _rows(found, pattern, by_name, failures):
     "A table with one row per frame; a pattern's fields go before everything else."
     rows = []
     for f, frames in found.items():
         try:
-            fixed = from_pattern(f.as_posix(), pattern) if pattern else {}
+            fixed = dict(from_pattern(f.as_posix(), pattern) if pattern else by_name.get(f.as_posix(), {}))
         except InputError as e:
             list_failure(failures, f.as_posix(), e)
             continue
-        fixed |= {f'{field}_from': 'pattern' for field in fixed if field != 'plate'} | {'by_pattern': 'group' in fixed}
+        origin = 'pattern' if pattern else 'layout'
+        fixed |= {f'{field}_from': origin for field in fixed if field != 'plate'} | {'by_pattern': 'group' in fixed}
+        if not pattern and 'time_h' in fixed and 'frame' not in fixed:
+            fixed |= dict(frame=0, frame_from='alone')  # numbered in the order of their times
         rows += [(f, k, frame, len(frames) > 1, fixed) for k, frame in enumerate(frames or [None])]
     if not rows:
         raise InputError(
@@ -419,7 +423,8 @@ def _set_groups(df, root):
     if 'group' not in df:
         df['group'] = ''
     df['group'] = np.where(df.by_pattern, df.group, own)
-    df['group_from'] = np.where(df.by_pattern, 'pattern', origin)
+    given = df['group_from'] if 'group_from' in df else ''
+    df['group_from'] = np.where(df.by_pattern, given, origin)
 
 # %% ../nbs/11_frames.ipynb #c68d8088
 def _set_order(df):
@@ -475,6 +480,33 @@ def _files_to_read(raw, failures):
         raise InputError(raw, 'no images', f'files that end in {", ".join(endings)}', 'Check the folder.')
     return raw, files
 
+# %% ../nbs/11_frames.ipynb #bda56a46
+def _chosen_files(fields, choice):
+    "The files of the chosen channel and focal plane, by their names."
+    for name, option in (('channel', 'C'), ('z', 'Z')):
+        there = sorted({o[name] for o in fields.values()})
+        if len(there) > 1:
+            _check_choice(option, len(there), f'the file names ({name} {", ".join(there)})', choice)
+            fields = {f: o for f, o in fields.items() if o[name] == there[choice[option]]}
+    return {f: {k: v for k, v in o.items() if k not in ('channel', 'z')} for f, o in fields.items()}
+
+
+def _by_names(files, layout, choice, failures):
+    "The fields that a layout, given or guessed, reads from names; files that do not fit it are failures."
+    paths = [f.as_posix() for f in files]
+    layout = layout or guess_layout(paths)
+    if not layout:
+        return files, {}, ''
+    fields, text = by_layout(paths, layout)
+    for p in paths:
+        if p not in fields:
+            list_skipped(failures, p, f'{p}: its name does not fit the layout {layout}')
+    if not fields:
+        do = 'Choose another layout, or give a --pattern.'
+        raise InputError('layout', f'{layout}, which fits none of {len(paths)} files', 'one that fits', do)
+    fields = _chosen_files(fields, choice)
+    return [f for f in files if f.as_posix() in fields], fields, text
+
 # %% ../nbs/11_frames.ipynb #3a86c467
 _PATTERN_FIELDS = ('group', 'frame', 'time_h', 'plate')
 
@@ -482,6 +514,7 @@ _PATTERN_FIELDS = ('group', 'frame', 'time_h', 'plate')
 def list_frames(
     raw,  # folder, searched with all its subfolders, or one file
     pattern: str = None,  # regular expression for paths below `raw` with named groups: group, frame, time_h, plate
+    layout: str = None,  # a key of `LAYOUTS`; None: guessed from the names, unless there is a pattern
     channel: int = None,  # number of the channel, of several
     z: int = None,  # number of the focal plane, of several
     pixel_size: float = None,  # µm, instead of what the files say; 0: unknown
@@ -491,8 +524,12 @@ def list_frames(
     raw, failures = Path(raw), []
     if pattern:
         check_pattern(pattern, _PATTERN_FIELDS)
+    check_layout(layout)
     root, files = _files_to_read(raw, failures)
-    df = _rows(_frames_by_file(root, files, channel, z, failures), pattern, failures)
+    fields, text = {}, ''
+    if not pattern and raw.is_dir():
+        files, fields, text = _by_names(files, layout, dict(C=channel, Z=z), failures)
+    df = _rows(_frames_by_file(root, files, channel, z, failures), pattern, fields, failures)
     _set_groups(df, root)
     _set_order(df)
     df = df.sort_values(['group', 'frame', 'source'], kind='stable', ignore_index=True)
@@ -506,7 +543,9 @@ def list_frames(
         df['time_h'], df['time_from'] = df.frame * interval_h, '--interval_h'
     if pixel_size is not None:
         df['pixel_size'], df['pixel_from'] = pixel_size or np.nan, '--pixel_size'
-    return df.reset_index(drop=True), failures, bad
+    df = df.reset_index(drop=True)
+    df.attrs['layout'] = text
+    return df, failures, bad
 
 # %% ../nbs/11_frames.ipynb #e98cfe45
 def check_frames(
