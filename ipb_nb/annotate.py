@@ -17,14 +17,13 @@ from tqdm import trange
 
 from .core import InputError, class_colors, command, read_table, stable_hash, write_csv
 from .dataset import ColonyDataset, annotator_log
-from .page import data_uri, read_asset, render
+from .page import crop_picture, data_uri, read_asset, render
 from ipb_nb.panes import (
     BUTTONS,
     THEMES,
     ErrorMessage,
     Panes,
     contrast,
-    crop_picture,
     keyboard_shortcuts,
     open_page,
     picture_html,

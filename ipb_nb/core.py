@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'CLASSES', 'MULTI_LABEL', 'PALETTE', 'InputError', 'command', 'command_parser', 'CtrlC',
            'run_command', 'atomic_path', 'write_json', 'write_csv', 'read_json', 'new_folder', 'shipped', 'read_table',
-           'read_numbers', 'append_csv', 'one_channel', 'to_grey8', 'tiff_dtype', 'tiff_pixels', 'tiff_plane',
-           'is_tiff', 'read_pixels', 'read_image', 'lossy_format', 'png_bytes', 'write_png', 'in_pixels', 'stable_hash',
-           'counter_rng', 'seed_all', 'class_colors']
+           'read_numbers', 'append_csv', 'composed', 'one_channel', 'to_grey8', 'tiff_dtype', 'tiff_pixels',
+           'tiff_plane', 'is_tiff', 'read_pixels', 'read_image', 'lossy_format', 'png_bytes', 'write_png', 'in_pixels',
+           'stable_hash', 'counter_rng', 'seed_all', 'class_colors']
 
 # %% ../nbs/00_core.ipynb #473e75d3
 import argparse
@@ -25,6 +25,7 @@ import shutil
 import signal
 import sys
 import threading
+import unicodedata
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
@@ -396,6 +397,13 @@ def append_csv(
             raise
 
 # %% ../nbs/00_core.ipynb #4bc289d8
+def composed(
+    name: str,  # of a file, a folder or a class
+) -> str:
+    "The name in Unicode's normal form C: a Mac writes umlauts decomposed, most others composed."
+    return unicodedata.normalize('NFC', name)
+
+
 IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.tif', '.tiff', '.bmp')
 
 
@@ -565,11 +573,11 @@ def _picture(buf, raw):
     return cv2.cvtColor(im[..., :3], cv2.COLOR_BGR2RGB) if im is not None and im.ndim == 3 else im
 
 # %% ../nbs/00_core.ipynb #7742579a
-def _file_bytes(path):
-    "An image file's content, uint8 (n,)."
+def _file_bytes(path, n=-1):
+    "The first `n` bytes of an image file, or all of them, uint8."
     try:
         os.fspath(path).encode()
-        return np.fromfile(path, np.uint8)
+        return np.fromfile(path, np.uint8, n)
     except UnicodeEncodeError:
         raise InputError(path, 'a name that is not UTF-8', 'a name in UTF-8', 'Rename the file.') from None
     except OSError as e:
@@ -589,16 +597,16 @@ def read_pixels(
     raw: bool = False,  # the numbers of a mask or label image, without palette
 ) -> np.ndarray:  # (H, W) or (H, W, 3) RGB, dtype as stored
     "Read one image as it is. A stack, or a file that cannot be decoded, is an `InputError` that names it."
-    buf, why = _file_bytes(path), ''
+    head, why = _file_bytes(path, 4), ''
     try:
-        im = _tiff(path, raw) if is_tiff(buf) else _picture(buf, raw) if buf.size else None
+        im = _tiff(path, raw) if is_tiff(head) else _picture(_file_bytes(path), raw) if head.size else None
     except InputError:
         raise
     except Exception as e:  # of whatever library decodes it
         im, why = None, f' ({type(e).__name__}: {e})'
     if im is None or not im.size:
         found, expected = (
-            f'{buf.size} bytes that cannot be read as an image{why}',
+            f'{os.path.getsize(path)} bytes that cannot be read as an image{why}',
             f"one of {', '.join(IMAGE_SUFFIXES)}",
         )
         raise InputError(path, found, expected, 'Export the image again, or take it out.')
@@ -629,7 +637,7 @@ def lossy_format(
     path,  # an image file
 ) -> str:  # '' for one that keeps all numbers
     "The name of the compression of an image, if it changes the numbers."
-    data = _file_bytes(path)[: 1 << 16].tobytes()
+    data = _file_bytes(path, 1 << 16).tobytes()
     if not is_tiff(data):
         kinds = {b'\xff\xd8\xff': 'JPEG', b'RIFF': 'WebP'}
         return next((kind for start, kind in kinds.items() if data.startswith(start) and not _lossless(data)), '')

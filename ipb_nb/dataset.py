@@ -11,7 +11,6 @@ import hashlib
 import os
 import re
 import shutil
-import unicodedata
 from datetime import datetime, timezone
 from functools import partial
 from itertools import combinations
@@ -32,6 +31,7 @@ from ipb_nb.core import (
     InputError,
     append_csv,
     class_colors,
+    composed,
     new_folder,
     read_image,
     read_json,
@@ -61,7 +61,7 @@ def plain_label(
     name: str,  # a folder's or an ROI's name, or a cell of a table
 ) -> str:  # the class; '' and multi-label in their own spelling
     "One spelling for no label and for several labels; a class stays as it is."
-    name = unicodedata.normalize('NFC', name.strip())  # as a Mac's folder and a table's cell spell it
+    name = composed(name.strip())  # as a Mac's folder and a table's cell spell it
     low = name.casefold()
     if low in _UNLABELLED:
         return ''

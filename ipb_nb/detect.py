@@ -31,6 +31,7 @@ from ipb_nb.core import (
     atomic_path,
     class_colors,
     command,
+    composed,
     in_pixels,
     png_bytes,
     read_json,
@@ -52,7 +53,7 @@ from ipb_nb.frames import (
     resized,
     to_8bit,
 )
-from .files import composed, files_below, list_failure, sha256
+from .files import files_below, list_failure, sha256
 from .jobs import KILLED, dask_client, in_processes, on_dask
 from .layouts import suggest_pattern
 from .outlines import labels_tiff, read_outlines, rois_zip

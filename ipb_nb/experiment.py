@@ -204,7 +204,7 @@ def _finish(run, training, out, state, error=None):
     load = round(os.getloadavg()[0], 1) if hasattr(os, 'getloadavg') else None  # (of the last minute; not on Windows)
     write_json(run | spent | dict(state=state, load=load, error=error, files=files), out / 'run.json')
     if training.tracking:
-        training.tracking.finish(read_json(out / 'metrics.json') if state == 'done' else None)
+        training.tracking.finish(state, read_json(out / 'metrics.json')['student'] if state == 'done' else {})
 
 # %% ../nbs/32_experiment.ipynb #f02df59b
 @contextmanager

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from ipb_nb.core import (
     IMAGE_SUFFIXES,
     InputError,
+    composed,
     is_tiff,
     one_channel,
     read_pixels,
@@ -34,7 +35,6 @@ from .dataset import ID, ColonyDataset
 from ipb_nb.files import (
     MASK_ENDINGS,
     OTHER_SUFFIXES,
-    composed,
     files_below,
     list_failure,
     list_skipped,

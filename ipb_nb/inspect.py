@@ -17,13 +17,12 @@ from fastcore.meta import delegates
 
 from .core import class_colors, command
 from .inspection import FILTERS, PAGE_SIZE, SORTS, Inspection, patch_picture, read_quality
-from .page import data_uri, read_asset, render
+from .page import crop_picture, data_uri, read_asset, render
 from ipb_nb.panes import (
     BUTTONS,
     THEMES,
     ErrorMessage,
     Panes,
-    crop_picture,
     keyboard_shortcuts,
     open_page,
     picture_html,

@@ -26,7 +26,8 @@ from .dataset import ColonyDataset
 from .files import path_id
 from .metric import scores
 from .outlines import outline
-from .panes import apply_contrast, cached_colony, contrast, hex_to_bgr, track_names, verdict_text, with_outline
+from .page import apply_contrast, cached_colony, hex_to_bgr
+from .panes import contrast, track_names, verdict_text, with_outline
 from .run import Run, read_run, run_dataset
 
 # %% ../nbs/62_inspection.ipynb #980a7f29

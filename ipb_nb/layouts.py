@@ -7,9 +7,9 @@ __all__ = ['LAYOUTS', 'guess_layout', 'check_layout', 'by_layout', 'suggest_patt
 
 # %% ../nbs/10_layouts.ipynb #cd1811a2
 import re
+from datetime import date
 
-from .core import InputError
-from .files import composed
+from .core import InputError, composed
 
 # %% ../nbs/10_layouts.ipynb #f8ecb47f
 _WELL = r'(?P<well>[A-P]\d{1,2})'
@@ -62,8 +62,6 @@ _NOT_IN_WELL = r'TimePoint_\d+|ZStep_\d+'  # folders that are no part of a well'
 def _time(got):
     "Hours of an elapsed time or a date, or None."
     if 'year' in got:
-        from datetime import date
-
         days = date(int(got['year']), int(got['month']), int(got['day'])).toordinal()
     elif 'd' in got:
         days = int(got['d'])
@@ -123,8 +121,8 @@ def by_layout(
     wells = {(*o['above'], o.get('plate', ''), o.get('well', '')) for o in read.values()}
     times = {o.get('frame', o['time_h']) for o in read.values()}
     counts = [len(wells), *(max(len(numbers[k]), 1) for k in ('site', 'channel', 'z')), len(times)]
-    kinds = ('wells', 'sites', 'channels', 'focal planes', 'times')
-    return fields, f'{layout}: ' + ' × '.join(f'{n} {kind}' for n, kind in zip(counts, kinds))
+    kinds = zip(counts, ('well', 'site', 'channel', 'focal plane', 'time'))
+    return fields, f'{layout}: ' + ' × '.join(f'{n} {kind}{"s" * (n > 1)}' for n, kind in kinds)
 
 # %% ../nbs/10_layouts.ipynb #09c1841e
 def suggest_pattern(

@@ -9,7 +9,6 @@ __all__ = ['methods', 'write_report', 'ipb_report']
 import shlex
 from pathlib import Path
 
-import cv2
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -19,6 +18,7 @@ from tqdm import tqdm
 
 from .compare import Comparison, compare, notes, results_table
 from .core import InputError, atomic_path, command
+from .crop import BOX
 from .decision import decision_in_words
 from ipb_nb.figures import (
     figure_2,
@@ -32,7 +32,7 @@ from ipb_nb.figures import (
     patch_caption,
     px_and_um,
 )
-from .page import PAGE_STYLE, data_uri, picture, read_asset, render, table_html
+from .page import PAGE_STYLE, cached_colony, crop_picture, data_uri, picture, read_asset, render, table_html
 from ipb_nb.run import (
     class_table,
     misclassified,
@@ -380,19 +380,12 @@ def _cautions(c):
     return [*filter(None, [leaks_in_words(leaks(c, images=few))]), *notes(c)]
 
 # %% ../nbs/45_report.ipynb #card0002
-def _portrait(colony, side=200):
-    "A whole colony with its outline and stretched contrast, the longer side `side` px; BGR."
-    x, y, w, h = cv2.boundingRect(colony.mask.view(np.uint8))
-    around = max(w, h) // 5
-    part = np.s_[max(y - around, 0) : y + h + around, max(x - around, 0) : x + w + around]
-    pixels, mask = colony.image[part], colony.mask[part].astype(np.uint8)
-    low, high = np.percentile(pixels, [1, 99])
-    grey = ((pixels - low) * (255 / max(high - low, 1))).clip(0, 255).astype(np.uint8)
-    size = np.maximum(np.multiply(mask.shape[::-1], side / max(mask.shape)).round(), 1).astype(int)
-    image = cv2.cvtColor(cv2.resize(grey, size, interpolation=cv2.INTER_AREA), cv2.COLOR_GRAY2BGR)
-    mask = cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST)
-    lines, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    return cv2.drawContours(image, lines, -1, (66, 228, 240), 1)  # (yellow)
+def _portrait(ds, colony_id):
+    "A whole colony with its outline, its own contrast stretched; BGR."
+    y0, x0, y1, x1 = ds.colonies.loc[colony_id, BOX]
+    low, high = np.percentile(cached_colony(ds, colony_id).pixels, [1, 99])
+    side = round(1.4 * max(y1 - y0, x1 - x0))
+    return crop_picture(ds, colony_id, side, (low, max(high, low + 1)), 200)
 
 # %% ../nbs/45_report.ipynb #card0003
 def _explore(c, run_id):
@@ -409,7 +402,7 @@ def _cards(c, table):
     cards = [
         dict(
             id=i,
-            uri=data_uri(_portrait(c.dataset.colony(i))),
+            uri=data_uri(_portrait(c.dataset, i)),
             said=said(m),
             command=f'{_explore(c, m.run)} --colony {shlex.quote(i)}',
             **m[['actual', 'predicted', 'p_actual', 'p_predicted']],
@@ -427,7 +420,9 @@ def _mistakes(c):
     try:
         best = ranking(c).index[0]
         if worst := main_confusion(c, best):
-            confused, surest = _cards(c, mistakes(c, best, worst[:2], 3)), _cards(c, mistakes(c, best))
+            wrong = mistakes(c, best)
+            of_both = wrong[(wrong.actual == worst[0]) & (wrong.predicted == worst[1])]
+            confused, surest = _cards(c, of_both.head(3)), _cards(c, wrong.head(12))
     except InputError:
         pass  # the verdict says why, or the dataset is not where it was
     return dict(confused=confused, surest=surest, best=best, next=_explore(c, c.rows[best][0].id))

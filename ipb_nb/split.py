@@ -708,7 +708,7 @@ def _print_leaks(leaks):
 
 # %% ../nbs/05_split.ipynb #4f185c5f
 @command(
-    'ipb-split cells --labeled rest --test 0.1 --by track',
+    'ipb-split cells --labeled rest --test 0.2',
     groups={'Shares': 'labeled valid test fixed_u', 'Folds': 'by folds seed', 'Split': 'name frozen check'},
     choices=dict(by=BY),
 )

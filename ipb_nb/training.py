@@ -12,6 +12,7 @@ import re
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -81,10 +82,13 @@ def _mlflow_experiment():
     "A client of the store that the environment names, and the id of the experiment."
     os.environ.setdefault('MLFLOW_DISABLE_TELEMETRY', 'true')  # (without a network it waits for minutes)
     from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
 
     client, name = MlflowClient(), os.environ.get('MLFLOW_EXPERIMENT_NAME', 'ipb_nb')
-    known = client.get_experiment_by_name(name)
-    return client, known.experiment_id if known else client.create_experiment(name)
+    if not client.get_experiment_by_name(name):
+        with suppress(MlflowException):  # another run made it meanwhile
+            client.create_experiment(name)
+    return client, client.get_experiment_by_name(name).experiment_id
 
 
 class MLflowTracking(Callback):
@@ -116,15 +120,16 @@ class MLflowTracking(Callback):
 @patch
 def _open(self: MLflowTracking):
     "Find or make the run in the store."
+    from mlflow.entities import Param
+
     client, experiment = _mlflow_experiment()
-    folder = str(self.folder.resolve())
+    tags = {'ipb.folder': str(self.folder.resolve())}
     if self.resumed:
         runs = client.search_runs([experiment], order_by=['attributes.start_time DESC'])
-        self.run_id = next((r.info.run_id for r in runs if r.data.tags.get('ipb.folder') == folder), None)
+        self.run_id = next((r.info.run_id for r in runs if tags.items() <= r.data.tags.items()), None)
     if self.run_id is None:
-        self.run_id = client.create_run(experiment, run_name=self.cfg.name, tags={'ipb.folder': folder}).info.run_id
-        for k, v in self.cfg.dict().items():
-            client.log_param(self.run_id, k, v)
+        self.run_id = client.create_run(experiment, run_name=self.cfg.name, tags=tags).info.run_id
+        client.log_batch(self.run_id, params=[Param(k, str(v)) for k, v in self.cfg.dict().items()])
     return client
 
 
@@ -134,12 +139,14 @@ def log(
     values: dict,  # by name; only finite numbers are logged
     step: int = 0,  # number of the epoch, over all stages
 ):
-    "Log numbers."
+    "Log numbers, all in one call."
 
     def send():
-        for k, v in values.items():
-            if isinstance(v, (int, float)) and math.isfinite(v):
-                self.client.log_metric(self.run_id, re.sub(r'[^A-Za-z0-9_./ -]', '_', k), v, step=step)
+        from mlflow.entities import Metric
+
+        now, numbers = round(1000 * time.time()), {k: v for k, v in values.items() if isinstance(v, (int, float))}
+        named = {re.sub(r'[^A-Za-z0-9_./ -]', '_', k): v for k, v in numbers.items() if math.isfinite(v)}
+        self.client.log_batch(self.run_id, [Metric(k, v, now, step) for k, v in named.items()])
 
     self._try(send)
 
@@ -154,13 +161,14 @@ def after_epoch(self: MLflowTracking):
 @patch
 def finish(
     self: MLflowTracking,
-    metrics: dict = None,  # as metrics.json holds them, of a run that is done
+    state: str,  # done, stopped or failed
+    scores: dict,  # of the student, from metrics.json; empty if the run is not done
 ):
-    "Log the scores of the student on the test set (T), and end the run in the store."
-    scores = metrics['student'] if metrics else {}
+    "Log the scores on the test set (T), and end the run in the store."
     self.log({f'test_{k}': v for k, v in scores.items()})
     self.log({f'test_recall_{c}': v for c, v in scores.get('tpr', {}).items()})
-    self._try(lambda: self.client.set_terminated(self.run_id, 'FINISHED' if metrics else 'FAILED'))
+    status = dict(done='FINISHED', stopped='KILLED', failed='FAILED')[state]
+    self._try(lambda: self.client.set_terminated(self.run_id, status))
 
 # %% ../nbs/31_training.ipynb #96598278
 def create_network(

@@ -88,7 +88,7 @@ def difference(
 
 # %% ../nbs/44_verdict.ipynb #vd017
 def _points(v):
-    return f'{100 * v:+.1f}'
+    return f'{100 * v:+.1f}'.replace('-', '−')
 
 # %% ../nbs/44_verdict.ipynb #vd017b
 def difference_in_words(
@@ -237,15 +237,10 @@ def _confusion_words(c, row):
 def mistakes(
     c: Comparison,
     row: str,
-    confusion: tuple = None,  # actual and predicted class; None: all
-    n: int = 12,  # colonies, at most
 ) -> pd.DataFrame:  # index colony_id: run, actual, predicted, p_actual, p_predicted, and what each other row predicts
-    "The surest mistakes of a row's students, and what the other rows say of the same colonies in the same fold."
+    "The mistakes of a row's students, the surest first, and what the other rows say of them in the same fold."
     wrong = [misclassified(r).assign(run=r.id, fold=r.config['fold']) for r in c.rows[row]]
     t = pd.concat(wrong).sort_values('loss', ascending=False).drop_duplicates('colony_id')
-    if confusion:
-        t = t[(t.actual == confusion[0]) & (t.predicted == confusion[1])]
-    t = t.head(n)
     actual = [o[f'p_{o.actual}'] for _, o in t.iterrows()]
     columns = dict(p_actual=actual, p_predicted=t.p)
     for other in [o for o in c.rows if o != row and c.rows[o]]:

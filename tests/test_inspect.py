@@ -27,7 +27,8 @@ from ipb_nb.core import CLASSES, InputError, read_json, write_json
 from ipb_nb.dataset import ColonyDataset
 from ipb_nb.inspect import MisclassifiedExplorer
 from ipb_nb.inspection import PAGE_SIZE, Inspection
-from ipb_nb.panes import app_command, apply_contrast, surroundings
+from ipb_nb.page import apply_contrast
+from ipb_nb.panes import app_command, surroundings
 from ipb_nb.run import oracle_run
 from ipb_nb.split import save_split
 from ipb_nb.toy import toy_dataset

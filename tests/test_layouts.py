@@ -50,7 +50,9 @@ def test_wells_sites_channels_and_times(tmp_path, layout):
     assert not failures and not len(bad) and len(df) == 12
     assert df.groupby('group').size().tolist() == [3] * 4 and set(df.group_from) == {'layout'}
     assert {g.replace('B3', 'B03').replace('C4', 'C04')[:3] for g in df.group if layout != 'keyence'} <= {'B03', 'C04'}
-    assert df.attrs['layout'] == (f'{layout}: 2 wells × 2 sites × {len(channels)} channels × 1 focal planes × 3 times')
+    several = 's' * (len(channels) > 1)
+    expected = f'{layout}: 2 wells × 2 sites × {len(channels)} channel{several} × 1 focal plane × 3 times'
+    assert df.attrs['layout'] == expected
     if layout == 'incucyte':
         assert df.time_h.tolist() == [24.5, 48.5, 72.5] * 4 and df.frame.tolist() == [0, 1, 2] * 4
     else:
