@@ -465,18 +465,20 @@ class ColonyAnnotator(Panes):
     @delegates(Labelling.__init__)
     def __init__(
         self,
-        ds,  # dataset folder, or a `ColonyDataset`
+        ds,  # dataset folder, a `ColonyDataset`, or a `Labelling`
         by: str,  # the annotator
         settle: bool = False,  # go through colonies whose votes are tied, instead of a work list
         texts: dict = None,  # class: its description, shown in the guide
         **kwargs,
     ):
-        self.state, self.texts = Labelling(ds, by, settle, **kwargs), texts or {}
+        self.state = ds if isinstance(ds, Labelling) else Labelling(ds, by, settle, **kwargs)
+        self.texts = texts or {}
         self.thumbs = _Thumbnails(self.state.ds, self.state.limits)
         self.examples = self.state.guide()
         more = {'ArrowDown': ['row', '1'], 'ArrowUp': ['row', '-1'], 'v': ['large', ''], 's': ['select', '']}
         keys = keyboard_shortcuts(self.state.ds.classes, more)
-        super().__init__('annotator', ['guide', 'main', 'foot'], keys)
+        panes = ['head'] if hasattr(self, 'html_head') else []
+        super().__init__('annotator', [*panes, 'guide', 'main', 'foot'], keys)
 
     def html_guide(self):
         return _guide_html(self.state, self.thumbs, self.examples, self.texts)

@@ -28,6 +28,7 @@ COMMANDS = {
     'ipb-export': 'export',
     'ipb-inspect': 'inspect',
     'ipb-annotate': 'annotate',
+    'ipb-learn': 'learn',
     'ipb-demo': 'demo',
     'ipb-doctor': 'doctor',
 }

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NEIGHBOURS', 'PAPER_CLASSES', 'rates', 'one_vs_rest_auc', 'scores', 'clustered_interval', 'detectable',
-           'corrected_ttest', 'holm', 'class_shares', 'fit_temperature', 'fit_scaling', 'fit_calibration',
-           'reliability', 'calibration_error', 'neighbour_distance', 'usual_distance', 'published']
+           'macro_difference', 'corrected_ttest', 'holm', 'class_shares', 'fit_temperature', 'fit_scaling',
+           'fit_calibration', 'reliability', 'calibration_error', 'neighbour_distance', 'usual_distance', 'published']
 
 # %% ../nbs/18_metric.ipynb #c359d6c4
 from math import sqrt
@@ -134,6 +134,28 @@ def detectable(
     if not (error > 0 and df > 0):
         return np.nan
     return float(error * nctdtrinc(df, 1 - power, stats.t.ppf(1 - alpha / 2, df)))
+
+# %% ../nbs/18_metric.ipynb #vd010
+def macro_difference(
+    total: np.ndarray,  # (units, classes) colonies
+    right: np.ndarray,  # (units, classes) of one row
+    other: np.ndarray,  # (units, classes) of another, on the same colonies
+) -> dict:  # difference, low, high (95 %), detectable (see there)
+    "The difference in macro recall, with an interval over units. A class without a colony is left out."
+    known = total.sum(0) > 0
+    total, gain = total[:, known], (right - other)[:, known]
+    n, units = total.sum(0), len(total)
+    by_class = gain.sum(0) / n
+    z = (gain - by_class * total) / n / len(n)  # how much a unit moves the mean, by class
+    m = (total > 0).sum(0)
+    v = m / np.maximum(m - 1, 1) * (z**2).sum(0)
+    out = dict(difference=by_class.mean(), low=np.nan, high=np.nan, detectable=np.nan)
+    if m.min() < 2 or not v.sum() > 0:
+        return out
+    error = np.sqrt(units / (units - 1) * (z.sum(1) ** 2).sum())
+    df = v.sum() ** 2 / (v**2 / (m - 1)).sum()
+    reach = stats.t.ppf(0.975, df) * error
+    return out | dict(low=by_class.mean() - reach, high=by_class.mean() + reach, detectable=detectable(error, df))
 
 # %% ../nbs/18_metric.ipynb #630ea384
 _TEST = ('low', 'high', 't', 'p', 'detectable', 'd', 'd_low', 'd_high')
