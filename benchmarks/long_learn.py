@@ -21,6 +21,7 @@ from ipb_nb.simulate import simulate_dataset
 from ipb_nb.split import lineages
 
 SEEDS, FIRST, ROUND, MOST, RANDOM, RARE = range(5), 24, 18, 402, 400, 10
+SHOWN = 24, 42, 60, 78, 96, 114, 150, 204, 294, 402  # numbers of labels
 
 
 def simulated(folder):
@@ -77,7 +78,7 @@ def main(folder):
             show(f'learn.{which}.labels_needed', needed[rule], 'labels', about, RANDOM / 2, 'lower')
             rare = f'at random {found["random"]:.0f}'
             show(f'learn.{which}.labels_rarest', found[rule], 'labels', rare, found['random'] / 3, 'lower')
-            for n in c.index:
+            for n in c.index.intersection(SHOWN):
                 show(f'learn.{which}.macro_tpr_{n}', c.recall[n], 'recall', f'{n} labels')
 
 
