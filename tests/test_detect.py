@@ -338,7 +338,7 @@ def test_names_and_patterns(frame, tmp_path):
     assert list_frames(tmp_path, interval_h=0.5)[0].time_h.tolist() == [0.5, 1, 0, 0.5, 0]
     with pytest.raises(InputError, match='which fits none of 5 files.*The first is B1/img001.tif'):
         list_frames(tmp_path, pattern=r'(?P<group>Q\d)')
-    for bad in ('(?P<well>x)', '(', 'x'):
+    for bad in ('(?P<lens>x)', '(', 'x'):
         with pytest.raises(InputError, match='pattern: found'):
             list_frames(tmp_path, pattern=bad)
 
