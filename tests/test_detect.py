@@ -633,6 +633,24 @@ def test_edited_label_images_keep_the_labels_of_untouched_colonies(exp, whole, t
     assert ds.failures.source.tolist() == ['P1-A2/004.tif']
 
 
+def test_outlines_of_nothing_and_of_everything_are_named(frame, tmp_path, capsys):
+    labels = np.zeros((3, 200, 200), np.uint8)
+    labels[1] = 1
+    labels[2, 50:120, 50:120] = 1
+    for folder in ('raw', 'drawn'):
+        (tmp_path / folder).mkdir()
+    for name, own in zip('abc', labels):
+        tifffile.imwrite(tmp_path / 'raw' / f'{name}.tif', frame[:200, :200])
+        tifffile.imwrite(tmp_path / 'drawn' / f'{name}.tif', own)
+    folders = [str(tmp_path / o) for o in ('raw', 'ds')]
+    detect.ipb_detect(*folders, outlines=str(tmp_path / 'drawn'), pixel_size=0)
+    said = capsys.readouterr().out
+    for line in ('no outline: 1 frames (a.tif)', 'outlines cover all of it: 1 frames (b.tif)'):
+        assert line in said
+    failures = pd.read_csv(tmp_path / 'ds' / 'failures.csv')
+    assert failures[['source', 'reason']].values.tolist() == [['a.tif', 'a.tif: its outlines hold no object']]
+
+
 def test_the_command_has_the_options_of_the_function():
     options = {action.dest for action in command_parser(detect.ipb_detect)._actions}
     assert set(signature(detect_dataset).parameters) - {'resample'} == options - {'help', 'list', 'pdb', 'xtra'}

@@ -6,13 +6,16 @@ import re
 from itertools import product
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import tifffile
 
 from ipb_nb.core import InputError
-from ipb_nb.detect import ipb_detect
-from ipb_nb.frames import check_frames, list_frames, read_frame
+from ipb_nb.dataset import ColonyDataset
+from ipb_nb.detect import detect_dataset, ipb_detect
+from ipb_nb.frames import check_frames, dataset_frame, list_frames, read_frame
+from ipb_nb.importers import ipb_import
 
 GUID = '{:08X}-AA11-4B0B-A55B-0123456789AB'.format
 
@@ -110,6 +113,10 @@ def test_a_real_nd2(nd2_file, tmp_path):
     assert df.time_h.is_monotonic_increasing and df.time_h[0] > 0
     whole = nd2.imread(nd2_file)
     assert all((read_frame(r) == whole[t, 4, 1]).all() for t, r in enumerate(df.to_dict('records')))
+    for how, oracle in ORACLES.items():
+        joined, _, _ = list_frames(nd2_file, channel=1, z=how)
+        assert len(joined) == 3
+        assert all((read_frame(r) == oracle(whole[t, :, 1])).all() for t, r in enumerate(joined.to_dict('records')))
 
 
 def test_a_pattern_is_offered_where_every_frame_is_a_well(tmp_path, capsys):
@@ -277,6 +284,29 @@ def test_focal_planes_are_joined(tmp_path, kind, how):
         list_frames(tmp_path, **reading)
 
 
+def test_a_dataset_of_joined_focal_planes(tmp_path):
+    "Detection joins as reading does, in processes of its own; a frame within a file is found again."
+    sharp = 110 + 40 * RNG.standard_normal((200, 200)) * (np.hypot(*(np.indices((200, 200)) - 100)) < 60)
+    sharp = np.clip(sharp, 0, 255).astype(np.uint8)
+    planes = [cv2.GaussianBlur(sharp, (0, 0), 3), sharp, cv2.GaussianBlur(sharp, (0, 0), 1)]
+    folders = {name: tmp_path / name for name in ('alone', 'files', 'stack')}
+    for folder in folders.values():
+        folder.mkdir()
+    tifffile.imwrite(folders['alone'] / 'exp_t1.tif', sharp)
+    tifffile.imwrite(folders['stack'] / 'exp.tif', np.stack(planes), imagej=True, metadata=dict(axes='ZYX'))
+    for z, im in enumerate(planes):
+        tifffile.imwrite(folders['files'] / f'exp_t1_z{z}.tif', im)
+    pattern = r'(?P<well>exp)_t(?P<frame>\d)_z(?P<z>\d)'
+    reading = dict(alone={}, files=dict(z='focus', pattern=pattern, workers=2), stack=dict(z='focus'))
+    made = {k: detect_dataset(folders[k], tmp_path / f'ds-{k}', pixel_size=0, **o) for k, o in reading.items()}
+    rows = [ds.colonies[['y0', 'x0', 'y1', 'x1', 'area_px']].values.tolist() for ds in made.values()]
+    assert len(rows[0]) == 1 and rows[0] == rows[1] == rows[2]
+    assert (dataset_frame(made['stack'], 'exp.tif') == sharp).all()
+    assert made['files'].info['detection']['z'] == 'focus'
+    with pytest.raises(InputError, match='z: found sharp; expected the number of a focal plane from 0, max or focus'):
+        detect_dataset(folders['stack'], tmp_path / 'other', z='sharp')
+
+
 def test_focal_planes_that_are_not_all_there(tmp_path):
     as_files(tmp_path)
     names = sorted(f.name for f in tmp_path.iterdir())
@@ -286,3 +316,30 @@ def test_focal_planes_that_are_not_all_there(tmp_path):
     assert len(df) == 2 and not len(bad) and len(failures) == 3
     assert 'it is not like the other focal planes' in failures[1]['reason']
     assert '2 of 4 focal planes can be joined' in failures[2]['reason']
+
+
+def write_bad(path, kind):
+    "Ten kinds of files that are no image."
+    png = cv2.imencode('.png', FOCAL[0, 0])[1].tobytes()
+    contents = [b'', b'text ' * 30, png[:40], b'II*\0\xff\xff\xff\x7f', b'II*\0', RNG.bytes(200)]
+    contents += [b'MM\0*\0\0\0\x08' + b'\xff' * 40, b'PK\x03\x04' + b'\0' * 60, b'<html>' * 20, b'\xff\xd8\xff\xe0']
+    path.write_bytes(contents[kind])
+
+
+def test_a_bad_file_in_ten_is_a_line_each(tmp_path, capsys):
+    (tmp_path / 'raw').mkdir()
+    for k in range(300):
+        path = tmp_path / 'raw' / f'w{k // 50}_t{k % 50:02d}.tif'
+        if k % 10 == 5:
+            write_bad(path, k // 10 % 10)
+        else:
+            tifffile.imwrite(path, np.roll(FOCAL[0, 0], k))
+    df, failures, bad = list_frames(tmp_path / 'raw')
+    assert (len(df), len(bad), len(failures)) == (270, 30, 30) and {f['kind'] for f in failures} == {'bad file'}
+    ipb_detect(str(tmp_path / 'raw'), list=True, pixel_size=0)
+    said = capsys.readouterr().out.splitlines()
+    assert '270 frames of 6 wells' in said and sum(line.startswith('bad file: w') for line in said) == 30
+    with pytest.raises(InputError, match='30 files that could not be read'):
+        ipb_import(str(tmp_path / 'raw'), str(tmp_path / 'ds'), classes='A', margin=4)
+    ds = ColonyDataset(tmp_path / 'ds')
+    assert len(ds) == 270 and sorted(ds.failures.source) == sorted(f['source'] for f in failures)
