@@ -55,6 +55,7 @@ from ipb_nb.frames import (
 )
 from .files import files_below, list_failure, list_skipped, sha256
 from .jobs import KILLED, dask_client, in_processes, on_dask
+from .layouts import frame_counts
 from .planes import checked_z
 from .outlines import labels_tiff, read_outlines, rois_zip
 from .segment import DETECTION, colony_mask, find_colonies, frame_quality, relabelled
@@ -649,7 +650,7 @@ def _print_frames(frames):
     )
     print(shown.to_string(index=False))
     print(f'{len(frames)} frames of {frames.group.nunique()} wells')
-    print(f"names by {frames.attrs.get('layout') or 'no known layout'}")
+    print(f"names by {frames.attrs.get('layout') or f'no known layout: {frame_counts(frames)}'}")
 
 # %% ../nbs/13_detect.ipynb #8170ace0
 def _with_origin(values, origins):

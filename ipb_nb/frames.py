@@ -40,7 +40,7 @@ from ipb_nb.files import (
     list_skipped,
     path_id,
 )
-from .layouts import PLAIN, by_layout, by_pattern, check_layout, guess_layout, question_names
+from .layouts import PLAIN, by_layout, by_pattern, check_layout, frame_counts, guess_layout, question_names
 from .metadata import companion_planes, hours, pixel_um, tiff_metadata
 from .planes import PROJECTIONS, NoChoice, check_choice, checked_z, chosen_files, chosen_planes, project
 
@@ -550,7 +550,7 @@ def list_frames(
     if pixel_size is not None:
         df['pixel_size'], df['pixel_from'] = pixel_size or np.nan, '--pixel_size'
     df = df.reset_index(drop=True)
-    df.attrs['layout'] = text
+    df.attrs['layout'] = f'{PLAIN}: {frame_counts(df)}' if text == PLAIN else text
     return df, failures, bad
 
 # %% ../nbs/11_frames.ipynb #e98cfe45

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LAYOUTS', 'PLAIN', 'PATTERN_FIELDS', 'guess_layout', 'check_layout', 'by_layout', 'by_pattern', 'suggest_pattern',
-           'question_names']
+           'question_names', 'frame_counts']
 
 # %% ../nbs/10_layouts.ipynb #cd1811a2
 import re
@@ -200,13 +200,22 @@ _WORDS = dict(
     site='s|site|f|field|fov|xy|p|pos|position|m|tile|view|series',
     well='well|plate|dish|flask|colony|clone|sample|donor|patient',
 )
-_CODE = r'(?<![A-Za-z\d])[A-P]\d{1,2}(?![A-Za-z\d])'
+_CODE = r'(?<![A-Za-z\d])[A-P]\d{1,2}(?![A-Z\d])(?![a-z]\D)(?![a-z]$)'
+_STAINS = (
+    'DAPI Hoechst GFP EGFP YFP CFP RFP BFP mCherry tdTomato FITC TRITC TxRed TexasRed Cy3 Cy5 Cy7 BF Brightfield DIC '
+    'Phase PhaseContrast'
+).split()
+_STAIN = rf'(?<![A-Za-z\d])(?:{"|".join(_STAINS)})(?![A-Za-z\d])'
 
 # %% ../nbs/10_layouts.ipynb #c7a07479
 def _cut(path):
-    "The name of a file as text, number, text, …; a well such as B03 counts as a number."
+    "The name of a file as text, number, text, …; a well such as B03 and a stain such as GFP count as numbers."
     name = re.sub(r'#\d+$', '', str(path)).rpartition('/')[2]
-    return re.split(rf'({_CODE}|\d+)', name)
+    return re.split(rf'({_CODE}|(?i:{_STAIN})|\d+)', name)
+
+# %% ../nbs/10_layouts.ipynb #3f986c65
+def _kind(number):
+    return 'number' if number.isdigit() else 'code' if re.fullmatch(r'[A-P]\d+', number) else 'stain'
 
 # %% ../nbs/10_layouts.ipynb #5e046ad5
 def _word(before):
@@ -228,7 +237,7 @@ def _ends(names):
     shared = []
     for k in range(1, min(map(len, names)), 2):
         texts, numbers = ({name[-j] for name in names} for j in (k, k + 1))
-        if len(texts) > 1 or len({o[0].isalpha() for o in numbers}) > 1:
+        if len(texts) > 1 or len({_kind(o) for o in numbers}) > 1:
             break
         shared.insert(0, (numbers, texts.pop()))
     before = [name[-2 * len(shared) - 1] for name in names]
@@ -251,10 +260,11 @@ def _roles(before, shared, constant):
         texts[0] = ''
     roles, free = [], []
     for k, (numbers, _) in enumerate(shared):
-        code = next(iter(numbers))[0].isalpha()
-        role = 'code' if code else '' if len(numbers) == 1 else _role(texts[k]) or 'well'
+        kind = _kind(next(iter(numbers)))
+        told = dict(code='code', stain='channel').get(kind) or ('' if len(numbers) == 1 else _role(texts[k]))
+        role = told if told or len(numbers) == 1 else 'well'
         roles.append('well' if role and role in roles else role)
-        free += [k] * (roles[-1] == 'well' and _role(texts[k]) != 'well')
+        free += [k] * (roles[-1] == 'well' and kind == 'number' and _role(texts[k]) != 'well')
     if free and 'frame' not in roles:
         roles[free[-1]] = 'frame'
     return roles
@@ -286,9 +296,9 @@ def suggest_pattern(
     shared, roles = shared[last + 1 :], roles[last + 1 :]
     first = next((role for role in roles if role), '')
     out = _head(before, roles[0] and first, constant, 'code' in roles)
-    for role, (_, after) in zip(roles, shared):
-        number = {'': r'\d+', 'code': r'(?P<well>[A-P]\d+)'}.get(role, rf'(?P<{role}>\d+)')
-        out += number + re.escape(after)
+    for role, (numbers, after) in zip(roles, shared):
+        digits = r'\d+' if all(o.isdigit() for o in numbers) else r'\w+'
+        out += {'': digits, 'code': r'(?P<well>[A-P]\d+)'}.get(role, rf'(?P<{role}>{digits})') + re.escape(after)
     folders = {str(p).rpartition('/')[0] for p in paths}
     return rf'(?P<plate>.*)/{out}$' if len(folders) > 1 else f'{out}$'
 
@@ -302,11 +312,11 @@ def _may_belong(paths):
     alike = {}
     for p in paths:
         name = _cut(p)
-        folder, codes = str(p).rpartition('/')[0], tuple(o[0].isalpha() for o in name[1::2])
+        folder, codes = str(p).rpartition('/')[0], tuple(_kind(o) for o in name[1::2])
         alike.setdefault((folder, codes, *name[::2]), []).append(name)
     for (_, codes, *texts), names in alike.items():
         varying = [k for k in range(len(codes)) if len({name[2 * k + 1] for name in names}) > 1]
-        of_wells = [k for k in varying if codes[k] or _role(texts[k]) == 'well']
+        of_wells = [k for k in varying if codes[k] == 'code' or _role(texts[k]) == 'well']
         wells = {tuple(name[2 * k + 1] for k in of_wells) for name in names}
         if set(varying) - set(of_wells) and len(wells) < len(names):
             yield from names
@@ -318,6 +328,18 @@ def _as_time(paths):
     words = {'' if len(name) == 3 and _is_letter(name[0]) else _word(name[-3]) for name in cut}
     return words.pop() if len(words) == 1 and words <= _NEVER_TIME else ''
 
+# %% ../nbs/10_layouts.ipynb #d36844b0
+def _stains_apart(paths):
+    "The stains in names that are otherwise the same."
+    seen = {}
+    for p in paths:
+        name = [str(p).rpartition('/')[0], *_cut(p)]
+        stains = [k for k in range(2, len(name), 2) if _kind(name[k]) == 'stain']
+        if stains:
+            rest = tuple(o for k, o in enumerate(name) if k != stains[-1])
+            seen.setdefault(rest, set()).add(name[stains[-1]])
+    return sorted(set().union(*(o for o in seen.values() if len(o) > 1)))
+
 # %% ../nbs/10_layouts.ipynb #7ed6740c
 def question_names(
     df,  # table of frames: source, group, group_from, frame_from
@@ -325,17 +347,22 @@ def question_names(
     "What is odd about wells and times that were read from names without a layout, and what to do."
     numbered = df.source[df.frame_from.eq('file name') & df.duplicated('group', keep=False)]
     alone = len(df) == df.group.nunique() and df.group_from.eq('file name').all()
-    if len(numbered) and (word := _as_time([p for p in numbered])):
-        found = f'the numbers after {word} as times: {_counts(df)}'
+    if stains := _stains_apart(df.source):
+        found = f'{", ".join(stains)} in names, but not as channels: {frame_counts(df)}'
+    elif len(numbered) and (word := _as_time([p for p in numbered])):
+        found = f'the numbers after {word} as times: {frame_counts(df)}'
     elif alone and sum(1 for _ in _may_belong(df.source)) > _MANY:
-        found = f'every frame as a well of its own, though the names differ in numbers: {_counts(df)}'
+        found = f'every frame as a well of its own, though the names differ in numbers: {frame_counts(df)}'
     else:
         return ''
     expected = 'names that say which frames belong together'
     return f'names: found {found}; expected {expected}. {_advice(list(df.source))}; if it is right: --layout {PLAIN}'
 
 # %% ../nbs/10_layouts.ipynb #cce634c6
-def _counts(df):
+def frame_counts(
+    df,  # table of frames, without a layout
+) -> str:
+    "What joins what: wells × 1 site × 1 channel × 1 focal plane × times."
     return _product([df.group.nunique(), 1, 1, 1, int(df.groupby('group').size().max())])
 
 # %% ../nbs/10_layouts.ipynb #8888b348

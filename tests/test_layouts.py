@@ -175,6 +175,9 @@ MISREAD = {  # names that were a well each, or channels taken for times: what th
     ),
     'VID {} (ch{}).tif': (([5], [1, 2, 3, 4]), '1 well × 1 site × 4 channels × 1 focal plane × 1 time'),
     'x_t{}_ch{:03d}.tif': (([1, 2], [0, 1]), '1 well × 1 site × 2 channels × 1 focal plane × 2 times'),
+    '{}f{:02d}.tif': ((['A01', 'B02'], [1, 2, 3]), '2 wells × 3 sites × 1 channel × 1 focal plane × 1 time'),
+    'A{}_{}_{}.tif': (([1, 2], [1, 2], ['BF', 'gfp']), '2 wells × 1 site × 2 channels × 1 focal plane × 2 times'),
+    'A1_{}_t{}.tif': ((['DAPI', 'Cy3'], [1, 2]), '1 well × 1 site × 2 channels × 1 focal plane × 2 times'),
     'drug_z{:03d}.tif': ((range(5),), '1 well × 1 site × 1 channel × 5 focal planes × 1 time'),
 }
 
@@ -202,6 +205,8 @@ def test_names_that_were_misunderstood_stop_everything(tmp_path, name):
         [f'plate_{r}{c:02d}_x{k}.tif' for k, (r, c) in enumerate(product('AB', (1, 2, 3)))],
         [f'sample {k}b.tif' for k in range(9)],
         ['ctrl.tif', 'drug.tif', 'wash.tif', 'none.tif'],
+        [f'{c}_GFP_{t}.tif' for c in ('ctrl', 'drug') for t in (1, 2)],
+        ['ctrl_GFP.tif', 'drug_DAPI.tif', 'wash_DAPI.tif', 'none_GFP.tif'],
         ['Image1.tif', 'Image2.tif', 'Image3.tif'],
         [f'ctrl_t{t:03d}.tif' for t in range(5)],
         [f'{w}_{t}.tif' for w in 'cs' for t in range(5)],
