@@ -53,9 +53,10 @@ from ipb_nb.frames import (
     resized,
     to_8bit,
 )
-from .files import files_below, list_failure, sha256
+from .files import files_below, list_failure, list_skipped, sha256
 from .jobs import KILLED, dask_client, in_processes, on_dask
-from .layouts import suggest_pattern
+from .layouts import frame_counts
+from .planes import checked_z
 from .outlines import labels_tiff, read_outlines, rois_zip
 from .segment import DETECTION, colony_mask, find_colonies, frame_quality, relabelled
 from .simulate import simulate_annotators
@@ -94,12 +95,16 @@ def _read_truth(path, shape):
     return truth
 
 # %% ../nbs/13_detect.ipynb #2874ad65
+_NO_OUTLINE = 'no outline'
+
+
 def _objects(job, image):
     "Labels, table and quality: by detection, or along given outlines."
     if not job['outlines']:
         return find_colonies(image, **job['settings'])
     labels, df = relabelled(read_outlines(job['outlines'], image.shape), renumber=False)
-    return labels, df, frame_quality(image, labels > 0) | dict(colonies=len(df), flag='')
+    flag = _NO_OUTLINE if not len(df) else 'outlines cover all of it' if labels.all() else ''
+    return labels, df, frame_quality(image, labels > 0) | dict(colonies=len(df), flag=flag)
 
 # %% ../nbs/13_detect.ipynb #e9a9c939
 _THUMB = 768  # px, the longer side
@@ -141,7 +146,8 @@ def _detected(job):
     frame = job['frame']
     stem = frame['stem']
     image = resized(to_8bit(grey(read_frame(frame)), job['limits'], job['gain']), job['factor'])
-    digest = _digest(image) if '#' in frame['source'] else sha256(frame['path'])
+    whole = '#' not in frame['source'] and not len(frame.get('stack', ()))  # a file is the frame
+    digest = sha256(frame['path']) if whole else _digest(image)
     labels, df, quality = _objects(job, image)
     truth = _read_truth(job['truth'], image.shape) if job['truth'] else None
     rows = []
@@ -154,7 +160,7 @@ def _detected(job):
 
 # %% ../nbs/13_detect.ipynb #cce5396c
 def _digest(image):
-    "A checksum of one frame of a file that holds several."
+    "A checksum of one frame of a file that holds several, or of several focal planes."
     return hashlib.sha256(f'{image.dtype} {image.shape}'.encode() + image.tobytes()).hexdigest()
 
 # %% ../nbs/13_detect.ipynb #553cbb7a
@@ -363,7 +369,8 @@ def _jobs(frames, p, scales, truth, outlines, factors, failures):
         elif outlines and not own:
             list_failure(failures, source, f'no {r["stem"]}.zip or .tif in {outlines}')
         else:
-            frame = r | dict(path=r['path'].absolute())
+            stack = [o | dict(path=Path(o['path']).absolute()) for o in r['stack']]
+            frame = r | dict(path=r['path'].absolute(), stack=stack)
             paths = dict(truth=class_map and class_map.absolute(), outlines=own and own.absolute())
             jobs.append(_job(frame, settings, limits, gain, p['margin'], factor=factors[source], **paths))
     return jobs
@@ -510,6 +517,8 @@ def _finish(dest, raw, frames, p, failures, scales, sheets, workers):
         raise InputError(raw, found, 'readable images', 'Repair them, and go on with --resume.')
     df, quality = _follow_all(dest, frames, sheets, workers)
     write_csv(quality, dest / 'qc.csv')
+    for source in quality.source[quality.flag.eq(_NO_OUTLINE)]:
+        list_skipped(failures, source, f'{source}: its outlines hold no object')
     if not len(df):
         raise _no_colonies(dest, raw, quality, failures)
     df = df.assign(image='images/' + df.colony_id + '.png', mask='masks/' + df.colony_id + '.png')
@@ -576,10 +585,10 @@ def detect_dataset(
     allow_gaps: bool = False,  # go on where frames are missing
     seed: int = 0,  # of the annotators
     resample: float = None,  # µm: bring all frames to this pixel size first
-    pattern: str = None,  # regular expression for paths with named groups: group, frame, time_h, plate
-    layout: str = None,  # rule for file names: incucyte, imagexpress, … (10_layouts); default: guessed from the names
-    channel: int = None,  # number of the channel, of several
-    z: int = None,  # number of the focal plane, of several
+    pattern: str = None,  # regular expression for paths; named groups: well, site, channel, z, time … (10_layouts)
+    layout: str = None,  # rule for names: incucyte, imagexpress, … (10_layouts), plain: none; default: guessed
+    channel: int = None,  # number of the channel, of several, from 0
+    z: int | str = None,  # of several focal planes: a number from 0; max: brightest values; focus: the sharpest
     pixel_size: float = None,  # µm, instead of what the files say; 0: unknown
     interval_h: float = None,  # hours from frame to frame, instead of what the files say
     refine: bool = False,  # closer outlines and faint colonies, beyond the paper
@@ -591,7 +600,7 @@ def detect_dataset(
 ) -> ColonyDataset:
     "Find the colonies of an experiment, cut them out, follow them, and write them as a dataset."
     _check_call(workers, truth, outlines)
-    raw, dest = Path(raw), Path(dest)
+    raw, dest, z = Path(raw), Path(dest), checked_z(z)
     reading = dict(pattern=pattern, layout=layout, channel=channel, z=z, pixel_size=pixel_size, interval_h=interval_h)
     frames, failures, bad = list_frames(raw, **reading)
     _check_listed(raw, frames, failures, bad, truth, allow_gaps, resample)
@@ -621,6 +630,8 @@ def _print_list(raw, frames, failures, bad):
     if not len(frames):
         found = f'no frame that can be read; the first: {failures[0]["reason"]}'
         raise InputError(raw, found, 'images', 'Repair them, or take them out.')
+    if frames.reader.eq('nd2').any():
+        print('ND2 was tried on one real file only: compare wells, channels, times and pixel size with NIS-Elements')
     for text in check_frames(frames, bad):
         print(text)
 
@@ -639,10 +650,7 @@ def _print_frames(frames):
     )
     print(shown.to_string(index=False))
     print(f'{len(frames)} frames of {frames.group.nunique()} wells')
-    if frames.attrs.get('layout'):
-        print(f"names by the layout {frames.attrs['layout']}")
-    elif len(frames) == frames.group.nunique() and (pattern := suggest_pattern(frames.source)):
-        print(f"every frame is a well of its own; if the last number in the names is the time: --pattern '{pattern}'")
+    print(f"names by {frames.attrs.get('layout') or f'no known layout: {frame_counts(frames)}'}")
 
 # %% ../nbs/13_detect.ipynb #8170ace0
 def _with_origin(values, origins):
@@ -651,10 +659,10 @@ def _with_origin(values, origins):
 # %% ../nbs/13_detect.ipynb #03b669d2
 def _print_summary(ds, contact_sheet):
     "Classes, flags, failures and totals of a new dataset."
-    quality = read_table(ds.path / 'qc.csv', ['flag'])
+    quality = read_table(ds.path / 'qc.csv', ['source', 'flag'])
     print(ds.counts.to_string())
-    for flag, n in quality.flag[quality.flag.ne('')].value_counts().items():
-        print(f'{flag}: {n} frames')
+    for flag, sources in quality[quality.flag.ne('')].groupby('flag').source:
+        print(f'{flag}: {len(sources)} frames ({", ".join(sources[:3])}{", …" * (len(sources) > 3)})')
     for f in ds.failures.itertuples():
         print(f'{f.kind}: {f.reason}')
     tracks = ds.colonies.track_id.nunique()
@@ -675,7 +683,7 @@ def _print_summary(ds, contact_sheet):
 )
 @delegates(detect_dataset, but='resample')
 def ipb_detect(
-    raw: str,  # folder of images, searched with all its subfolders, or one file
+    raw: str,  # folder of images (with its subfolders), or one file; ND2 was tried on one real file only
     dest: Param('dataset folder to make', str, nargs='?', opt=False) = None,
     list: bool = False,  # only show the frames: well, frame, time, pixel size, and where each was read
     **kwargs,

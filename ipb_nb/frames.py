@@ -40,45 +40,9 @@ from ipb_nb.files import (
     list_skipped,
     path_id,
 )
-from .importers import check_pattern, from_pattern
-from .layouts import by_layout, check_layout, guess_layout
+from .layouts import PLAIN, by_layout, by_pattern, check_layout, frame_counts, guess_layout, question_names
 from .metadata import companion_planes, hours, pixel_um, tiff_metadata
-
-# %% ../nbs/11_frames.ipynb #202ee49f
-class _NoChoice(InputError):
-    "Several channels or focal planes, none of them chosen: this stops everything, not one file."
-
-# %% ../nbs/11_frames.ipynb #b79a10b7
-def _check_choice(axis, n, path, choice):
-    "One of `n` channels or focal planes has to be chosen, and must exist."
-    kind, option = ('channels', 'channel') if axis == 'C' else ('focal planes', 'z')
-    chosen = choice.get(axis)
-    if chosen is None:
-        raise _NoChoice(path, f'{n} {kind}', 'one', f'Choose one with --{option} 0 … {n - 1}.')
-    if not 0 <= chosen < n:
-        raise _NoChoice(path, f'{n} {kind}', f'more than {chosen}', 'Choose another.')
-
-# %% ../nbs/11_frames.ipynb #e8a2e9ef
-def _planes(axes, shape, path, choice):
-    "The chosen planes of a series: number of the plane, time index, whether there is a time axis, other indices."
-    loops = [(axis, n) for axis, n in zip(axes, shape) if axis not in 'YXS']
-    several = [axis for axis, n in loops if n > 1]
-    to_choose = [axis for axis in several if axis in 'CZ']
-    for axis, n in loops:
-        if n > 1 and axis in 'CZ':
-            _check_choice(axis, n, path, choice)
-    unnamed = [axis for axis in several if axis in 'IQ']
-    if len(unnamed) > 1:
-        found = f"{' × '.join(str(n) for axis, n in loops if n > 1)} planes along axes without a name"
-        do = 'Save the file with its axes (Fiji: Image, Hyperstacks), or a file for each position.'
-        raise InputError(path, found, 'at most one such axis, which is time', do)
-    time = [axis for axis in several if axis == 'T'] or unnamed
-    for number, index in enumerate(np.ndindex(*[n for _, n in loops])):
-        at = {axis: i for (axis, _), i in zip(loops, index)}
-        if any(at[axis] != choice[axis] for axis in to_choose):
-            continue
-        position = [i for (axis, n), i in zip(loops, index) if n > 1 and axis not in to_choose and axis not in time]
-        yield number, at[time[0]] if time else 0, bool(time), position
+from .planes import PROJECTIONS, NoChoice, check_choice, checked_z, chosen_files, chosen_planes, project
 
 # %% ../nbs/11_frames.ipynb #22f47335
 def _frame(path, reader, index, plane, timed, position, says, dtype, height, width, series=-1, sample=-1):
@@ -89,6 +53,8 @@ def _frame(path, reader, index, plane, timed, position, says, dtype, height, wid
         index=index,
         series=series,
         sample=sample,
+        stack=(),  # the focal planes that are joined, and how
+        how='',
         lost=0,  # planes that are named but not there
         apart=position,  # what tells it from others of the same name
         plane=plane,
@@ -97,12 +63,23 @@ def _frame(path, reader, index, plane, timed, position, says, dtype, height, wid
         name=says['name'],
         time_h=says['time_h'](plane),
         pixel_size=says['pixel_size'],
+        pixel_y=says.get('pixel_y', np.nan),
         inch_um=says.get('inch_um', np.nan),
         origin=says['origin'],
         dtype=str(dtype),
         height=height,
         width=width,
     )
+
+
+def _joined(frames, how):
+    "The frame that joins those of all focal planes."
+    if len(frames) == 1:
+        return frames[0]
+    planes = [{k: o[k] for k in ('path', 'reader', 'index', 'series', 'sample')} for o in frames]
+    for o in planes:
+        o |= {k: frames[0][k] for k in ('height', 'width')}
+    return frames[0] | dict(stack=planes, how=how)
 
 # %% ../nbs/11_frames.ipynb #6c589174
 def _tiff_frames(path, choice):
@@ -122,12 +99,19 @@ def _companion_frames(path, tif, text, choice):
     for says, sizes, planes in companion_planes(path, text):
         several = [axis for axis in 'CZ' if sizes[axis] > 1]
         for axis in several:
-            _check_choice(axis, sizes[axis], path, choice)
+            check_choice(axis, sizes[axis], path, choice)
+        chosen, stacks = {axis: choice[axis] for axis in several if choice[axis] not in PROJECTIONS}, {}
         for k, at in planes:
-            if all(at[axis] == choice[axis] for axis in several):
+            if all(at[axis] == number for axis, number in chosen.items()):
                 page, timed = tif.pages[k].aspage(), sizes['T'] > 1
                 size = page.imagelength, page.imagewidth
-                yield _frame(path, 'tiff', k, at['T'], timed, '', says, tiff_dtype(page), *size)
+                frame = _frame(path, 'tiff', k, at['T'], timed, '', says, tiff_dtype(page), *size)
+                stacks.setdefault((at['T'], at['Z'] if 'Z' in chosen else 0), []).append(frame)
+        for frames in stacks.values():
+            if 'Z' not in chosen and len(frames) < sizes['Z']:
+                found = f'{len(frames)} of {sizes["Z"]} focal planes'
+                raise InputError(path, found, 'all of them in one file', 'Choose one with --z.')
+            yield _joined(frames, choice['Z'])
 
 # %% ../nbs/11_frames.ipynb #2c309bae
 def _chosen_sample(page, path, choice):
@@ -135,10 +119,22 @@ def _chosen_sample(page, path, choice):
     n, extra = page.samplesperpixel, [int(o) for o in page.extrasamples]
     if page.photometric not in (0, 1) or n in (1, 3, 4) or n == 2 and extra in ([1], [2]):
         return -1
-    _check_choice('C', n, path, choice)
+    check_choice('C', n, path, choice)
     return choice['C']
 
 # %% ../nbs/11_frames.ipynb #1bfee612
+def _page_of(series, path, number, pages_are_planes):
+    "A function from a plane to its file, its number and the series to decode (-1: the page alone); None if it is lost."
+
+    def find(k):
+        if not pages_are_planes:
+            return path, k, number
+        page = series.pages[k]
+        return page and (page.parent.filehandle.path, page.index, -1)
+
+    return find
+
+
 def _series_frames(path, tif, number, choice):
     "The frames of one series of a TIFF."
     series, several = tif.series[number], len(tif.series) > 1
@@ -146,22 +142,22 @@ def _series_frames(path, tif, number, choice):
     n_planes = int(np.prod([n for axis, n in zip(series.axes, series.shape) if axis not in 'YXS']))
     pages_are_planes, sample = len(series.pages) == n_planes, _chosen_sample(series.keyframe, path, choice)
     lost, frames = 0, []
-    for k, time, timed, rest in _planes(series.axes, series.shape, path, choice):
+    for ks, time, timed, rest in chosen_planes(series.axes, series.shape, path, choice):
         if several and not tif.is_ome:
             time, timed = number, True  # pages that were appended one by one
         named = timed or says['name']
         position = '-'.join(map(str, [number, *rest] if several and not named else rest))
-        where, index, whole = path, k, number
-        if pages_are_planes:
-            page = series.pages[k]
-            if page is None:
-                lost += 1
-                continue
-            where, index, whole = page.parent.filehandle.path, page.index, -1
         size = series.sizes['height'], series.sizes['width']
         dtype = tiff_dtype(series.keyframe)
-        frames.append(_frame(where, 'tiff', index, time, timed, position, says, dtype, *size, whole, sample))
-        frames[-1]['apart'] = '-'.join(map(str, [number, *rest] if several else rest))
+        there = [page for page in map(_page_of(series, path, number, pages_are_planes), ks) if page]
+        lost += len(ks) - len(there)
+        if there:
+            stack = [
+                _frame(where, 'tiff', index, time, timed, position, says, dtype, *size, whole, sample)
+                for where, index, whole in there
+            ]
+            apart = '-'.join(map(str, [number, *rest] if several else rest))
+            frames.append(_joined(stack, choice.get('Z')) | dict(apart=apart))
     if lost and not frames:
         raise InputError(
             path, f'none of the {lost} planes that it names', 'its planes', 'Put the missing files beside it.'
@@ -184,14 +180,14 @@ def _nd2_frames(path, choice):
         positions = [axis for axis, n in loops.items() if n > 1 and axis not in 'TZ']
         channels = sizes.get('C', 1)
         if channels > 1:
-            _check_choice('C', channels, path, choice)
-        for k, time, timed, rest in _planes(''.join(loops), loops.values(), path, choice):
+            check_choice('C', channels, path, choice)
+        for ks, time, timed, rest in chosen_planes(''.join(loops), loops.values(), path, choice):
             p = rest[positions.index('P')] if sizes.get('P', 1) > 1 else 0
             name = names[p] if p < len(names) else ''
-            says = _nd2_metadata(file, k, name)
+            says = _nd2_metadata(file, ks[0], name)
             position = '' if name else '-'.join(map(str, rest))
-            channel = choice.get('C') if channels > 1 else -1
-            yield _frame(path, 'nd2', k, time, timed, position, says, file.dtype, sizes['Y'], sizes['X'], channel)
+            own = time, timed, position, says, file.dtype, sizes['Y'], sizes['X'], choice['C'] if channels > 1 else -1
+            yield _joined([_frame(path, 'nd2', k, *own) for k in ks], choice.get('Z'))
 
 # %% ../nbs/11_frames.ipynb #6cec8669
 def _nd2_positions(file):
@@ -207,7 +203,8 @@ def _nd2_metadata(file, k, name):
     channel = getattr(file.frame_metadata(k), 'channels', [None])[0]
     stamp = getattr(channel, 'time', None)
     time_h = hours(stamp.relativeTimeMs, 'ms') if stamp else np.nan
-    return dict(name=name, pixel_size=pixel_um(file.voxel_size().x, 'µm'), time_h=lambda t: time_h, origin='ND2')
+    x, y = (pixel_um(getattr(file.voxel_size(), axis, None), 'µm') for axis in 'xy')
+    return dict(name=name, pixel_size=x, pixel_y=y, time_h=lambda t: time_h, origin='ND2')
 
 # %% ../nbs/11_frames.ipynb #67ef89c0
 def _picture_frames(path):
@@ -230,12 +227,12 @@ def _picture_frames(path):
 def file_frames(
     path,  # a file
     channel: int = None,  # number of the channel, of several
-    z: int = None,  # number of the focal plane, of several
+    z: int | str = None,  # number of the focal plane, of several; or max or focus
 ) -> list:  # of dicts: path, index, plane (time index), position, name, time_h, pixel_size (µm), dtype, height, width …
     "The frames of a file, from its metadata alone."
     Image.MAX_IMAGE_PIXELS = None  # microscopes write large ones
     try:
-        return _frames_by_content(path, dict(C=channel, Z=z))
+        return _frames_by_content(path, dict(C=channel, Z=checked_z(z)))
     except InputError:
         raise
     except FileNotFoundError:
@@ -256,7 +253,9 @@ def _frames_by_content(path, choice):
 def read_frame(
     frame: dict,  # from `file_frames` or a row of `list_frames`
 ) -> np.ndarray:  # (H, W) or (H, W, 3), dtype as stored
-    "Decode one frame."
+    "Decode one frame; several focal planes are joined."
+    if len(frame.get('stack', ())):
+        return project((read_frame(plane) for plane in frame['stack']), frame['how'])
     path = frame['path']
     if frame['reader'] == 'picture':
         return read_pixels(path)
@@ -311,7 +310,7 @@ def _frames_by_file(root, files, channel, z, failures):
         try:
             _check_name(f)
             frames = file_frames(root / f, channel, z)
-        except _NoChoice:
+        except NoChoice:
             raise
         except InputError as e:
             list_failure(failures, f.as_posix(), str(e).replace(str(root / f), f.as_posix()))
@@ -320,9 +319,9 @@ def _frames_by_file(root, files, channel, z, failures):
         if lost := sum(o['lost'] for o in frames):
             reason = f'{f.as_posix()}: {lost} planes that its metadata name are not there; the others are read'
             list_skipped(failures, f.as_posix(), reason)
-        homes = {o['path']: _home(o['path'], f, root) for o in frames}
-        for path, home in homes.items():
-            found[home] = [o for o in frames if o['path'] == path]
+        homes = {plane['path']: _home(plane['path'], f, root) for o in frames for plane in (o, *o['stack'])}
+        for path in dict.fromkeys(o['path'] for o in frames):
+            found[homes[path]] = [o for o in frames if o['path'] == path]
         covered |= set(homes.values())
     return found
 
@@ -341,7 +340,9 @@ def _check_name(f):
         raise InputError(f, 'a name that cannot be part of a colony id', expected, 'Rename the file.')
 
 # %% ../nbs/11_frames.ipynb #d8988e18
-_UNKNOWN = dict(name='', position='', apart='', timed=False, plane=0, time_h=np.nan, pixel_size=np.nan, origin='')
+_UNKNOWN = dict(
+    stack=(), name='', position='', apart='', timed=False, plane=0, time_h=np.nan, pixel_size=np.nan, origin=''
+)
 
 
 def _frame_number(frame, number, several):
@@ -379,27 +380,17 @@ def _row(f, k, frame, several, unnamed=False):
     )
 
 # %% ../nbs/11_frames.ipynb #8b9b6470
-def _rows(found, pattern, by_name, failures):
-    "A table with one row per frame; a pattern's fields go before everything else."
+def _rows(found, by_name, origin):
+    "A table with one row per frame; fields of a name, read by a layout or a pattern, go before everything else."
     rows = []
     for f, frames in found.items():
-        try:
-            fixed = dict(from_pattern(f.as_posix(), pattern) if pattern else by_name.get(f.as_posix(), {}))
-        except InputError as e:
-            list_failure(failures, f.as_posix(), e)
-            continue
-        origin = 'pattern' if pattern else 'layout'
+        if origin == 'pattern' and f.as_posix() not in by_name:
+            continue  # in a set with a file that fits
+        fixed = dict(by_name.get(f.as_posix(), {}))
         fixed |= {f'{field}_from': origin for field in fixed if field != 'plate'} | {'by_pattern': 'group' in fixed}
-        if not pattern and 'time_h' in fixed and 'frame' not in fixed:
+        if fixed.get('frame', 0) is None:
             fixed |= dict(frame=0, frame_from='alone')  # numbered in the order of their times
         rows += [(f, k, frame, len(frames) > 1, fixed) for k, frame in enumerate(frames or [None])]
-    if not rows:
-        raise InputError(
-            'pattern',
-            f'{pattern}, which fits none of {len(found)} files',
-            'one that fits their paths',
-            f'The first is {next(iter(found)).as_posix()}.',
-        )
     return pd.DataFrame(_told_apart(rows))
 
 
@@ -481,55 +472,70 @@ def _files_to_read(raw, failures):
     return raw, files
 
 # %% ../nbs/11_frames.ipynb #bda56a46
-def _chosen_files(fields, choice):
-    "The files of the chosen channel and focal plane, by their names."
-    for name, option in (('channel', 'C'), ('z', 'Z')):
-        there = sorted({o[name] for o in fields.values()})
-        if len(there) > 1:
-            _check_choice(option, len(there), f'the file names ({name} {", ".join(there)})', choice)
-            fields = {f: o for f, o in fields.items() if o[name] == there[choice[option]]}
-    return {f: {k: v for k, v in o.items() if k not in ('channel', 'z')} for f, o in fields.items()}
-
-
-def _by_names(files, layout, choice, failures):
-    "The fields that a layout, given or guessed, reads from names; files that do not fit it are failures."
+def _by_names(files, layout, pattern, choice, failures):
+    "The files to read, {file: fields} by a pattern or layout, {file: files of its focal planes}, and what was read."
     paths = [f.as_posix() for f in files]
     layout = layout or guess_layout(paths)
-    if not layout:
-        return files, {}, ''
-    fields, text = by_layout(paths, layout)
-    for p in paths:
-        if p not in fields:
-            list_skipped(failures, p, f'{p}: its name does not fit the layout {layout}')
+    if pattern:
+        fields, text = by_pattern(paths, pattern, failures)
+    elif layout in (None, PLAIN):
+        return files, {}, {}, layout or ''
+    else:
+        fields, text = by_layout(paths, layout)
+        for p in paths:
+            if p not in fields:
+                list_skipped(failures, p, f'{p}: its name does not fit the layout {layout}')
     if not fields:
         do = 'Choose another layout, or give a --pattern.'
         raise InputError('layout', f'{layout}, which fits none of {len(paths)} files', 'one that fits', do)
-    fields = _chosen_files(fields, choice)
-    return [f for f in files if f.as_posix() in fields], fields, text
+    fields, stacks = chosen_files(fields, choice)
+    read = {*fields, *(f for stack in stacks.values() for f in stack)}
+    return [f for f in files if f.as_posix() in read], fields, stacks, text
+
+# %% ../nbs/11_frames.ipynb #5af94c49
+def _join_files(found, stacks, how, failures):
+    "Join the frames of files that are focal planes of each other, under the first of them that can be read."
+    most = max(map(len, stacks.values()), default=0)
+    for first, paths in stacks.items():
+        files = [Path(p) for p in paths if found.get(Path(p))]
+        shapes = {f: tuple(map(_shape, found[f])) for f in files}
+        usual = Counter(shapes.values()).most_common(1)[0][0] if files else ()
+        for f in [f for f in files if shapes[f] != usual]:
+            list_failure(failures, f.as_posix(), f'{f.as_posix()}: it is not like the other focal planes')
+            files.remove(f)
+        if len(files) < most:
+            list_skipped(failures, first, f'{first}: {len(files)} of {most} focal planes can be joined')
+        joined = [_joined(list(planes), how) for planes in zip(*(found[f] for f in files))]
+        for p in paths:
+            found.pop(Path(p), None)
+        found[Path(first)] = joined
+
+
+def _shape(frame):
+    return frame['plane'], frame['height'], frame['width'], frame['dtype']
 
 # %% ../nbs/11_frames.ipynb #3a86c467
-_PATTERN_FIELDS = ('group', 'frame', 'time_h', 'plate')
-
-
 def list_frames(
     raw,  # folder, searched with all its subfolders, or one file
-    pattern: str = None,  # regular expression for paths below `raw` with named groups: group, frame, time_h, plate
-    layout: str = None,  # a key of `LAYOUTS`; None: guessed from the names, unless there is a pattern
+    pattern: str = None,  # regular expression for paths below `raw` with named groups out of `PATTERN_FIELDS`
+    layout: str = None,  # a key of `LAYOUTS`, or plain; None: guessed from the names, unless there is a pattern
     channel: int = None,  # number of the channel, of several
-    z: int = None,  # number of the focal plane, of several
+    z: int | str = None,  # number of the focal plane, of several; or max or focus
     pixel_size: float = None,  # µm, instead of what the files say; 0: unknown
     interval_h: float = None,  # hours from frame to frame, instead of what the files say
 ) -> tuple:  # table, one row per readable frame; failures, dicts `source, item, kind, reason`; table of the bad frames
     "List the frames of an experiment, from file names and metadata alone."
-    raw, failures = Path(raw), []
-    if pattern:
-        check_pattern(pattern, _PATTERN_FIELDS)
+    raw, failures, z = Path(raw), [], checked_z(z)
     check_layout(layout)
     root, files = _files_to_read(raw, failures)
-    fields, text = {}, ''
-    if not pattern and raw.is_dir():
-        files, fields, text = _by_names(files, layout, dict(C=channel, Z=z), failures)
-    df = _rows(_frames_by_file(root, files, channel, z, failures), pattern, fields, failures)
+    fields, stacks, text = {}, {}, ''
+    if pattern or raw.is_dir():
+        files, fields, stacks, text = _by_names(files, layout, pattern, dict(C=channel, Z=z), failures)
+    found = _frames_by_file(root, files, channel, z, failures)
+    _join_files(found, stacks, z, failures)
+    df = _rows(found, fields, 'pattern' if pattern else 'layout')
+    dated = df.time_h > 1e5  # hours since the year 1, of clocks
+    df.loc[dated, 'time_h'] = (df.time_h - df.time_h[dated].min()).round(6)
     _set_groups(df, root)
     _set_order(df)
     df = df.sort_values(['group', 'frame', 'source'], kind='stable', ignore_index=True)
@@ -544,7 +550,7 @@ def list_frames(
     if pixel_size is not None:
         df['pixel_size'], df['pixel_from'] = pixel_size or np.nan, '--pixel_size'
     df = df.reset_index(drop=True)
-    df.attrs['layout'] = text
+    df.attrs['layout'] = f'{PLAIN}: {frame_counts(df)}' if text == PLAIN else text
     return df, failures, bad
 
 # %% ../nbs/11_frames.ipynb #e98cfe45
@@ -553,8 +559,9 @@ def check_frames(
     bad: pd.DataFrame,  # the bad frames
     known=(),  # pairs of well and frame that are known to be missing
 ) -> list:  # of texts, each with what to do
-    "Missing frames, and pixel sizes that are absent or differ."
-    return _gaps(df, bad, known) + _sizes(df[df.pixel_from.ne('--pixel_size')])
+    "Names that may be misunderstood, missing frames, and pixel sizes that are absent or differ."
+    odd = '' if df.attrs.get('layout') else question_names(df)
+    return [odd] * bool(odd) + _gaps(df, bad, known) + _sizes(df[df.pixel_from.ne('--pixel_size')])
 
 # %% ../nbs/11_frames.ipynb #66c8aca4
 def _gaps(df, bad, known):
@@ -574,7 +581,15 @@ def _gaps(df, bad, known):
 
 # %% ../nbs/11_frames.ipynb #f43c7307
 def _sizes(df):
-    "Frames without a pixel size, or several pixel sizes."
+    "Frames whose pixels are no squares, frames without a pixel size, or several pixel sizes."
+    oblong = df[(df.pixel_y / df.pixel_size - 1).abs() > 0.01]
+    if len(oblong):
+        first = oblong.iloc[0]
+        more = f' and {len(oblong) - 1} more' if len(oblong) > 1 else ''
+        return [
+            f'{first.source}{more}: found pixels of {first.pixel_size:g} × {first.pixel_y:g} µm (x × y); expected '
+            'squares. Scale the images, or, if the file is wrong, give --pixel_size'
+        ]
     sizes, unknown = df.pixel_size, df[df.pixel_size.isna()]
     if len(unknown):
         more = f' and {len(unknown) - 1} more' if len(unknown) > 1 else ''

@@ -624,7 +624,7 @@ def _roi_or_reason(roi, shape):
     return mask if mask.any() else 'it holds no pixel of the image'
 
 # %% ../nbs/06_importers.ipynb #d39dc5d2
-def _roi_colonies(path, folder, pairs, classes, margin, failures):
+def _roi_colonies(path, folder, pairs, classes, margin, counts, failures):
     for f, o in tqdm(pairs.items(), desc='importing', unit='image', leave=False):
         try:
             frame, entries, content = read_image(path / f), roi_entries(folder / o, classes), sha256(path / f)
@@ -637,6 +637,7 @@ def _roi_colonies(path, folder, pairs, classes, margin, failures):
             if isinstance(mask, str):
                 list_skipped(failures, o.as_posix(), mask, f'ROI {k} ({name})')
             else:
+                _note_full(mask, counts, f'{o.as_posix()} ROI {k} ({name})')
                 yield _masked_row(frame, mask, margin, colony_id=f'{path_id(f)}-{k:03d}', label=label, **fields)
 
 # %% ../nbs/06_importers.ipynb #aaa96a87
@@ -650,7 +651,7 @@ def import_rois(
     **kwargs,
 ) -> ColonyDataset:
     "Cut out every ROI drawn in Fiji as a colony."
-    path, folder, names = _folder(path), _folder(masks or path), set()
+    path, folder, names, counts = _folder(path), _folder(masks or path), set(), {}
     failures = _unreadable(path)
     pairs = _matched(path, folder, ('.zip', '.roi'), _ROI_ENDINGS, failures, 'ROI file')
     for o in pairs.values():
@@ -662,8 +663,9 @@ def import_rois(
             continue  # reported when it is its turn
         names |= _new_classes(folder / o, found, classes)
     classes = list(classes or sorted(names))
-    rows = _roi_colonies(path, folder, pairs, classes, margin, failures)
-    return import_rows(path, dest, rows, classes, failures, importer='Fiji ROIs', margin=margin, **kwargs)
+    rows = _roi_colonies(path, folder, pairs, classes, margin, counts, failures)
+    kwargs |= dict(importer='Fiji ROIs', margin=margin, counts=counts)
+    return import_rows(path, dest, rows, classes, failures, **kwargs)
 
 # %% ../nbs/06_importers.ipynb #1010c213
 _IMPORTERS = dict(folders=import_folders, voc=import_voc, csv=import_csv, masks=import_masks, rois=import_rois)

@@ -8,6 +8,7 @@ __all__ = ['pixel_um', 'hours', 'interval_hours', 'ome_images', 'companion_plane
 # %% ../nbs/10_metadata.ipynb #40cf74cf
 import re
 import xml.etree.ElementTree as ET
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -95,7 +96,7 @@ def _plane_times(pixels):
 # %% ../nbs/10_metadata.ipynb #02492432
 def ome_images(
     text: str,  # OME-XML
-) -> list:  # of dicts: name, pixel_size (µm), time_h (a function from time index to hours), origin
+) -> list:  # of dicts: name, pixel_size (µm; pixel_y: its height), time_h (a function from time index to hours), origin
     "What OME-XML says of its images."
     out = []
     for image in ET.fromstring(text).findall('{*}Image'):
@@ -106,6 +107,7 @@ def ome_images(
             dict(
                 name=image.get('Name') or '',
                 pixel_size=pixel_um(size, pixels.get('PhysicalSizeXUnit', 'µm')),
+                pixel_y=pixel_um(pixels.get('PhysicalSizeY'), pixels.get('PhysicalSizeYUnit', 'µm')),
                 time_h=lambda t, times=times, interval=interval: times.get(t, round(t * interval, 6)),
                 origin='OME',
             )
@@ -163,29 +165,46 @@ _DPI = (72, 96, 100, 120, 144, 150, 180, 200, 240, 300, 360, 400, 600, 720, 1200
 
 # %% ../nbs/10_metadata.ipynb #5253499d
 def _resolution(tags):
-    "Length of a pixel in the unit of the resolution tag, and that unit."
-    resolution = tags.valueof('XResolution')
-    length = resolution[1] / resolution[0] if resolution and resolution[0] else None
+    "Width and height of a pixel in the unit of the resolution tag, and that unit."
+    length, height = (_length(tags.valueof(f'{axis}Resolution')) for axis in 'XY')
     unit = {2: 'inch', 3: 'cm'}.get(int(tags.valueof('ResolutionUnit') or 0), '')
     if length and unit == 'cm' and any(abs(2.54 / length / dpi - 1) < 1e-3 for dpi in _DPI):
         length, unit = length / 2.54, 'inch'  # a printer's resolution, converted
-    return length, unit
+    return length, height, unit
+
+
+def _length(resolution):
+    return resolution[1] / resolution[0] if resolution and resolution[0] else None
 
 # %% ../nbs/10_metadata.ipynb #4663e448
 def _calibration(tif):
-    "Length and unit of a pixel by MetaSeries (MetaXpress, MetaMorph) or Micro-Manager; else None."
+    "Width, height and unit of a pixel by MetaSeries (MetaXpress, MetaMorph) or Micro-Manager; else None."
     text = tif.pages.first.description
     if text.startswith('<MetaData>'):
         plane = tifffile.tifffile.metaseries_description_metadata(text).get('PlaneInfo', {})
         if plane.get('spatial-calibration-state', True) in (True, 'on', 'On'):
-            return plane.get('spatial-calibration-x'), plane.get('spatial-calibration-units', ''), 'MetaSeries'
+            lengths = (plane.get(f'spatial-calibration-{axis}') for axis in 'xy')
+            return *lengths, plane.get('spatial-calibration-units', ''), 'MetaSeries'
     if tif.is_stk:
         known = tif.stk_metadata or {}
-        return known.get('XCalibration'), known.get('CalibrationUnits', ''), 'MetaMorph'
+        return known.get('XCalibration'), known.get('YCalibration'), known.get('CalibrationUnits', ''), 'MetaMorph'
     manager = tif.pages.first.tags.valueof('MicroManagerMetadata')
     if isinstance(manager, dict) and manager.get('PixelSizeUm'):
-        return manager['PixelSizeUm'], 'um', 'Micro-Manager'
+        return manager['PixelSizeUm'], None, 'um', 'Micro-Manager'
     return None
+
+# %% ../nbs/10_metadata.ipynb #74928423
+_CLOCK = r'id="acquisition-time-local"[^>]*value="(\d{4})(\d\d)(\d\d) (\d\d):(\d\d):(\d\d(?:\.\d+)?)"'
+
+
+def _clocks(series):
+    "Hours since the year 1 by page, as MetaSeries gives them."
+    hours = []
+    for page in series.pages:
+        m = page and re.search(_CLOCK, page.aspage().description)
+        days = date(*map(int, m.groups()[:3])).toordinal() if m else np.nan
+        hours.append(24 * days + int(m[4]) + int(m[5]) / 60 + float(m[6]) / 3600 if m else np.nan)
+    return hours
 
 # %% ../nbs/10_metadata.ipynb #c3f3dbba
 def tiff_metadata(
@@ -193,20 +212,23 @@ def tiff_metadata(
     series,  # one of its series
     number: int,  # of the series
 ) -> dict:  # as from `ome_images`, and `inch_um`: pixel size by a resolution in dots per inch
-    "Name, pixel size and times of a series, and where they come from."
+    "Name, pixel size and times of a series, and where they come from. A date is in hours since the year 1."
     if tif.is_ome and tif.ome_metadata:
         images = ome_images(tif.ome_metadata)
         if number < len(images):
             return images[number]
     says = dict(name='', pixel_size=np.nan, time_h=lambda t: np.nan, origin='TIFF')
-    length, unit = _resolution(series.keyframe.tags)
+    length, height, unit = _resolution(series.keyframe.tags)
     if tif.is_imagej:
         meta = tif.imagej_metadata or {}
         interval, unit = interval_hours(meta.get('finterval'), meta.get('tunit', 's')), str(meta.get('unit', ''))
         says |= dict(time_h=lambda t: round(t * interval, 6), origin='ImageJ')
     if calibration := _calibration(tif):
-        length, unit, says['origin'] = calibration
-    says['pixel_size'] = pixel_um(length, unit)
+        length, height, unit, says['origin'] = calibration
+    says |= dict(pixel_size=pixel_um(length, unit), pixel_y=pixel_um(height, unit))
+    if tif.pages.first.description.startswith('<MetaData>'):
+        clocks = _clocks(series)
+        says['time_h'] = lambda t: clocks[t] if t < len(clocks) else np.nan
     if length and _spelled(unit) in ('inch', 'inches', 'in'):
         says['inch_um'] = round(length * 25400, 3)
     return says

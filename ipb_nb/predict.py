@@ -33,6 +33,7 @@ from .files import list_failure, path_id, sha256
 from .jobs import KILLED, dask_client, in_processes, on_dask
 from .metric import class_shares
 from .patch import check_scale
+from .planes import checked_z
 from .segment import DETECTION
 from .student import Student, load_student, rescaled
 from .timecourse import RESERVED
@@ -545,9 +546,10 @@ def predict(
     resume: bool = False,  # continue an interrupted prediction
     pixel_size: float = None,  # µm, instead of what the images say
     unscaled: bool = False,  # compare pixel for pixel where a pixel size is not known
-    pattern: str = None,  # regular expression for paths with named groups, as in ipb-detect
-    channel: int = None,  # number of the channel, of several
-    z: int = None,  # number of the focal plane, of several
+    pattern: str = None,  # regular expression for paths; named groups: well, site, channel, z, time … (10_layouts)
+    layout: str = None,  # rule for names: incucyte, imagexpress, … (10_layouts), plain: none; default: guessed
+    channel: int = None,  # number of the channel, of several, from 0
+    z: int | str = None,  # of several focal planes: a number from 0; max: brightest values; focus: the sharpest
     interval_h: float = None,  # hours from frame to frame, instead of what the files say
 ) -> Path:  # report.html
     """Classify the colonies of new images, and write tables, maps, overlays and a page.
@@ -555,7 +557,8 @@ def predict(
     Called again with other conditions, only what follows from these is done anew."""
     out, images = Path(out), Path(images)
     _check_arguments(images, out, workers, stride, prior)
-    student, listing = load_student(model), dict(pattern=pattern, channel=channel, z=z, interval_h=interval_h)
+    listing = dict(pattern=pattern, layout=layout, channel=channel, z=checked_z(z), interval_h=interval_h)
+    student = load_student(model)
     _check_classes(student.classes)
     content, groups, fingerprint = _look_up(images, pixel_size, listing)
     check_questions(conditions, groups, control, audit)
@@ -632,7 +635,7 @@ def against_truth(
 @command(
     'ipb-predict run raw --out answers --conditions wells.csv',
     groups={
-        'Images': 'pixel_size unscaled pattern channel z interval_h',
+        'Images': 'pixel_size unscaled layout pattern channel z interval_h',
         'Classes': 'prior',
         'Comparison': 'conditions control since audit min_colonies',
         'Work': 'stride workers dask',

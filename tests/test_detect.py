@@ -338,7 +338,7 @@ def test_names_and_patterns(frame, tmp_path):
     assert list_frames(tmp_path, interval_h=0.5)[0].time_h.tolist() == [0.5, 1, 0, 0.5, 0]
     with pytest.raises(InputError, match='which fits none of 5 files.*The first is B1/img001.tif'):
         list_frames(tmp_path, pattern=r'(?P<group>Q\d)')
-    for bad in ('(?P<well>x)', '(', 'x'):
+    for bad in ('(?P<lens>x)', '(', 'x'):
         with pytest.raises(InputError, match='pattern: found'):
             list_frames(tmp_path, pattern=bad)
 
@@ -631,6 +631,24 @@ def test_edited_label_images_keep_the_labels_of_untouched_colonies(exp, whole, t
     assert set(kept) <= set(ds.colonies.index) and (ds.colonies.label[kept] == whole.colonies.label[kept]).all()
     assert 'P1-A1-002-0001' not in ds.colonies.index and ds.colonies.label['P1-A1-002-0050'] == ''
     assert ds.failures.source.tolist() == ['P1-A2/004.tif']
+
+
+def test_outlines_of_nothing_and_of_everything_are_named(frame, tmp_path, capsys):
+    labels = np.zeros((3, 200, 200), np.uint8)
+    labels[1] = 1
+    labels[2, 50:120, 50:120] = 1
+    for folder in ('raw', 'drawn'):
+        (tmp_path / folder).mkdir()
+    for name, own in zip('abc', labels):
+        tifffile.imwrite(tmp_path / 'raw' / f'{name}.tif', frame[:200, :200])
+        tifffile.imwrite(tmp_path / 'drawn' / f'{name}.tif', own)
+    folders = [str(tmp_path / o) for o in ('raw', 'ds')]
+    detect.ipb_detect(*folders, outlines=str(tmp_path / 'drawn'), pixel_size=0)
+    said = capsys.readouterr().out
+    for line in ('no outline: 1 frames (a.tif)', 'outlines cover all of it: 1 frames (b.tif)'):
+        assert line in said
+    failures = pd.read_csv(tmp_path / 'ds' / 'failures.csv')
+    assert failures[['source', 'reason']].values.tolist() == [['a.tif', 'a.tif: its outlines hold no object']]
 
 
 def test_the_command_has_the_options_of_the_function():

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import re
 import shutil
 import time
 import unicodedata
@@ -522,6 +523,32 @@ def test_label_images_in_any_storage(tmp_path):
     tifffile.imwrite(folder / 'w1_masks.tif', labels + 1)
     ipb_import(folder, tmp_path / 'full', classes='A,B')
     assert ColonyDataset(tmp_path / 'full').info['imports'][0]['masks_of_whole_images'] == ['w1_masks.tif']
+
+
+def test_masks_of_nothing_and_of_everything_are_named(tmp_path, capsys):
+    folder, whole = tmp_path / 'fields', roifile.ImagejRoi.frompoints([[0, 0], [60, 0], [60, 50], [0, 50]])
+    for k, name in enumerate('abc'):
+        textured(folder / f'{name}.png', k)
+        numbers = np.full((50, 60), dict(a=0, b=1).get(name, 0), np.uint8)
+        numbers[10:20, 10:20] += name == 'c'
+        tifffile.imwrite(folder / f'{name}_masks.tif', numbers)
+    ipb_import(folder, tmp_path / 'ds', classes='A')
+    ds = ColonyDataset(tmp_path / 'ds')
+    assert ds.failures[['source', 'reason']].values.tolist() == [['a.png', 'a_masks.tif holds no object']]
+    said = capsys.readouterr().out
+    assert 'skipped: a.png : a_masks.tif holds no object' in said
+    assert 'note: b_masks.tif: the mask covers its whole image' in said and ds.colonies.area_px.tolist() == [3000, 100]
+    for name in 'abc':
+        (folder / f'{name}_masks.tif').unlink()
+    whole.tofile(folder / 'b.roi')
+    with zipfile.ZipFile(folder / 'a.zip', 'w') as z:
+        z.writestr('readme.txt', '')
+    with pytest.raises(InputError, match='2 files that could not be read'):
+        ipb_import(folder, tmp_path / 'rois', classes='A')
+    ds = ColonyDataset(tmp_path / 'rois')
+    reasons = ds.failures.set_index('source').reason
+    assert 'no .roi in it' in reasons['a.png'] and 'no ROI file for this image' in reasons['c.png']
+    assert re.search(r'note: b.roi ROI 1 \(.*\): the mask covers its whole image', capsys.readouterr().out)
 
 
 def test_masks_of_no_image_are_named(tmp_path):

@@ -1,10 +1,13 @@
 "Pixel sizes, times and names as files say them, and what files say that is not to be believed."
 
+from functools import partial
+
 import numpy as np
 import pytest
 import tifffile
 
 from ipb_nb.core import InputError
+from ipb_nb.detect import detect_dataset
 from ipb_nb.frames import check_frames, file_frames, list_frames, read_frame
 from ipb_nb.metadata import hours, pixel_um
 
@@ -171,3 +174,54 @@ def test_metadata_in_a_companion(tmp_path):
     (tmp_path / 'exp.companion.ome').unlink()
     with pytest.raises(InputError, match='p0.ome.tif: found no companion exp.companion.ome; expected the file'):
         file_frames(tmp_path / 'p0.ome.tif')
+
+
+PROP = '<prop id="{}" type="{}" value="{}"/>'.format
+
+
+def metaseries(path, y=0.65, clock=''):
+    props = PROP('spatial-calibration-state', 'bool', 'on') + PROP('spatial-calibration-x', 'float', '0.65')
+    props += PROP('spatial-calibration-y', 'float', y) + PROP('spatial-calibration-units', 'string', 'um')
+    props += PROP('acquisition-time-local', 'time', clock) * bool(clock)
+    text = f'<MetaData><PlaneInfo>{props}</PlaneInfo></MetaData>'
+    tifffile.imwrite(path, IM[0], metadata=None, description=text)
+
+
+def oblong_ome(path):
+    tifffile.imwrite(
+        path, IM[0], ome=True, metadata=dict(PhysicalSizeX=0.65, PhysicalSizeY=1300, PhysicalSizeYUnit='nm')
+    )
+
+
+def oblong_imagej(path):
+    tifffile.imwrite(path, IM[0], imagej=True, resolution=(1 / 0.65, 1 / 1.3), metadata=dict(unit='um'))
+
+
+@pytest.mark.parametrize('write', [oblong_ome, oblong_imagej, partial(metaseries, y=1.3)])
+def test_pixels_that_are_no_squares(tmp_path, write):
+    write(tmp_path / 'a.tif')
+    df, _, bad = list_frames(tmp_path)
+    (text,) = check_frames(df, bad)
+    assert text.startswith('a.tif: found pixels of 0.65 × 1.3 µm (x × y); expected squares')
+    with pytest.raises(InputError, match='found pixels of 0.65 × 1.3 µm'):
+        detect_dataset(tmp_path, tmp_path / 'ds')
+    assert not (tmp_path / 'ds').exists()
+    df, _, bad = list_frames(tmp_path, pixel_size=0.65)
+    assert not check_frames(df, bad)
+
+
+def test_pixels_that_are_nearly_squares(tmp_path):
+    metaseries(tmp_path / 'a.tif', y=0.651)
+    df, _, bad = list_frames(tmp_path)
+    assert set(df.pixel_size) == {0.65} and not check_frames(df, bad)
+
+
+def test_the_clock_of_metaseries(tmp_path):
+    clocks = {'A01_t1': '20240228 23:00:00.000', 'A01_t2': '20240229 01:30:00', 'B02_t1': '20240228 23:15:00.5'}
+    for name, clock in clocks.items():
+        metaseries(tmp_path / f'{name}.tif', clock=clock)
+    df, failures, bad = list_frames(tmp_path)
+    assert not failures and not check_frames(df, bad) and set(df.time_from) == {'MetaSeries'}
+    assert df.time_h.tolist()[:2] == [0, 2.5] and df.group.tolist() == ['A01', 'A01', 'B02']
+    assert abs(df.time_h[2] - 900.5 / 3600) < 1e-5
+    assert list_frames(tmp_path, interval_h=6)[0].time_h.tolist() == [6, 12, 6]

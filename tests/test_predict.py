@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
+from inspect import signature
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from ipb_nb.answers import write_answers
 from ipb_nb.config import ExperimentConfig
 from ipb_nb.core import CLASSES, InputError, read_json, write_json
 from ipb_nb.dataset import ColonyDataset
+from ipb_nb.detect import detect_dataset
 from ipb_nb.experiment import train
 from ipb_nb.predict import against_truth, predict
 from ipb_nb.simulate import Experiment, simulate_experiment
@@ -184,6 +186,37 @@ def test_frames_at_another_pixel_size(run, exp, tmp_path):
     area = [o[[f'area_{c}' for c in CLASSES]].sum().sum() for o in (a, b)]
     assert abs(len(a) - len(b)) <= 2 and 0.9 < area[0] / area[1] < 1.1
     assert read_json(tmp_path / 'a' / 'cells' / 'dataset.json')['pixel_size'] == 0.8
+
+
+def test_frames_are_read_as_in_detection(run, exp, tmp_path):
+    "Two focal planes of each frame, in names by a rule: the sharper one is the frame of the other folder."
+    import cv2
+
+    for f in (exp.path / 'raw').glob('P1-A[12]/*.tif'):
+        im, well = tifffile.imread(f), f.parent.name.partition('-')[2]
+        for z, plane in enumerate((cv2.GaussianBlur(im, (0, 0), 2), im)):
+            to = tmp_path / 'planes' / f'P_{well}_T{int(f.stem):04d}F001L01A01Z{z:02d}C01.tif'
+            to.parent.mkdir(exist_ok=True)
+            tifffile.imwrite(to, plane)
+        (tmp_path / 'plain' / well).mkdir(parents=True, exist_ok=True)
+        tifffile.imwrite(tmp_path / 'plain' / well / f.name, im)
+    how = dict(pixel_size=0.8, interval_h=1)
+    with pytest.raises(InputError, match='found 2 focal planes; expected one'):
+        predict(run, tmp_path / 'planes', tmp_path / 'a', **how)
+    with pytest.raises(InputError, match='layout: found nis, which fits none'):
+        predict(run, tmp_path / 'planes', tmp_path / 'a', layout='nis', **how)
+    predict(run, tmp_path / 'planes', tmp_path / 'a', z='focus', layout='cv8000', **how)
+    predict(run, tmp_path / 'plain', tmp_path / 'b', **how)
+    a, b = (pd.read_csv(tmp_path / o / 'colonies.csv') for o in 'ab')
+    columns = ['group', 'frame', 'time_h', 'y0', 'x0', 'y1', 'x1', 'predicted', 'area_px']
+    assert len(a) and a[columns].values.tolist() == b[columns].values.tolist()
+    assert read_json(tmp_path / 'a' / 'prediction.json')['z'] == 'focus'
+
+
+def test_predict_has_the_reading_options_of_detection():
+    ours, theirs = (signature(f).parameters for f in (predict, detect_dataset))
+    reading = ('pattern', 'layout', 'channel', 'z', 'interval_h', 'pixel_size')
+    assert {k: ours[k].default for k in reading} == {k: theirs[k].default for k in reading}
 
 
 def test_what_cannot_be_compared_is_refused(run, exp, few, tmp_path):
