@@ -21,8 +21,8 @@ from ipb_nb.panes import (
     THEMES,
     ErrorMessage,
     PicturePanes,
-    beside,
     fitted_picture,
+    frame_beside,
     keyboard_shortcuts,
     open_page,
     scale_bar,
@@ -35,16 +35,12 @@ from .worklist import AMONG, ORDERS, Labelling, assign, student_probabilities, w
 
 # %% ../nbs/61_annotate.ipynb #ead46a14
 def _typical(colonies, n):
-    "Colonies nearest to the median area: whole ones first, one of each track first."
-    middle = colonies.area_px[~colonies.touches_border].median()
-    middle = colonies.area_px.median() if np.isnan(middle) else middle
-    order = colonies.assign(away=(np.log(colonies.area_px) - np.log(middle)).abs(), track=track_names(colonies))
-    order = order.sort_values(['touches_border', 'away'], kind='stable')
-    return list(
-        order.assign(again=order.groupby('track').cumcount())
-        .sort_values(['touches_border', 'again'], kind='stable')
-        .index[:n]
-    )
+    "Whole colonies nearest to their median area: one of each track, then more."
+    whole = colonies[~colonies.touches_border]
+    away = (np.log(whole.area_px) - np.log(whole.area_px.median())).abs().sort_values(kind='stable')
+    tracks = track_names(whole)[away.index]
+    again = tracks.groupby(tracks).cumcount().sort_values(kind='stable')
+    return list(again.index[:n])
 
 
 @patch
@@ -137,7 +133,7 @@ def _when(moment, hours):
 
 def _picture_of(state, i):
     "An item in its surroundings, now or in another frame; whether from the raw frame; when."
-    if state.moment and (other := beside(state.ds, i, state.moment)):
+    if state.moment and (other := frame_beside(state.ds, i, state.moment)):
         return apply_contrast(other[0], state.limits), True, _when(state.moment, other[1])
     image, _, whole = with_outline(state.ds, i, state.limits)
     return image, whole, _when(0, None)
@@ -157,6 +153,7 @@ def _large_html(state, thumbs):
         read_asset('annotator-large.html'),
         done=done,
         total=total,
+        left=total - done,
         k=state.at,
         whole=whole,
         when=when,

@@ -547,11 +547,11 @@ def neighbours(
     if colony_id not in f.row_of:
         return pd.DataFrame(columns=['colony_id', 'label', 'likeness'])
     likeness = f.labelled @ f.tested[f.row_of[colony_id]]
-    nearest = likeness.argsort(descending=True).tolist()
+    nearest = np.argsort(-likeness, kind='stable').tolist()
     best = [k for k in nearest if f.labelled_ids[k] in self.ds.colonies.index][:n]
     ids = [f.labelled_ids[k] for k in best]
     labels = [f.labels.get(i, '') for i in ids]
-    return pd.DataFrame(dict(colony_id=ids, label=labels, likeness=likeness[best].numpy()))
+    return pd.DataFrame(dict(colony_id=ids, label=labels, likeness=likeness[best]))
 
 # %% ../nbs/62_inspection.ipynb #e3aebfcc
 @patch

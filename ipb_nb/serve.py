@@ -30,23 +30,27 @@ class _Window:
     def __init__(self, widget):
         self.widget, self.sent, self.lock, self.seen = widget, {}, Lock(), time.monotonic()
 
-    def news(self):
-        "Values of the widget that the window does not have yet."
-        names = ['kind', 'names', 'shortcuts', 'title', 'answered', *(f'pane_{n}' for n in self.widget.names)]
-        now = {n: getattr(self.widget, n) for n in names}
-        out = {n: v for n, v in now.items() if n not in self.sent or self.sent[n] != v}
-        self.sent |= out
-        return out
+# %% ../nbs/59_serve.ipynb #sv0601
+@patch
+def news(self: _Window):
+    "Values of the widget that the window does not have yet."
+    names = ['kind', 'names', 'shortcuts', 'title', 'answered', *(f'pane_{n}' for n in self.widget.names)]
+    now = {n: getattr(self.widget, n) for n in names}
+    out = {n: v for n, v in now.items() if n not in self.sent or self.sent[n] != v}
+    self.sent |= out
+    return out
 
-    def act(self, message):
-        "Carry out a message of the window; the news. What fails is said by the widget, and in the terminal."
-        with self.lock:
-            self.seen = time.monotonic()
-            try:
-                self.widget.act(message.pop('do', ''), message.pop('value', ''), **message)
-            except Exception:
-                traceback.print_exc()
-            return self.news() | dict(answered=self.widget.answered)
+# %% ../nbs/59_serve.ipynb #sv0602
+@patch
+def act(self: _Window, message):
+    "Carry out a message of the window; the news. What fails is said by the widget, and in the terminal."
+    with self.lock:
+        self.seen = time.monotonic()
+        try:
+            self.widget.act(message.pop('do', ''), message.pop('value', ''), **message)
+        except Exception:
+            traceback.print_exc()
+        return self.news() | dict(answered=self.widget.answered)
 
 # %% ../nbs/59_serve.ipynb #serv0009
 IDLE_S = 900  # a window that is not heard of for as long is closed
@@ -69,59 +73,74 @@ class PageServer(ThreadingHTTPServer):
         super().__init__(('127.0.0.1', port), _Handler)
         self.token, self.title, self.theme, self.idle_s = token or secrets.token_urlsafe(24), title, theme, idle_s
         self.windows, self.early, self.lock, self.doing = {}, set(), Lock(), 'starting'
-        self.made = lambda: make(self.say)
-        self.first = Future()
+        self.made, self.first = lambda: make(self.say), Future()
         Thread(target=self._begin, args=(self.first,), daemon=True).start()
 
-    def say(self, text):
-        self.doing = text
+# %% ../nbs/59_serve.ipynb #sv0901
+@patch
+def say(self: PageServer, text):
+    self.doing = text
 
-    def _begin(self, first):
-        try:
-            first.set_result(self.made())
-        except BaseException as e:
-            first.set_exception(e)
 
-    @property
-    def url(self):
-        return f'http://127.0.0.1:{self.server_port}/?token={self.token}'
+@patch
+def _begin(self: PageServer, first):
+    "Make the first widget."
+    try:
+        first.set_result(self.made())
+    except BaseException as e:
+        first.set_exception(e)
 
-    def open(self, name):
-        "Give a window its widget; the values it shows."
-        with self.lock:
-            first, self.first = self.first, None
-        window = _Window(first.result() if first else self.made())
-        with self.lock:
-            self.windows[name] = window
-            gone = name in self.early
-            self.early.discard(name)
-        news = window.news()
-        if gone:
-            self.close(name)
-        return news
+# %% ../nbs/59_serve.ipynb #sv0902
+@patch(as_prop=True)
+def url(self: PageServer) -> str:
+    "The address of the page, with its token."
+    return f'http://127.0.0.1:{self.server_port}/?token={self.token}'
 
-    def close(self, name):
-        "Close a window; one that is not open yet is closed as soon as it is."
-        with self.lock:
-            window = self.windows.pop(name, None)
-            if window is None:
-                self.early.add(name)
-        if window:
-            window.widget.close()
+# %% ../nbs/59_serve.ipynb #sv0903
+@patch
+def open(self: PageServer, name):
+    "Give a window its widget; the values it shows."
+    with self.lock:
+        first, self.first = self.first, None
+    window = _Window(first.result() if first else self.made())
+    with self.lock:
+        self.windows[name], gone = window, name in self.early
+        self.early.discard(name)
+    news = window.news()
+    if gone:
+        self.close(name)
+    return news
 
-    def service_actions(self):
-        "Close idle windows (called twice a second)."
-        late = time.monotonic() - self.idle_s
-        for name in [n for n, w in list(self.windows.items()) if w.seen < late]:
-            self.close(name)
+# %% ../nbs/59_serve.ipynb #sv0904
+@patch
+def close(self: PageServer, name):
+    "Close a window; one that is not open yet is closed as soon as it is."
+    with self.lock:
+        window = self.windows.pop(name, None)
+        if window is None:
+            self.early.add(name)
+    if window:
+        window.widget.close()
 
-    def server_close(self):
-        self.closed = True
-        super().server_close()
+# %% ../nbs/59_serve.ipynb #sv0905
+@patch
+def service_actions(self: PageServer):
+    "Close idle windows (called twice a second)."
+    late = time.monotonic() - self.idle_s
+    for name in [n for n, w in list(self.windows.items()) if w.seen < late]:
+        self.close(name)
 
-    def handle_error(self, *args):
-        if not isinstance(sys.exc_info()[1], ConnectionError):  # (a window that went away is no error)
-            super().handle_error(*args)
+# %% ../nbs/59_serve.ipynb #sv0906
+@patch
+def server_close(self: PageServer):
+    self.closed = True
+    ThreadingHTTPServer.server_close(self)
+
+
+@patch
+def handle_error(self: PageServer, *args):
+    if not isinstance(sys.exc_info()[1], ConnectionError):  # (a window that went away is no error)
+        ThreadingHTTPServer.handle_error(self, *args)
 
 # %% ../nbs/59_serve.ipynb #serv0011
 _HERE = ('127.0.0.1', 'localhost')
@@ -130,44 +149,45 @@ _POLICY = (
     "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 )
 
-
+# %% ../nbs/59_serve.ipynb #sv1101
 class _Handler(BaseHTTPRequestHandler):
     protocol_version, disable_nagle_algorithm, timeout = 'HTTP/1.1', True, 120
+
+    def log_message(self, *args):
+        pass
 
     def parse_request(self):
         good = super().parse_request()
         self.close_connection |= self.server.closed  # connections that are still open end with the server
         return good and not self.server.closed
 
-    def log_message(self, *args):
-        pass
+# %% ../nbs/59_serve.ipynb #sv1102
+@patch
+def answer(self: _Handler, text, kind='text/plain', code=200, **headers):
+    body = text.encode()
+    self.send_response(code)
+    fixed = {'Content-Type': f'{kind}; charset=utf-8', 'Content-Length': len(body), 'Cache-Control': 'no-store'}
+    safe = {'Content-Security-Policy': _POLICY, 'Referrer-Policy': 'no-referrer'}
+    for name, value in (fixed | safe | {'X-Content-Type-Options': 'nosniff'} | headers).items():
+        self.send_header(name, str(value))
+    self._headers_buffer.append(b'\r\n' + body)  # in one packet
+    self.flush_headers()
 
-    def answer(self, text, kind='text/plain', code=200, **headers):
-        body = text.encode()
-        self.send_response(code)
-        fixed = {'Content-Type': f'{kind}; charset=utf-8', 'Content-Length': len(body), 'Cache-Control': 'no-store'}
-        safe = {
-            'Content-Security-Policy': _POLICY,
-            'X-Content-Type-Options': 'nosniff',
-            'Referrer-Policy': 'no-referrer',
-        }
-        for name, value in (fixed | safe | headers).items():
-            self.send_header(name, str(value))
-        self._headers_buffer.append(b'\r\n' + body)  # in one packet
-        self.flush_headers()
+# %% ../nbs/59_serve.ipynb #sv1103
+@patch(as_prop=True)
+def cookie(self: _Handler):
+    return f'ipb-{self.server.server_port}'
 
-    @property
-    def cookie(self):
-        return f'ipb-{self.server.server_port}'
 
-    def allowed(self, token=''):
-        "Does the request come from this computer, from our own page, with the token?"
-        host, origin = self.headers.get('Host', ''), self.headers.get('Origin')
-        if host.rpartition(':')[0] not in _HERE or origin and urlsplit(origin).netloc != host:
-            return False
-        cookies = dict(c.strip().partition('=')[::2] for c in self.headers.get('Cookie', '').split(';'))
-        given = token or cookies.get(self.cookie, '')
-        return hmac.compare_digest(given.encode(), self.server.token.encode())
+@patch
+def allowed(self: _Handler, token=''):
+    "Does the request come from this computer, from our own page, with the token?"
+    host, origin = self.headers.get('Host', ''), self.headers.get('Origin')
+    if host.rpartition(':')[0] not in _HERE or origin and urlsplit(origin).netloc != host:
+        return False
+    cookies = dict(c.strip().partition('=')[::2] for c in self.headers.get('Cookie', '').split(';'))
+    given = token or cookies.get(self.cookie, '')
+    return hmac.compare_digest(given.encode(), self.server.token.encode())
 
 # %% ../nbs/59_serve.ipynb #serv0012
 def _page(server, note='', script=True):
@@ -175,7 +195,7 @@ def _page(server, note='', script=True):
     style, title = Markup(read_asset('panes.css')), note or server.title
     return render(read_asset('window.html'), title=title, theme=server.theme, style=style, script=script)
 
-
+# %% ../nbs/59_serve.ipynb #sv1201
 def _opened(server, name):
     "The values of a new window, or the reason why there is no widget."
     try:
@@ -206,7 +226,7 @@ def do_GET(self: _Handler):
     cookie = f'{self.cookie}={self.server.token}; HttpOnly; SameSite=Strict; Path=/'
     return self.answer(_page(self.server), 'text/html', **{'Set-Cookie': cookie})
 
-
+# %% ../nbs/59_serve.ipynb #sv1401
 @patch
 def do_POST(self: _Handler):
     size = int(self.headers.get('Content-Length') or 0)

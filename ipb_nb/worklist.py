@@ -17,7 +17,7 @@ from tqdm import trange
 
 from .core import MULTI_LABEL, InputError, read_json, read_table, stable_hash, write_csv, write_json
 from .dataset import ColonyDataset, annotator_log
-from .panes import beside, contrast, track_names, verdict_text
+from .panes import contrast, frame_beside, track_names, verdict_text
 
 # %% ../nbs/60_worklist.ipynb #5a2bff76
 def _probabilities_from_table(ds, f):
@@ -277,7 +277,7 @@ def _into_pages(items, numbers, size):
         seen.add(items[k][0])
     return pages
 
-
+# %% ../nbs/60_worklist.ipynb #pages004
 @patch
 def _passes(self: Labelling, k, only):
     "Is an item among those that are shown?"
@@ -302,7 +302,7 @@ def show(
     self.columns, self.only = max(columns or self.columns, 1), only
     self._divide(numbers)
 
-
+# %% ../nbs/60_worklist.ipynb #pages005
 @patch
 def _divide(self: Labelling, numbers):
     self.pages = _into_pages(self.items, numbers, self.per_page)
@@ -523,7 +523,7 @@ def look_beside(
 ):
     "Show the current item large, some frames on from the one that is shown."
     moment = self.moment + step
-    if moment and beside(self.ds, self.items[self.at][0], moment) is None:
+    if moment and frame_beside(self.ds, self.items[self.at][0], moment) is None:
         raise InputError('frame', 'no other', 'one of the same well', f'This is the {"last" if step > 0 else "first"}.')
     self.single, self.selected, self.moment = True, set(), moment
 
