@@ -4,6 +4,7 @@ First view, a page of patches, the next colony, a verdict. (Not inspect.py: that
 from the other scripts here.)"""
 
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -55,15 +56,56 @@ def each(f, n):
     return out
 
 
-def in_browser(d, widget, kw, ready, clicks):
-    "Milliseconds from a click to the picture that follows, in Chromium on a page of Voilà."
-    args, env, url = app_command(widget, kw, d)
-    server = subprocess.Popen(args, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def chromium():
     options = webdriver.ChromeOptions()
     for o in ('--headless=new', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', '--window-size=1280,1000'):
         options.add_argument(o)
     driver = webdriver.Chrome(options, webdriver.ChromeService('/usr/bin/chromedriver'))
     driver.set_script_timeout(60)
+    return driver
+
+
+def memory_mb(process):
+    "Resident memory of a process."
+    status = Path(f'/proc/{process.pid}/status').read_text()
+    return int(status.split('VmRSS:')[1].split()[0]) / 1024
+
+
+def opening(command, picture):
+    """Seconds until a command prints the address of its page, and from opening that to the first decoded pictures.
+
+    Then the memory of the server, and after ten reloads, MB."""
+    driver = chromium()
+    args = [sys.executable, '-m', 'ipb_nb', *command, '--no_browser']
+    with subprocess.Popen(args, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            begun = time.perf_counter()
+            url = server.stdout.readline().strip()
+            printed = time.perf_counter() - begun
+            seen = f"""const done = arguments[0], look = async () => {{
+                const all = [...document.querySelectorAll('{picture}')];
+                if (!all.length) return setTimeout(look, 20);
+                await Promise.all(all.map(i => i.decode()));
+                done(all.length);
+            }}; look()"""
+            start = time.perf_counter()
+            driver.get(url)
+            driver.execute_async_script(seen)
+            took, memory = time.perf_counter() - start, memory_mb(server)
+            for _ in range(10):
+                driver.refresh()
+                driver.execute_async_script(seen)
+            return printed, took, memory, memory_mb(server)
+        finally:
+            driver.quit()
+            server.terminate()
+
+
+def in_browser(d, widget, kw, ready, clicks):
+    "Milliseconds from a click to the picture that follows, in Chromium on a page."
+    args, env, url = app_command(widget, kw, d)
+    server = subprocess.Popen(args, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    driver = chromium()
     wait = '''
         const done = arguments[arguments.length-1], pane = document.querySelector(arguments[0]);
         const start = performance.now();
@@ -147,6 +189,23 @@ if __name__ == '__main__':
             f'verdict and next colony in the annotator (slowest of 50: {max(following):.0f})',
             100,
         )
+        for name, command, picture in (
+            (
+                'annotate',
+                ['annotate', str(d / 'cells'), '--by', 'cem', '--among', 'all', '--n', '2000'],
+                '[data-fit] img',
+            ),
+            ('inspect', ['inspect', str(run)], '[data-pane=gallery] img'),
+        ):
+            printed, took, memory, later = opening([name, *command], picture)
+            show(
+                f'{name}.first_pictures',
+                took,
+                's',
+                f'from opening the page to decoded pictures in Chromium; ipb {name} prints the address after '
+                f'{printed:.1f} s; server {memory:.0f} MB, after ten reloads {later:.0f} MB; {ABOUT}',
+                4,
+            )
         found = in_browser(
             d,
             'ipb_nb.inspect:MisclassifiedExplorer',
@@ -158,8 +217,7 @@ if __name__ == '__main__':
             'inspect.page_in_browser',
             np.median(found['page']),
             'ms',
-            f'from the click to {PAGE_SIZE} decoded patches in Chromium, by Voilà (slowest of 12: '
-            f'{max(found["page"]):.0f})',
+            f'from the click to {PAGE_SIZE} decoded patches in Chromium (slowest of 12: {max(found["page"]):.0f})',
             300,
         )
         found = in_browser(

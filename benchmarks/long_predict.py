@@ -85,7 +85,7 @@ def main(d):
             folds=1,
             by='random',
         )
-    run = train(ExperimentConfig(scales='64,32'), d / 'cells', d / 'run', resume=(d / 'run').exists())
+    run = train(ExperimentConfig(preset='frozen'), d / 'cells', d / 'run', resume=(d / 'run').exists())
     predict(
         run,
         second.path / 'raw',

@@ -19,7 +19,7 @@ from .core import command
 
 # %% ../nbs/72_doctor.ipynb #doct0006
 _EXTRAS = dict(  # the extra: a module that it brings, what it is for
-    app=('voila', 'pages to label and inspect: ipb-learn, ipb-annotate, ipb-inspect'),
+    app=('anywidget', 'pages to label and inspect: ipb-learn, ipb-annotate, ipb-inspect'),
     export=('onnxruntime', 'ONNX and the BioImage Model Zoo: ipb-export --format'),
     nd2=('nd2', "Nikon's files"),
     dask=('distributed', 'several machines: --dask'),

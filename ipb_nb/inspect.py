@@ -9,25 +9,27 @@ __all__ = ['MisclassifiedExplorer', 'ipb_inspect']
 import time
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 from fastcore.meta import delegates
 
-from .core import class_colors, command
+from .core import InputError, class_colors, command
 from .inspection import FILTERS, PAGE_SIZE, SORTS, Inspection, patch_picture, read_quality
 from .page import crop_picture, data_uri, read_asset, render
 from ipb_nb.panes import (
     BUTTONS,
     THEMES,
     ErrorMessage,
-    Panes,
+    PicturePanes,
+    fitted_picture,
     keyboard_shortcuts,
     open_page,
     picture_html,
     scale_bar,
     select_html,
+    tools_html,
+    with_outline,
 )
 from .run import read_run
 
@@ -53,6 +55,7 @@ def _head_html(s):
         run=s.run.id,
         about=f'{s.run.name}, fold {s.run.config["fold"]}, {len(s.table)} test colonies',
         by=s.by,
+        tools=tools_html('colony'),
         filters=_filter_fields(s),
         folder=s.against if s.against not in ['', *s.run.networks] else '',
         network=select_html('network', 'network', s.run.networks, s.network),
@@ -139,7 +142,8 @@ def _gallery_cells(s, rows, thumbs):
     for r in rows.itertuples():
         change = {'mended': ' ▲', 'broken': ' ▼'}.get(r.change, '') if s.other is not None else ''
         text = f'{r.predicted} {r.confidence:.2f}' if s.cell else f'{r.actual}→{r.predicted}'
-        shown = dict(id=r.colony_id, uri=thumbs.patch(r), color=colors[r.predicted], text=text + change)
+        alt = f'patch of {r.colony_id}: labelled {r.actual}, seen as {r.predicted}'
+        shown = dict(id=r.colony_id, uri=thumbs.patch(r), color=colors[r.predicted], text=text + change, alt=alt)
         marks = dict(now=r.colony_id == s.picked, done=r.colony_id in s.verdicts, marked=r.colony_id in s.marked)
         cells.append(shown | marks | dict(again=r.track == last))
         last = r.track
@@ -200,7 +204,8 @@ def _strip_of_frames(s, i, thumbs):
     for o in s.time_course(i).itertuples():
         frame = '–' if pd.isna(o.frame) else int(o.frame)
         text = f'→{o.predicted}' if o.predicted else o.label or '–'
-        out.append(dict(uri=thumbs.middle(o.colony_id), frame=frame, now=o.colony_id == i, text=text))
+        picture = dict(id=o.colony_id, uri=thumbs.middle(o.colony_id))
+        out.append(picture | dict(frame=frame, now=o.colony_id == i, text=text))
     return out
 
 
@@ -209,7 +214,7 @@ def _strip_of_neighbours(s, i, thumbs):
     colors, out = class_colors(s.classes), []
     for o in s.neighbours(i).itertuples():
         color, text = colors.get(o.label, '#999'), f'{o.label} {o.likeness:.2f}'
-        out.append(dict(uri=thumbs.middle(o.colony_id), color=color, text=text))
+        out.append(dict(id=o.colony_id, uri=thumbs.middle(o.colony_id), color=color, text=text))
     return out
 
 # %% ../nbs/63_inspect.ipynb #97c23ca9
@@ -237,20 +242,19 @@ def _patches_in_words(s, i):
 
 # %% ../nbs/63_inspect.ipynb #577b5490
 def _context_html(s, i):
-    "The colony in its surroundings, 380 px on the page; whether it comes from the raw frame."
+    "The colony in its surroundings; whether it comes from the raw frame."
     image, from_frame = s.context_picture(i)
-    zoom = 380 / max(image.shape[:2])
-    how = cv2.INTER_AREA if zoom < 1 else cv2.INTER_LINEAR
-    image = cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=how)
-    pixel_size = s.ds.pixel_size and s.ds.pixel_size / zoom
-    return picture_html(image, image.shape[1], pixel_size, 'the colony in its surroundings'), from_frame
+    r = s.table.loc[i]
+    alt = f'colony {i}, labelled {r.actual}, in its surroundings, with the patch that {s.network} saw as {r.predicted}'
+    return fitted_picture(image, s.ds.pixel_size, alt, 560, 420, 4.0), from_frame
 
 
 def _patches_html(s, i):
     "The patch of each stream, side by side at one scale, at most 380 px together."
     pictures = s.patch_pictures(i)
     zoom = min(380 / sum(n for n, _ in pictures), 2)
-    return [picture_html(image, n * zoom, s.ds.pixel_size, f'patch of {n} px') for n, image in pictures]
+    seen = s.table.predicted[i]
+    return [picture_html(image, n * zoom, s.ds.pixel_size, f'patch of {n} px, seen as {seen}') for n, image in pictures]
 
 # %% ../nbs/63_inspect.ipynb #5217b44c
 def _detail_html(s, thumbs):
@@ -280,7 +284,7 @@ def _detail_html(s, thumbs):
     )
 
 # %% ../nbs/63_inspect.ipynb #0164b741
-class MisclassifiedExplorer(Panes):
+class MisclassifiedExplorer(PicturePanes):
     "Go through a run's predictions, and say whose mistakes they are. `state` does the work; this shows it."
 
     def __init__(
@@ -295,9 +299,19 @@ class MisclassifiedExplorer(Panes):
         self.thumbs = _Thumbnails(self.state)
         if not colony:
             self.state.pick()
-        more = {'n': ['verdict', 'network'], 'x': ['mark', ''], 'p': ['grid', '']}
-        panes = ['head', 'matrix', 'gallery', 'detail', 'foot']
-        super().__init__('explorer', panes, keyboard_shortcuts(self.state.classes, more))
+        more = {
+            'n': ['verdict', 'network'],
+            'x': ['mark', ''],
+            'p': ['grid', ''],
+            ',': ['time', '-1'],
+            '.': ['time', '1'],
+        }
+        panes = ['head', 'matrix', 'gallery', 'detail', 'foot', 'large']
+        keys = keyboard_shortcuts(self.state.classes, more)
+        super().__init__('explorer', panes, keys, f'{self.state.run.id}: errors')
+
+    def changed(self):
+        return self.state.changed()
 
     def html_head(self):
         return _head_html(self.state)
@@ -432,6 +446,33 @@ def do_export(self: MisclassifiedExplorer, value, **_):
     f = self.state.export(Path.cwd() / f'selection-{time.strftime("%Y%m%d-%H%M%S")}')
     return f'Written: {f.name} ({len(self.state.marked) or len(self.state.rows())} colonies), in {f.parent}.'
 
+# %% ../nbs/63_inspect.ipynb #look0001
+@patch
+def do_find(self: MisclassifiedExplorer, value, **_):
+    if value := value.strip():
+        self.state.pick(value)
+
+
+@patch
+def do_time(self: MisclassifiedExplorer, value, **_):
+    "Pick the colony in the frame before or after, where the run was tested on it."
+    course = self.state.time_course(self.state.picked) if self.state.picked else pd.DataFrame()
+    seen = [i for i in course.index if i in self.state.table.index]
+    at = seen.index(self.state.picked) + int(value) if self.state.picked in seen else -1
+    if not 0 <= at < len(seen):
+        raise InputError('frame', 'no other', 'one in which the run was tested on the colony', 'Go on with the arrows.')
+    self.state.pick(seen[at])
+
+
+@patch
+def do_look(self: MisclassifiedExplorer, value, **_):
+    "Enlarge a colony of the strips below."
+    if value not in self.state.ds.colonies.index:
+        raise InputError('colony', value, 'a colony of the dataset', 'Pick one that is shown.')
+    image, _, _ = with_outline(self.state.ds, value, self.state.limits, 100.0)
+    label = self.state.ds.labels().label[value] or 'no label'
+    self.enlarge(image, self.state.ds.pixel_size, value, f'colony {value} in its surroundings: {label}', label)
+
 # %% ../nbs/63_inspect.ipynb #0de12cdd
 @command(
     'ipb-inspect run --by ana',
@@ -442,7 +483,7 @@ def do_export(self: MisclassifiedExplorer, value, **_):
 def ipb_inspect(
     run: str,  # run folder of ipb-train
     port: int = 0,  # of the page; 0: a free one
-    theme: str = 'light',  # its colours
+    theme: str = 'system',  # its colours
     no_browser: bool = False,  # only print the address
     **kwargs,
 ):

@@ -16,7 +16,6 @@ import cv2
 import numpy as np
 import pandas as pd
 import roifile
-import torch.nn.functional as F
 from fastcore.basics import patch
 from safetensors import safe_open
 from scipy.ndimage import binary_fill_holes
@@ -209,9 +208,16 @@ def _add_comparison(self: Inspection):
 
 # %% ../nbs/62_inspection.ipynb #d64a21b1
 @patch
+def _stamp(self: Inspection):
+    "Sizes and times of the annotators' logs."
+    stats = {f.name: f.stat() for f in (self.ds.path / 'annotations').glob('*.csv')}
+    return {name: (o.st_size, o.st_mtime_ns) for name, o in stats.items()}
+
+
+@patch
 def reload(self: Inspection):
     "Read the verdicts that stand, including those of other windows and people."
-    self.votes, self.verdicts = pd.DataFrame(), {}
+    self.votes, self.verdicts, self.read = pd.DataFrame(), {}, self._stamp()
     try:
         a = self.ds.annotations()
         if len(a):
@@ -220,6 +226,16 @@ def reload(self: Inspection):
         self.verdicts = {i: verdict_text(v, e) for i, v, e in zip(own.colony_id, own.vote, own.exclude)}
     except InputError as e:
         self.note(f'Votes cannot be read: {e}')
+
+
+@patch
+def changed(self: Inspection) -> bool:
+    "Read the verdicts anew if another window or person has written some; have they changed?"
+    if self.read == self._stamp():
+        return False
+    before = self.votes, self.verdicts
+    self.reload()
+    return not before[0].equals(self.votes) or before[1] != self.verdicts
 
 # %% ../nbs/62_inspection.ipynb #0546f862
 FILTERS = ('well', 'condition', 'frame', 'size', 'focus', 'change', 'verdict')
@@ -503,6 +519,10 @@ _Features = namedtuple('_Features', 'labelled labelled_ids tested row_of labels'
 _NO_FEATURES = _Features(None, [], None, {}, {})
 
 
+def _normalised(rows):
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+
+
 def _read_features(run, ds):
     "Normalised features of the labelled set (L) and the test set (T), their colonies, and L's labels in the split."
     f = run.path / 'features.safetensors'
@@ -510,9 +530,9 @@ def _read_features(run, ds):
         return _NO_FEATURES
     split = read_table(ds.path / 'splits' / f"{run.config['split']}.csv", ['colony_id', 'fold', 'label'])
     labels = split[split.fold.eq(str(run.config['fold']))].set_index('colony_id').label
-    with safe_open(f, 'pt') as o:
+    with safe_open(f, 'np') as o:
         ids = {k: json.loads(v) for k, v in o.metadata().items()}
-        labelled, tested = (F.normalize(o.get_tensor(k).float(), dim=1) for k in ('L', 'T'))
+        labelled, tested = (_normalised(o.get_tensor(k).astype(np.float32)) for k in ('L', 'T'))
     return _Features(labelled, ids['L'], tested, {i: k for k, i in enumerate(ids['T'])}, labels)
 
 # %% ../nbs/62_inspection.ipynb #66f310d2
@@ -527,11 +547,11 @@ def neighbours(
     if colony_id not in f.row_of:
         return pd.DataFrame(columns=['colony_id', 'label', 'likeness'])
     likeness = f.labelled @ f.tested[f.row_of[colony_id]]
-    nearest = likeness.argsort(descending=True).tolist()
+    nearest = np.argsort(-likeness, kind='stable').tolist()
     best = [k for k in nearest if f.labelled_ids[k] in self.ds.colonies.index][:n]
     ids = [f.labelled_ids[k] for k in best]
     labels = [f.labels.get(i, '') for i in ids]
-    return pd.DataFrame(dict(colony_id=ids, label=labels, likeness=likeness[best].numpy()))
+    return pd.DataFrame(dict(colony_id=ids, label=labels, likeness=likeness[best]))
 
 # %% ../nbs/62_inspection.ipynb #e3aebfcc
 @patch

@@ -26,13 +26,14 @@ from ipb_nb.active import (
     quick_probabilities,
     read_features,
 )
-from .annotate import ColonyAnnotator, Labelling
+from .annotate import ColonyAnnotator
 from .core import InputError, class_colors, command, read_json, read_table, write_csv
 from .dataset import ColonyDataset
 from .metric import clustered_interval
 from .page import read_asset, render
 from .panes import THEMES, open_page
 from .split import Split, lineages, write_split
+from .worklist import Labelling
 
 # %% ../nbs/65_learn.ipynb #lrn011
 _ASIDE = 0.25  # of a round
@@ -59,7 +60,7 @@ class Loop(Labelling):
         self.known = {'own': pd.Series(dtype=str), 'held': pd.Series(dtype=str)}
         self.curve = learning_curve(None, self.known['own'], self.known['held'], None, ds.classes)
         super().__init__(ds, by)
-        if not any(self.due(k) for k in range(len(self.items))):
+        if not self.left():
             self.next_round()
 
     def _listed(self, kw):
@@ -92,6 +93,7 @@ def _append(self: Loop, ids):
     "Put colonies at the end of the list."
     self.items += [(i, 'first') for i in ids]
     write_csv(pd.DataFrame(self.items, columns=['colony_id', 'kind']), self.list_of(self.by))
+    self.show()
 
 # %% ../nbs/65_learn.ipynb #lrn013
 @patch
@@ -133,15 +135,20 @@ def turn(
     pages: int = 1,  # on; negative: back
 ):
     "Turn pages; from the last one, where all have a verdict, to a new round."
-    at, left = self.at, sum(self.due(k) for k in range(len(self.items)))
-    Labelling.turn(self, pages)
-    if pages < 0 or self.at != at:
-        return
-    if left:
-        raise InputError('round', f'{left} colonies without a verdict', 'a verdict on each', "If in doubt: 'unsure'.")
+    if pages < 0 or self.page + pages < len(self.pages):
+        return Labelling.turn(self, pages)
+    if self.left():
+        found = f'{self.left()} colonies without a verdict'
+        raise InputError('round', found, 'a verdict on each', 'If in doubt: unsure (u).')
     self.next_round()
 
 # %% ../nbs/65_learn.ipynb #lrn014a
+@patch
+def left(self: Loop) -> int:
+    "How many colonies have come up and have no verdict yet."
+    return sum(self.due(k) for k in range(len(self.items)))
+
+# %% ../nbs/65_learn.ipynb #lrn014b
 @patch
 def visit(
     self: Loop,
@@ -302,23 +309,33 @@ class LabelLoop(ColonyAnnotator):
         **kwargs,
     ):
         self.tab, self.runs, self.preset, self.training = 'label', Path(runs), 'quick', None
-        self.features, self.features_log = None, None
+        self.features, self.features_log, self.news = None, None, None
         super().__init__(Loop(ds, by, **kwargs), by, texts=texts)
         if self.state.x is None and read_features(self.state.ds) is None:
             self.features, self.features_log = _features_process(self.state.ds)
         self.draw()
 
     def html_head(self):
-        state, left = self.state, sum(self.state.due(k) for k in range(len(self.state.items)))
+        state = self.state
         return render(
             read_asset('learn-head.html'),
             tabs=_TABS,
             now=self.tab,
             words=curve_in_words(state.curve, len(state.known['held'])),
             waiting=self.waiting(),
-            left=left,
+            left=state.left(),
             training=self.training,
         )
+
+    def changed(self):
+        if self.state.x is None and self.features and self.features.poll() == 0:
+            self.state.learn()
+        news = self.waiting(), self.training and (self.training.state, self.training.said())
+        before, self.news = self.news, news
+        return super().changed() or news != before
+
+    def html_tools(self):
+        return super().html_tools() if self.tab == 'label' else ''
 
     def html_guide(self):
         self.examples = self.state.guide()
@@ -378,7 +395,7 @@ def score(self: LabelLoop) -> str:
     return f'macro recall {recall:.0%} on {n} colonies held aside (T)'
 
 # %% ../nbs/65_learn.ipynb #lrn054
-_LABELLING = ('class', 'exclude', 'accept', 'undo', 'select', 'large', 'step', 'row', 'page')
+_LABELLING = 'class exclude accept undo select large step row page next time'.split()
 
 # %% ../nbs/65_learn.ipynb #lrn054a
 @patch
@@ -403,9 +420,11 @@ def do_visit(self: LabelLoop, value, **_):
 
 # %% ../nbs/65_learn.ipynb #lrn054d
 @patch
-def do_tick(self: LabelLoop, value='', **_):
-    if self.state.x is None and self.features and self.features.poll() is not None:
-        self.state.learn()
+def do_next(self: LabelLoop, value='', **_):
+    if self.state.left():
+        self.state.to_next()
+    else:
+        self.state.next_round()
 
 # %% ../nbs/65_learn.ipynb #lrn054e
 @patch
@@ -438,7 +457,7 @@ def ipb_learn(
     by: str = 'me',  # the annotator
     runs: str = 'runs',  # folder for the networks that are trained
     port: int = 0,  # of the page; 0: a free one
-    theme: str = 'light',  # its colours
+    theme: str = 'system',  # its colours
     no_browser: bool = False,  # only print the address
     **kwargs,
 ):

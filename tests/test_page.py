@@ -1,0 +1,307 @@
+"""The pages in a real browser: windows that come and go, sizes, zoom, the keyboard, colours."""
+
+import time
+from threading import Thread
+
+import numpy as np
+import pytest
+from selenium import webdriver
+from selenium.webdriver import ActionChains
+from selenium.webdriver.common.keys import Keys
+from test_inspect import Widget
+
+from ipb_nb.annotate import ColonyAnnotator
+from ipb_nb.core import CLASSES, read_table, write_csv
+from ipb_nb.dataset import ColonyDataset
+from ipb_nb.panes import page_server
+from ipb_nb.toy import toy_dataset
+
+LIGHT, DARK = 'light', 'dark'
+
+
+@pytest.fixture(scope='module')
+def cells(tmp_path_factory):
+    "120 colonies of one well; every second three of them are the frames of a track."
+    ds = toy_dataset(tmp_path_factory.mktemp('page') / 'cells', (40, 40, 20, 20), 'rest', classes=CLASSES, test=0.3)
+    df = read_table(ds.table, ['colony_id'])
+    k = np.arange(len(df))
+    names = {
+        'track_id': [f't{o:03d}' if o % 2 else '' for o in k // 3],
+        'frame': k % 3,
+        'time_h': 8.0 * (k % 3),
+        'group': 'A01',
+    }
+    write_csv(df.assign(**names), ds.table)
+    return ds.path
+
+
+@pytest.fixture(scope='module')
+def driver():
+    options = webdriver.ChromeOptions()
+    for o in ('--headless=new', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', '--window-size=1280,1000'):
+        options.add_argument(o)
+    d = webdriver.Chrome(options, webdriver.ChromeService('/usr/bin/chromedriver'))
+    d.set_script_timeout(120)
+    yield d
+    d.quit()
+
+
+@pytest.fixture(scope='module')
+def server(cells):
+    kw = dict(ds=str(cells), by='ana', among='all', n=90, texts=dict(Dense='small round cells'))
+    with page_server('ipb_nb.annotate:ColonyAnnotator', kw) as s:
+        Thread(target=s.serve_forever, daemon=True).start()
+        yield s
+        s.shutdown()
+
+
+@pytest.fixture
+def page(server, driver):
+    "The annotator's page, fresh, 1280 px wide."
+    look(driver, 1280, 1000)
+    driver.get('about:blank')
+    driver.get(server.url)
+    w = Widget(driver)
+    settled(w)
+    return w
+
+
+def look(driver, width, height, theme=LIGHT, scale=1.0):
+    "A window of this size, with this theme of the system."
+    size = dict(width=width, height=height, deviceScaleFactor=scale, mobile=False)
+    driver.execute_cdp_cmd('Emulation.setDeviceMetricsOverride', size)
+    features = [dict(name='prefers-color-scheme', value=theme)]
+    driver.execute_cdp_cmd('Emulation.setEmulatedMedia', dict(features=features))
+
+
+def settled(w):
+    "Wait until the page has as many thumbnails as it will have; their number."
+    w.wait(lambda: w.all('[data-pane=main] figure'))
+    script = (
+        'const done = arguments[0]; let before = -1, same = 0; const look = () => { const e = '
+        'document.querySelector(".ipb"), n = document.querySelectorAll("[data-pane=main] figure").length; '
+        'same = n == before && e.ariaBusy != "true" ? same + 1 : 0; before = n; '
+        'same > 8 ? done(n) : setTimeout(look, 60) }; look()'
+    )
+    return w.driver.execute_async_script(script)
+
+
+def js(w, script, *args):
+    return w.driver.execute_script(script, *args)
+
+
+def test_ten_reloads_leave_one_window_and_closing_leaves_none(server, page, driver):
+    assert driver.title == 'cells: labelling by ana'
+    for _ in range(10):
+        driver.refresh()
+        page.wait(lambda: page.all('[data-pane=main] figure'))
+    page.wait(lambda: len(server.windows) == 1)
+    driver.get('about:blank')
+    page.wait(lambda: not server.windows)
+
+
+def test_a_page_says_what_it_waits_for_and_that_the_server_is_gone(cells, driver):
+    holds = [True]
+
+    def make(say):
+        say('counting the colonies')
+        while holds:
+            time.sleep(0.05)
+        return ColonyAnnotator(cells, 'dan', among='all')
+
+    from ipb_nb.serve import PageServer
+
+    with PageServer(make, 'a page') as s:
+        Thread(target=s.serve_forever, daemon=True).start()
+        driver.get(s.url)
+        w = Widget(driver)
+        w.wait(lambda: 'counting the colonies' in w.all('#status')[0].text)
+        holds.clear()
+        settled(w)
+        s.shutdown()
+    w.press('1')
+    w.wait(lambda: 'The server has stopped' in w.all('#status')[0].text)
+
+
+def test_as_many_thumbnails_as_the_window_holds(page, driver):
+    n, size = settled(page), page.all('[data-look=size]')[0]
+    js(page, 'arguments[0].value = 256; arguments[0].dispatchEvent(new Event("input", {bubbles: true}))', size)
+    page.wait(lambda: 0 < settled(page) < n / 2)
+    js(page, 'localStorage.clear()')
+    for width, height, scale in ((853, 667, 1.5), (1920, 1080, 1), (420, 840, 1)):
+        look(driver, width, height, scale=scale)
+        driver.refresh()
+        shown = settled(page)
+        assert shown > 1 and js(page, 'return document.documentElement.scrollWidth <= innerWidth')
+        below = js(page, 'return document.querySelector("[data-below]").getBoundingClientRect().bottom')
+        assert below <= height, (width, below)
+        beside = js(page, 'return document.querySelector(".patches").getBoundingClientRect().bottom')
+        assert width == 420 or below > 0.6 * height or shown == 96, (width, beside)  # the window is used
+    tall = js(
+        page,
+        'return [...document.querySelectorAll(".ipb button")].filter(e => e.offsetParent && '
+        '(e.offsetHeight < 40 || e.offsetWidth < 40)).map(e => e.outerHTML)',
+    )
+    assert tall == []  # targets for a finger
+    page.all('.more')[0].click()
+    assert page.all('[data-look=size]')[0].is_displayed()
+
+
+def zoomed(page):
+    return float(js(page, 'return new DOMMatrix(getComputedStyle(document.querySelector(".zoom .shot")).transform).a'))
+
+
+def test_enlarge_zoom_contrast_and_frames(cells, page, driver):
+    ActionChains(driver).move_to_element(page.all('figure')[4]).perform()
+    page.click('figure:nth-child(5) .larger')
+    page.wait(lambda: 'item 5' in page.text('main'))
+    box = page.all('.zoom')[0]
+    js(page, 'window.scrollTo(0, 0)')
+    ActionChains(driver).scroll_from_origin(
+        webdriver.common.actions.wheel_input.ScrollOrigin.from_element(box), 0, -600
+    ).perform()
+    page.wait(lambda: zoomed(page) > 1.5)
+    page.press('0')
+    page.wait(lambda: zoomed(page) == 1)
+    middle = js(
+        page, 'const r = arguments[0].getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2]', box
+    )
+    for kind, apart in (('touchStart', 20), ('touchMove', 40), ('touchMove', 60), ('touchEnd', None)):  # two fingers
+        points = (
+            [] if apart is None else [dict(x=middle[0] + s * apart, y=middle[1], id=k) for k, s in enumerate((-1, 1))]
+        )
+        driver.execute_cdp_cmd('Input.dispatchTouchEvent', dict(type=kind, touchPoints=points))
+    page.wait(lambda: zoomed(page) > 1.5)
+    shade = 'return getComputedStyle(document.querySelector(".zoom img")).filter'
+    assert js(page, shade) == 'none'
+    page.press(']')
+    page.wait(lambda: js(page, shade) == 'contrast(1.1) brightness(1)')
+    assert page.all('.reset')[0].is_displayed()
+    page.press('\\')
+    page.wait(lambda: js(page, shade) == 'none')
+    page.press('v')
+    page.wait(lambda: page.all('figure'))
+    table = ColonyDataset(cells).colonies
+    items = read_table(cells / 'worklists' / 'ana.csv', ['colony_id', 'kind']).colony_id.tolist()
+    k = next(k for k, i in enumerate(items[:20]) if table.track_id[i] and table.frame[i] == 2)
+    page.all('[data-field=find]')[0].send_keys(str(k + 1), Keys.ENTER)
+    page.wait(lambda: page.all(f'[data-value="{k}"][aria-current]'))
+    for key, pane, said in (
+        ('.', 'foot', 'This is the last'),
+        (',', 'main', '1 frame before, 8 h'),
+        (',', 'main', '2 frames before, 16 h'),
+        (',', 'foot', 'This is the first'),
+    ):
+        page.press(key)
+        page.wait(lambda: said in page.text(pane))  # noqa: B023
+
+
+def test_find_filter_and_examples(cells, page):
+    items = read_table(cells / 'worklists' / 'ana.csv', ['colony_id', 'kind'])
+    page.all('[data-field=find]')[0].send_keys(items.colony_id.iloc[40], Keys.ENTER)
+    k = items.index.get_loc(items.index[items.colony_id.eq(items.colony_id.iloc[40])][0])
+    page.wait(lambda: page.all(f'[data-value="{k}"][aria-current]'))
+    page.press('3')
+    page.wait(lambda: '1 of' in page.text('main'))
+    field = page.all('[data-do=only]')[0]
+    js(page, 'arguments[0].value = "Diff"; arguments[0].dispatchEvent(new Event("change", {bubbles: true}))', field)
+    page.wait(lambda: len(page.all('figure')) == 1 and 'Diff only' in page.text('main'))
+    page.press('z')
+    page.wait(lambda: '0 of' in page.text('main'))
+    assert 'small round cells' in page.text('guide')
+    page.click('[data-do=look]')
+    page.wait(lambda: page.all('[role=dialog] img')[0].is_displayed())
+    page.press(Keys.ESCAPE)
+    page.wait(lambda: not page.all('[role=dialog]'))
+
+
+CONTRAST = """
+const lum = c => { const [r, g, b] = c.map(v => (v /= 255) <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4);
+                   return .2126 * r + .7152 * g + .0722 * b };
+const rgba = s => { const x = document.createElement('canvas').getContext('2d'); x.fillStyle = s;
+                    x.fillRect(0, 0, 1, 1); return [...x.getImageData(0, 0, 1, 1).data] };
+const under = e => { let back = [255, 255, 255], chain = [];
+    for (; e; e = e.parentElement) chain.unshift(rgba(getComputedStyle(e).backgroundColor));
+    for (const [r, g, b, a] of chain) back = [r, g, b].map((v, k) => v * a / 255 + back[k] * (1 - a / 255));
+    return back };
+const out = [];
+for (const e of document.querySelectorAll('.ipb *')) {
+    if (![...e.childNodes].some(n => n.nodeType == 3 && n.textContent.trim()) || !e.offsetParent) continue;
+    if (e.closest('.bar, .larger')) continue;  // on the picture itself, with a shadow or a ground of their own
+    const a = lum(rgba(getComputedStyle(e).color).slice(0, 3)), b = lum(under(e));
+    const ratio = (Math.max(a, b) + .05) / (Math.min(a, b) + .05);
+    if (ratio < 4.5) out.push([e.outerHTML.slice(0, 90), ratio]);
+}
+return out"""
+
+
+@pytest.mark.parametrize('theme', [LIGHT, DARK])
+def test_colours_and_words(page, driver, theme):
+    look(driver, 1280, 1000, theme)
+    ground = 'return getComputedStyle(document.querySelector(".ipb")).backgroundColor'
+    page.wait(
+        lambda: (sum(map(int, js(page, ground).strip('rgb()').split(','))) < 300) == (theme == DARK)
+    )  # as the system
+    page.press('s')
+    page.press('4')
+    page.wait(lambda: page.all('.done'))
+    assert js(page, CONTRAST) == []
+    page.press('z')
+    page.wait(lambda: not page.all('.done'))
+    alts = js(page, 'return [...document.querySelectorAll(".ipb img")].map(e => e.alt)')
+    assert alts and all('colony' in a and 'px long' in a for a in alts)
+    nameless = js(
+        page,
+        'return [...document.querySelectorAll(".ipb button, .ipb input, .ipb select")].filter(e => !(e.innerText || '
+        'e.ariaLabel || e.labels?.[0]?.innerText || e.querySelector("img")?.alt)).map(e => e.outerHTML)',
+    )
+    assert nameless == []
+
+
+def focused(page):
+    return js(
+        page,
+        'const e = document.activeElement, s = getComputedStyle(e); '
+        'const name = e.dataset.do ?? e.dataset.look ?? e.dataset.local ?? e.className; '
+        'return [name, parseFloat(s.outlineWidth), s.outlineStyle]',
+    )
+
+
+def test_by_keyboard_alone(page, driver):
+    seen = []
+    for _ in range(60):
+        page.press(Keys.TAB)
+        name, width, style = focused(page)
+        assert name == '' or width >= 2 and style != 'none', name  # the focus is seen ('' has left the page)
+        seen.append(name)
+        if name == 'accept':
+            break
+    assert {'size', 'find', 'only', 'class', 'look', 'select', 'accept'} <= set(seen)
+    page.press(Keys.SPACE)  # the focused button
+    page.wait(lambda: 'This page is done' in page.text('main'))
+    page.press('z')
+    page.wait(lambda: 'Taken back' in page.text('foot'))
+    js(page, 'document.querySelector(".patches .now").focus()')
+    page.press(Keys.ARROW_RIGHT)
+    page.wait(lambda: page.all('figure:nth-child(2) .now') and focused(page)[0] == 'select')  # the focus goes along
+
+
+def test_two_windows_of_one_person_stay_in_step(cells, server, page, driver):
+    first = driver.current_window_handle
+    driver.switch_to.new_window('tab')
+    try:
+        driver.get(server.url)
+        settled(page)
+        page.press('2')
+        page.wait(lambda: '1 of' in page.text('main'))
+        driver.switch_to.window(first)
+        page.wait(lambda: '1 of' in page.text('main') and len(page.all('.done')) == 1)
+        page.press('2')  # it was the same colony: one more verdict on it, none on another
+        page.wait(lambda: page.all('figure:nth-child(2) .now'))
+        assert len(ColonyDataset(cells).annotations()) == 1
+    finally:
+        for handle in driver.window_handles:
+            if handle != first:
+                driver.switch_to.window(handle)
+                driver.close()
+        driver.switch_to.window(first)
