@@ -349,7 +349,8 @@ def ipb_annotate(
     **kwargs,
 ):
     "Label colonies on a page."
-    settle, texts = kwargs.pop('settle', False), _descriptions(describe, ColonyDataset(dataset).classes)
+    settle = kwargs.pop('settle', False)
+    texts = _descriptions(describe, ColonyDataset(dataset).classes) if describe else {}
     if kwargs.get('student'):
         kwargs['student'] = str(Path(kwargs['student']).resolve())
     if assign_to:
