@@ -102,16 +102,20 @@ def quick_probabilities(
     x: pd.DataFrame,  # from `components`
     labels: pd.Series,  # index colony_id, one class each
     classes: list,
-) -> pd.DataFrame:  # index colony_id of `x`, columns `classes`; None without labels
-    "What a logistic regression that learnt from the labels says of every colony."
+    ids=None,  # colonies to classify; default: all
+) -> pd.DataFrame:  # index colony_id, columns `classes`; None without labels
+    "What a logistic regression that learnt from the labels says of colonies."
     from sklearn.linear_model import LogisticRegression
+    from threadpoolctl import threadpool_limits
 
-    out = pd.DataFrame(0.0, x.index, classes)
+    out = pd.DataFrame(0.0, x.index if ids is None else ids, classes)
     known = labels.unique()
     if len(known) < 2:
         return out.assign(**{c: 1.0 for c in known}) if len(known) else None
-    net = LogisticRegression(C=_C, class_weight='balanced', max_iter=1000).fit(x.loc[labels.index], labels)
-    out[net.classes_] = net.predict_proba(x)
+    with threadpool_limits(1):  # (several threads are ten times as slow at so little)
+        net = LogisticRegression(C=_C, class_weight='balanced', max_iter=1000, tol=1e-3)
+        net.fit(x.loc[labels.index].to_numpy(), labels.to_numpy())
+        out[net.classes_] = net.predict_proba(x.loc[out.index].to_numpy())
     return out
 
 # %% ../nbs/64_active.ipynb #act031
@@ -162,11 +166,13 @@ def _farthest(x, labelled, left, n):
 def _spread_out(x, ids, n):
     "One of each cluster."
     from sklearn.cluster import KMeans
+    from threadpoolctl import threadpool_limits
 
     z = x.loc[ids]
     if len(z) <= n:
         return list(z.index)
-    far = KMeans(n, n_init=1, random_state=0).fit(z.to_numpy()).transform(z.to_numpy())
+    with threadpool_limits(1):
+        far = KMeans(n, n_init=1, random_state=0).fit(z.to_numpy()).transform(z.to_numpy())
     chosen = list(dict.fromkeys(z.index[far.argmin(0)]))
     return chosen + [i for i in z.index if i not in chosen][: n - len(chosen)]
 
@@ -208,7 +214,7 @@ def _macro_recall(said, actual, units, classes):
     np.add.at(total, (unit, pd.Categorical(actual, classes).codes), 1)
     np.add.at(right, (unit, pd.Categorical(actual, classes).codes), (said == actual).to_numpy())
     found = macro_difference(total, right, 0 * right)
-    return found['difference'], found['low'], found['high']
+    return found['difference'], *np.clip([found['low'], found['high']], 0, 1)
 
 
 def learning_curve(
@@ -217,7 +223,7 @@ def learning_curve(
     held: pd.Series,  # index colony_id, one class each; those held aside
     units: pd.Series,  # index colony_id; track, from `lineages`
     classes: list,
-    points: int = 12,  # at most
+    points: int = 10,  # at most
 ) -> pd.DataFrame:  # index labels (how many); macro recall, low, high (95 %; nan where it cannot be told)
     "Macro recall of the classifier by the number of labels."
     if not len(held) or not len(labels):
@@ -225,7 +231,7 @@ def learning_curve(
     counts = np.unique(np.geomspace(min(6, len(labels)), len(labels), points).round().astype(int))
     rows = []
     for n in counts:
-        said = quick_probabilities(x, labels.iloc[:n], classes).loc[held.index].idxmax(axis=1)
+        said = quick_probabilities(x, labels.iloc[:n], classes, held.index).idxmax(axis=1)
         rows.append(_macro_recall(said, held, units[held.index], classes))
     return pd.DataFrame(rows, pd.Index(counts, name='labels'), ['recall', 'low', 'high'])
 

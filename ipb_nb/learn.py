@@ -125,6 +125,8 @@ def next_round(self: Loop):
     n, own, seed = self.n - len(aside), list(self.known['own'].index), len(self.items)
     chosen = next_colonies(self.x, self.p, own, left, self.units, n, rule, seed)
     at = len(self.items)
+    if not chosen + aside:
+        return  # (every colony has a label)
     self._append(map(str, np.random.default_rng(seed).permutation(chosen + aside)))
     self.go(at)
 
@@ -221,7 +223,7 @@ def doubted(
     fold = np.random.default_rng(0).permutation(len(own)) % 5
     rows = []
     for k in range(5 if own.nunique() > 1 else 0):
-        p = quick_probabilities(self.x, own[fold != k], self.ds.classes).loc[own.index[fold == k]]
+        p = quick_probabilities(self.x, own[fold != k], self.ds.classes, own.index[fold == k])
         rows.append(pd.DataFrame(dict(label=own[p.index], predicted=p.idxmax(axis=1), p=p.max(axis=1))))
     found = pd.concat(rows) if rows else pd.DataFrame(columns=['label', 'predicted', 'p'])
     return found[found.label.ne(found.predicted) & found.p.ge(sure)].sort_values('p', ascending=False).head(n)
@@ -246,10 +248,11 @@ class FullTraining:
         split: Split,  # from `Loop.split`
         preset: str,  # of the configuration
         out,  # run folder to make
+        *more,  # further arguments of ipb-train
     ):
         self.split, self.preset, self.out = split, preset, Path(out).resolve()
         self.args = ['ipb-train', str(split.ds.path), '--split', split.name]
-        self.args += ['--preset', preset, '--out', str(self.out)]
+        self.args += ['--preset', preset, '--out', str(self.out), *more]
         self.out.parent.mkdir(parents=True, exist_ok=True)
         self.log = self.out.with_name(f'{self.out.name}.log')
         args = [sys.executable, '-m', 'ipb_nb', 'train', *self.args[1:]]
@@ -267,7 +270,7 @@ class FullTraining:
     ) -> str:
         "The end of what the command has said."
         text = self.log.read_text(encoding='utf-8', errors='replace')
-        return '\n'.join([line.rsplit('\r', 1)[-1] for line in text.splitlines() if line.strip()][-n:])
+        return '\n'.join([line.rsplit('\r', 1)[-1] for line in text.split('\n') if line.strip()][-n:])
 
     def stop(self):
         "End it; `ipb-train … --resume` goes on from the last checkpoint."
@@ -390,9 +393,10 @@ def score(self: LabelLoop) -> str:
     "What the trained network reaches on the test set (T)."
     if not self.training or self.training.state != 'done':
         return ''
-    found = read_json(self.training.out / 'metrics.json')['student']
-    recall, n = found.get('colony_macro_recall', found['macro_recall']), len(self.training.split.test)
-    return f'macro recall {recall:.0%} on {n} colonies held aside (T)'
+    recall = read_json(self.training.out / 'metrics.json')['student']['macro_tpr']
+    if recall is None:
+        return 'no macro recall, because a class is missing in the test set (T)'
+    return f'macro recall {recall:.0%} on {len(self.training.split.test)} colonies held aside (T)'
 
 # %% ../nbs/65_learn.ipynb #lrn054
 _LABELLING = 'class exclude accept undo select large step row page next time'.split()
@@ -402,7 +406,11 @@ _LABELLING = 'class exclude accept undo select large step row page next time'.sp
 def act(self: LabelLoop, do, value='', **more):
     if do in _LABELLING and self.tab != 'label':
         return super(LabelLoop, self).act('tab', self.tab)  # (the keys are for colonies that one sees)
-    return super(LabelLoop, self).act(do, value, **more)
+    before = self.state.left()
+    super(LabelLoop, self).act(do, value, **more)
+    if before and not self.state.left():  # the round is done
+        self.state.learn()
+        self.draw()
 
 # %% ../nbs/65_learn.ipynb #lrn054b
 @patch
@@ -423,8 +431,11 @@ def do_visit(self: LabelLoop, value, **_):
 def do_next(self: LabelLoop, value='', **_):
     if self.state.left():
         self.state.to_next()
-    else:
-        self.state.next_round()
+        return
+    self.state.next_round()
+    if not self.state.left():
+        self.state.to_next()
+        return 'Every colony has a label.'
 
 # %% ../nbs/65_learn.ipynb #lrn054e
 @patch

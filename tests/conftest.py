@@ -18,7 +18,7 @@ signal.signal(
 )  # (what a shell starts in the background ignores Ctrl-C, and so would the runs that tests stop by it)
 
 
-SLOW = 'inspect page report survive ranks sweep related wheel predict export method bccd leaks commands'.split()
+SLOW = 'inspect page learn report survive ranks sweep related wheel predict export method bccd leaks commands'.split()
 
 
 def pytest_collection_modifyitems(items):
