@@ -6,6 +6,7 @@
 __all__ = ['ColonyAnnotator', 'ipb_annotate']
 
 # %% ../nbs/61_annotate.ipynb #1e59f1a7
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -165,6 +166,19 @@ def _large_html(state, thumbs):
         votes=votes,
     )
 
+# %% ../nbs/61_annotate.ipynb #share001
+@lru_cache(maxsize=1)
+def _read_dataset(path, stamp):
+    return ColonyDataset(path)
+
+
+def _shared_dataset(ds):
+    "A dataset; that of a folder is read once for all windows, and again when its tables have changed."
+    if isinstance(ds, ColonyDataset):
+        return ds
+    files = [f for f in (Path(ds) / 'colonies.csv', Path(ds) / 'dataset.json') if f.exists()]
+    return _read_dataset(str(ds), tuple((f.stat().st_size, f.stat().st_mtime_ns) for f in files))
+
 # %% ../nbs/61_annotate.ipynb #5091f811
 class ColonyAnnotator(PicturePanes):
     "Label colonies one by one or a page at a time. `state` does the work; this shows it."
@@ -178,7 +192,8 @@ class ColonyAnnotator(PicturePanes):
         texts: dict = None,  # class: its description, shown in the guide; default: `descriptions` of dataset.json
         **kwargs,
     ):
-        self.state = state = ds if isinstance(ds, Labelling) else Labelling(ds, by, settle, **kwargs)
+        own = isinstance(ds, Labelling)
+        self.state = state = ds if own else Labelling(_shared_dataset(ds), by, settle, **kwargs)
         self.texts = state.ds.info.get('descriptions', {}) | (texts or {})
         self.thumbs = _Thumbnails(state.ds, state.limits)
         self.examples = state.guide()
@@ -359,7 +374,7 @@ def ipb_annotate(
             print(f"{name}: {t.kind.eq('first').sum()} colonies, {t.kind.eq('repeat').sum()} of them twice")
         return
     kw = dict(ds=str(Path(dataset).resolve()), by=by, settle=settle) | ({} if settle else kwargs)
-    notes = Labelling(**kw).notes  # an error is reported here, and the list is made
+    notes = Labelling(**kw | dict(ds=_shared_dataset(kw['ds']))).notes  # errors are reported here
     print(*notes, sep='\n', end='\n' * bool(notes))
     kw = dict(ds=kw['ds'], by=by, settle=settle, texts=texts)
     open_page('ipb_nb.annotate:ColonyAnnotator', kw, port, theme, no_browser)

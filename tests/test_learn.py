@@ -95,8 +95,8 @@ def test_a_network_is_trained_to_its_end(labelled, tmp_path):
     assert 'running' in w.pane_main and w.score() == ''
     w.training.process.wait(300)
     w.act('poll')
+    assert w.training.state == 'done', w.training.said(20)
     found = read_json(tmp_path / 'runs' / 'one' / 'metrics.json')
-    assert w.training.state == 'done', w.training.said()
     assert f"macro recall {found['student']['macro_tpr']:.0%}" in w.pane_main
     assert found['n_test'] == len(w.training.split.test)
     assert set(w.training.split.test.colony_id) <= set(loop.held)
