@@ -7,6 +7,8 @@ __all__ = ['RULES', 'read_features', 'colony_features', 'components', 'quick_pro
            'learning_curve', 'gain_of_more', 'curve_in_words']
 
 # %% ../nbs/64_active.ipynb #act004
+from zipfile import BadZipFile
+
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
@@ -31,7 +33,7 @@ def _features_file(ds):
     "Where the features lie; the name changes with the colonies and their crops."
     crops = [(ds.path / f).stat() for f in [*ds.colonies.image, *ds.colonies['mask']]]
     key = stable_hash(_ARCH, _PATCHES, _side(ds), *ds.colonies.index, *((s.st_size, s.st_mtime_ns) for s in crops))
-    return ds.path / '.cache' / f'colony-features-{key:016x}.npy'
+    return ds.path / '.cache' / f'colony-features-{key:016x}.npz'
 
 # %% ../nbs/64_active.ipynb #act012
 def read_features(
@@ -39,8 +41,9 @@ def read_features(
 ) -> pd.DataFrame:  # float32, index colony_id; None where there are none yet
     "The features that `colony_features` has left."
     try:
-        return pd.DataFrame(np.load(_features_file(ds)).astype(np.float32), ds.colonies.index)
-    except (OSError, ValueError, EOFError):
+        with np.load(_features_file(ds)) as kept:
+            return pd.DataFrame(kept['features'].astype(np.float32), ds.colonies.index)
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
         return None
 
 # %% ../nbs/64_active.ipynb #act013
@@ -78,7 +81,7 @@ def colony_features(
     f = _features_file(ds)
     f.parent.mkdir(exist_ok=True)
     with atomic_path(f) as part, open(part, 'wb') as file:
-        np.save(file, (total / count).astype(np.float16))
+        np.savez(file, features=(total / count).astype(np.float16))
     return read_features(ds)
 
 # %% ../nbs/64_active.ipynb #act021
