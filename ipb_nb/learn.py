@@ -347,15 +347,17 @@ class LabelLoop(ColonyAnnotator):
     def html_main(self):
         return super().html_main() if self.tab == 'label' else getattr(self, f'_html_{self.tab}')()
 
-    def waiting(self) -> str:  # nothing if there is nothing to wait for
-        "What the page waits for."
-        if self.features is None or self.state.x is not None:
-            return ''
-        if (code := self.features.poll()) is not None:
-            said = self.features_log.read_text(errors='replace').strip().splitlines()[-1:]
-            return f'The features could not be computed: {said}. Rounds are random.' if code else ''
-        said = self.features_log.read_text(errors='replace').replace('\n', '').rsplit('\r', 1)[-1].strip()
-        return f'Until every colony was looked at once, rounds are random: {said or "starting"}'
+# %% ../nbs/65_learn.ipynb #lrn052w
+@patch
+def waiting(self: LabelLoop) -> str:  # nothing if there is nothing to wait for
+    "What the page waits for."
+    if self.features is None or self.state.x is not None:
+        return ''
+    if (code := self.features.poll()) is not None:
+        said = self.features_log.read_text(errors='replace').strip().splitlines()[-1:]
+        return f'The features could not be computed: {said}. Rounds are random.' if code else ''
+    said = self.features_log.read_text(errors='replace').replace('\n', '').rsplit('\r', 1)[-1].strip()
+    return f'Until every colony was looked at once, rounds are random: {said or "starting"}'
 
 # %% ../nbs/65_learn.ipynb #lrn053
 @patch

@@ -321,7 +321,7 @@ def screenshot(
         options = ['--headless', '--no-sandbox', '--disable-gpu', '--hide-scrollbars']
         options += [f'--window-size={width},{height}', f'--screenshot={png}']
         subprocess.run(['chromium', *options, html.as_uri()], capture_output=True, check=True)
-        return cv2.imencode('.jpg', cv2.imread(str(png)), [cv2.IMWRITE_JPEG_QUALITY, 60])[1].tobytes()
+        return cv2.imencode('.jpg', cv2.imread(str(png)), [cv2.IMWRITE_JPEG_QUALITY, 50])[1].tobytes()
 
 # %% ../nbs/60_panes.ipynb #e7517bdb
 class Problem(Panes):
