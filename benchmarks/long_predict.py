@@ -1,4 +1,4 @@
-"""A student trained on one simulated experiment looks at another.
+"""A student (preset frozen) trained on one simulated experiment looks at another.
 
 Its maps against the true class of every pixel, its time courses against the true ones, and the treatment's known
 effect. Ten to twenty minutes; keeps what it makes in the folder that it is given."""
