@@ -11,6 +11,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
+from filelock import FileLock
 from tqdm import tqdm
 
 from .core import InputError, atomic_path, read_json, stable_hash, write_json
@@ -58,18 +59,14 @@ def _patches_of(ds):
             yield k, colony.cut(tuple(box), side)
 
 
-def colony_features(
-    ds: ColonyDataset,
-) -> pd.DataFrame:  # float32 (colonies, 1280), index colony_id
-    "What EfficientNet-Lite0, trained on ImageNet, makes of each colony: the mean over up to eight patches."
+def _compute(ds):
+    "float32 (colonies, 1280)."
     import torch
     from fastcore.basics import chunked
 
     from ipb_nb.model import create_model
     from ipb_nb.patch import views
 
-    if (known := read_features(ds)) is not None:
-        return known
     net = create_model(_ARCH, (_side(ds),), 2, pretrained=True, freeze=True).eval()
     total, count = np.zeros((len(ds), sum(net.widths)), np.float32), np.zeros((len(ds), 1), np.float32)
     with torch.no_grad():
@@ -78,10 +75,22 @@ def colony_features(
             x = views(torch.from_numpy(np.stack(pixels))[:, None], None, 'plain', mean=0.5, std=0.5)
             np.add.at(total, list(k), net.backbones(x).numpy())
             np.add.at(count, list(k), 1)
+    return total / count
+
+
+def colony_features(
+    ds: ColonyDataset,
+) -> pd.DataFrame:  # float32 (colonies, 1280), index colony_id
+    "What EfficientNet-Lite0, trained on ImageNet, makes of each colony: the mean over up to eight patches."
+    if (known := read_features(ds)) is not None:
+        return known
     f = _features_file(ds)
     f.parent.mkdir(exist_ok=True)
-    with atomic_path(f) as part, open(part, 'wb') as file:
-        np.savez(file, features=(total / count).astype(np.float16))
+    with FileLock(f.with_suffix('.lock')):  # (another window may compute them, too)
+        if not f.exists():
+            found = _compute(ds).astype(np.float16)
+            with atomic_path(f) as part, open(part, 'wb') as file:
+                np.savez(file, features=found)
     return read_features(ds)
 
 # %% ../nbs/64_active.ipynb #act021

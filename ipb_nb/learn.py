@@ -6,6 +6,7 @@
 __all__ = ['Loop', 'FullTraining', 'LabelLoop', 'ipb_learn']
 
 # %% ../nbs/65_learn.ipynb #lrn003
+import itertools
 import subprocess
 import sys
 import tempfile
@@ -180,8 +181,8 @@ def split(self: Loop) -> Split:
     why = np.where(now.exclude.ne(''), 'excluded by annotators: ' + now.exclude, '')
     why = pd.Series(np.where(aside & ~single & (why == ''), 'held aside, without one class', why), rows.index)
     left, rows = rows.assign(reason=why)[['colony_id', 'fold', 'reason']][why.ne('')], rows[why.eq('')]
-    numbers = [int(f.stem.split('-')[1]) for f in (self.ds.path / 'splits').glob('loop-*.csv')]
-    name = f'loop-{max(numbers, default=0) + 1}'
+    names = (f'loop-{k}' for k in itertools.count(1))
+    name = next(o for o in names if not (self.ds.path / 'splits' / f'{o}.csv').exists())
     drawn = dict(by='track', labeled='rest', test=_ASIDE, valid=0, folds=1, seed=0, fixed_u=None, frozen=None)
     return write_split(self.ds, name, rows.reset_index(drop=True), left.reset_index(drop=True), **drawn)
 
@@ -218,13 +219,15 @@ def doubted(
     n: int = 12,  # at most
     sure: float = 0.7,  # probability of the other class, at least
 ) -> pd.DataFrame:  # index colony_id: label, predicted, p; the surest first
-    "Labels against which a classifier decides that learnt from the other four fifths."
+    "Labels against which a classifier decides that learnt from the other tracks."
     own = self.known['own']
-    fold = np.random.default_rng(0).permutation(len(own)) % 5
+    track, names = pd.factorize(self.units[own.index])
+    fold = np.random.default_rng(0).permutation(len(names))[track] % 5
     rows = []
-    for k in range(5 if own.nunique() > 1 else 0):
+    for k in np.unique(fold) if own.nunique() > 1 else []:
         p = quick_probabilities(self.x, own[fold != k], self.ds.classes, own.index[fold == k])
-        rows.append(pd.DataFrame(dict(label=own[p.index], predicted=p.idxmax(axis=1), p=p.max(axis=1))))
+        if p is not None:
+            rows.append(pd.DataFrame(dict(label=own[p.index], predicted=p.idxmax(axis=1), p=p.max(axis=1))))
     found = pd.concat(rows) if rows else pd.DataFrame(columns=['label', 'predicted', 'p'])
     return found[found.label.ne(found.predicted) & found.p.ge(sure)].sort_values('p', ascending=False).head(n)
 
