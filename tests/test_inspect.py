@@ -184,9 +184,11 @@ def test_the_explorer_as_a_page(fresh, served, driver, theme):
     assert standing(fresh) == found
     driver.refresh()
     judged_again(w, found)
-    few = len(w.all('[data-pane=gallery] figure')) <= 12  # few patches leave their room to the one that is picked
-    wide = 'return document.querySelector("[data-pane=detail]").offsetWidth > 500'
-    w.wait(lambda: driver.execute_script(wide) == few)
+    wide = (
+        'return [document.querySelectorAll("[data-pane=gallery] figure").length <= 12, '
+        'document.querySelector("[data-pane=detail]").offsetWidth > 500]'
+    )  # few patches leave their room to the one that is picked; here they are few in the end
+    w.wait(lambda: driver.execute_script(wide) == [True, True])
     dark = (
         sum(
             map(
