@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RULES', 'read_features', 'colony_features', 'components', 'quick_probabilities', 'held_aside', 'next_colonies',
-           'learning_curve', 'gain_of_more', 'curve_in_words']
+           'counts_by_unit', 'learning_curve', 'gain_of_more', 'curve_in_words']
 
 # %% ../nbs/64_active.ipynb #act004
 from zipfile import BadZipFile
@@ -19,6 +19,7 @@ from .crop import BOX
 from .dataset import ColonyDataset
 from .metric import macro_difference
 from .split import lineages
+from .worklist import by_margin, few_of_a_track, in_turn
 
 # %% ../nbs/64_active.ipynb #act011
 _ARCH, _PATCHES, _BATCH = 'tf_efficientnet_lite0', 8, 64
@@ -155,14 +156,6 @@ def held_aside(
 RULES = ('diverse', 'margin', 'stratified', 'core-set', 'random')
 
 
-def _by_margin(p, units, per_track):
-    "Colonies by the margin between their two best classes, the smallest first, at most `per_track` of a track."
-    two = np.sort(p.to_numpy(), axis=1)[:, -2:]
-    margin = pd.Series(two[:, 1] - two[:, 0], p.index).sort_values(kind='stable')
-    own = units[margin.index]
-    return margin[own.groupby(own).cumcount() < per_track]
-
-
 def _farthest(x, labelled, left, n):
     "Greedy k-centres: the farthest from all chosen so far."
     z, chosen = x.loc[left].to_numpy(), []
@@ -210,23 +203,27 @@ def next_colonies(
         return left[:n]
     if rule == 'core-set':
         return _farthest(x, labelled, left, n)
-    margin = _by_margin(p.loc[left], units, per_track)
+    close = few_of_a_track(by_margin(p.loc[left]).index, units, per_track)
     if rule == 'diverse':
-        return _spread_out(x, margin.index[: 4 * n], n)
+        return _spread_out(x, close[: 4 * n], n)
     if rule == 'stratified':
-        guess = p.loc[margin.index].idxmax(axis=1)
-        margin = margin.iloc[np.lexsort((guess, guess.groupby(guess).cumcount()))]
-    return list(margin.index[:n])
+        close = in_turn(p.loc[close].idxmax(axis=1))
+    return list(close[:n])
 
 # %% ../nbs/64_active.ipynb #act051
-def _macro_recall(said, actual, units, classes):
-    "recall, low, high of the mean over classes."
-    unit, names = pd.factorize(units)
+def counts_by_unit(
+    said: pd.Series,  # index colony_id; a class each
+    actual: pd.Series,  # the same
+    units: pd.Series,  # index colony_id, maybe of more colonies
+    classes: list,
+) -> tuple:  # arrays (units, classes): colonies, and those that are right
+    "What the intervals over units are made of."
+    unit, names = pd.factorize(units[actual.index])
+    at = unit, pd.Categorical(actual, classes).codes
     total, right = np.zeros((2, len(names), len(classes)))
-    np.add.at(total, (unit, pd.Categorical(actual, classes).codes), 1)
-    np.add.at(right, (unit, pd.Categorical(actual, classes).codes), (said == actual).to_numpy())
-    found = macro_difference(total, right, 0 * right)
-    return found['difference'], *np.clip([found['low'], found['high']], 0, 1)
+    np.add.at(total, at, 1)
+    np.add.at(right, at, (said == actual).to_numpy())
+    return total, right
 
 
 def learning_curve(
@@ -244,7 +241,9 @@ def learning_curve(
     rows = []
     for n in counts:
         said = quick_probabilities(x, labels.iloc[:n], classes, held.index).idxmax(axis=1)
-        rows.append(_macro_recall(said, held, units[held.index], classes))
+        total, right = counts_by_unit(said, held, units, classes)
+        found = macro_difference(total, right, 0 * right)
+        rows.append((found['difference'], *np.clip([found['low'], found['high']], 0, 1)))
     return pd.DataFrame(rows, pd.Index(counts, name='labels'), ['recall', 'low', 'high'])
 
 # %% ../nbs/64_active.ipynb #act053

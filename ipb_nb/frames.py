@@ -515,6 +515,9 @@ def _shape(frame):
     return frame['plane'], frame['height'], frame['width'], frame['dtype']
 
 # %% ../nbs/11_frames.ipynb #3a86c467
+_A_DATE = 1e5  # hours; more are since the year 1, by a clock
+
+
 def list_frames(
     raw,  # folder, searched with all its subfolders, or one file
     pattern: str = None,  # regular expression for paths below `raw` with named groups out of `PATTERN_FIELDS`
@@ -534,7 +537,7 @@ def list_frames(
     found = _frames_by_file(root, files, channel, z, failures)
     _join_files(found, stacks, z, failures)
     df = _rows(found, fields, 'pattern' if pattern else 'layout')
-    dated = df.time_h > 1e5  # hours since the year 1, of clocks
+    dated = df.time_h > _A_DATE
     df.loc[dated, 'time_h'] = (df.time_h - df.time_h[dated].min()).round(6)
     _set_groups(df, root)
     _set_order(df)

@@ -349,7 +349,7 @@ def question_names(
     alone = len(df) == df.group.nunique() and df.group_from.eq('file name').all()
     if stains := _stains_apart(df.source):
         found = f'{", ".join(stains)} in names, but not as channels: {frame_counts(df)}'
-    elif len(numbered) and (word := _as_time([p for p in numbered])):
+    elif len(numbered) and (word := _as_time(numbered)):
         found = f'the numbers after {word} as times: {frame_counts(df)}'
     elif alone and sum(1 for _ in _may_belong(df.source)) > _MANY:
         found = f'every frame as a well of its own, though the names differ in numbers: {frame_counts(df)}'

@@ -143,6 +143,20 @@ def few(simulated, tmp_path):
     return copy
 
 
+@pytest.fixture(scope='module')
+def driver():
+    "Chromium without a screen."
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    for o in ('--headless=new', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', '--window-size=1280,1000'):
+        options.add_argument(o)
+    d = webdriver.Chrome(options, webdriver.ChromeService('/usr/bin/chromedriver'))
+    d.set_script_timeout(240)
+    yield d
+    d.quit()
+
+
 @pytest.fixture(scope='session')
 def processes():
     "Processes that have imported everything already."

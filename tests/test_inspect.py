@@ -15,12 +15,9 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
-from selenium import webdriver
-from selenium.common.exceptions import TimeoutException
+from browser import Widget
 from selenium.webdriver import ActionChains
-from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.support.ui import WebDriverWait
 
 from ipb_nb.annotate import ColonyAnnotator, Labelling, assign
 from ipb_nb.core import CLASSES, InputError, read_json, write_json
@@ -50,58 +47,6 @@ def fresh(made):
     for d in ('annotations', 'worklists'):
         shutil.rmtree(made / 'cells' / d, ignore_errors=True)
     return made
-
-
-@pytest.fixture(scope='module')
-def driver():
-    options = webdriver.ChromeOptions()
-    for o in ('--headless=new', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', '--window-size=1280,1000'):
-        options.add_argument(o)
-    d = webdriver.Chrome(options, webdriver.ChromeService('/usr/bin/chromedriver'))
-    d.set_script_timeout(240)
-    yield d
-    d.quit()
-
-
-class Widget:
-    "What a person can do with a widget on a page."
-
-    def __init__(self, driver):
-        self.driver = driver
-
-    def wait(self, is_so, seconds=120):
-        try:
-            return WebDriverWait(self.driver, seconds, ignored_exceptions=[Exception]).until(lambda _: is_so())
-        except TimeoutException:
-            raise AssertionError(
-                f'not seen within {seconds} s on a page that shows: '
-                + self.driver.execute_script('return document.body.innerText')[-3000:]
-            ) from None
-
-    def all(self, css):
-        return self.driver.find_elements(By.CSS_SELECTOR, css)
-
-    def click(self, css):
-        self.wait(lambda: self.all(css)[0].click() or True)
-
-    def press(self, key):
-        self.driver.switch_to.active_element.send_keys(key)
-
-    def text(self, pane):
-        return self.driver.execute_script(
-            'return document.querySelector(`[data-pane=${arguments[0]}]`)?.innerText ?? ""', pane
-        )
-
-    def shot(self, name):
-        for width in (1280, 1920):
-            self.driver.set_window_size(width, 1200)
-            time.sleep(0.5)
-            assert self.driver.execute_script(
-                'const e = document.querySelector(".ipb"); return e.scrollWidth <= e.clientWidth + 1'
-            )
-            if d := os.environ.get('IPB_SHOTS'):
-                self.driver.save_screenshot(str(Path(d) / f'{name}-{width}.png'))
-        self.driver.set_window_size(1280, 1000)
 
 
 @pytest.fixture

@@ -3,8 +3,7 @@
 from threading import Thread
 
 import pytest
-from test_inspect import Widget
-from test_page import driver, look, settled  # noqa: F401 (fixture)
+from browser import Widget, look, settled
 
 from ipb_nb.active import colony_features
 from ipb_nb.core import InputError, read_json, write_csv
@@ -31,7 +30,7 @@ def judge_all(loop, truth):
             loop.judge(truth[i], items=[k])
 
 
-def test_a_person_labels_two_rounds_looks_and_corrects(labelled, driver, tmp_path):  # noqa: F811
+def test_a_person_labels_two_rounds_looks_and_corrects(labelled, driver, tmp_path):
     ds, truth = labelled
     kw = dict(ds=str(ds.path), by='ana', n=8, runs=str(tmp_path / 'runs'))
     with page_server('ipb_nb.learn:LabelLoop', kw) as server:
@@ -116,7 +115,7 @@ def test_bad_input(labelled, tmp_path):
         loop.split()
     f = loop.list_of('eva')
     f.write_text(f.read_text() + 'nobody,first\n')
-    with pytest.raises(InputError, match=r'eva \(loop\).csv, line 6: found nobody'):
+    with pytest.raises(InputError, match=r'eva \(loop\).csv, line 6: found colony_id nobody'):
         Loop(fresh.path, 'eva')
     (fresh.path / 'loop.json').write_text('{"held_aside": 3}')
     with pytest.raises(InputError, match='held_aside: found 3'):

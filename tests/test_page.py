@@ -5,18 +5,16 @@ from threading import Thread
 
 import numpy as np
 import pytest
+from browser import DARK, LIGHT, Widget, look, settled
 from selenium import webdriver
 from selenium.webdriver import ActionChains
 from selenium.webdriver.common.keys import Keys
-from test_inspect import Widget
 
 from ipb_nb.annotate import ColonyAnnotator
 from ipb_nb.core import CLASSES, read_table, write_csv
 from ipb_nb.dataset import ColonyDataset
 from ipb_nb.panes import page_server
 from ipb_nb.toy import toy_dataset
-
-LIGHT, DARK = 'light', 'dark'
 
 
 @pytest.fixture(scope='module')
@@ -33,17 +31,6 @@ def cells(tmp_path_factory):
     }
     write_csv(df.assign(**names), ds.table)
     return ds.path
-
-
-@pytest.fixture(scope='module')
-def driver():
-    options = webdriver.ChromeOptions()
-    for o in ('--headless=new', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', '--window-size=1280,1000'):
-        options.add_argument(o)
-    d = webdriver.Chrome(options, webdriver.ChromeService('/usr/bin/chromedriver'))
-    d.set_script_timeout(120)
-    yield d
-    d.quit()
 
 
 @pytest.fixture(scope='module')
@@ -64,26 +51,6 @@ def page(server, driver):
     w = Widget(driver)
     settled(w)
     return w
-
-
-def look(driver, width, height, theme=LIGHT, scale=1.0):
-    "A window of this size, with this theme of the system."
-    size = dict(width=width, height=height, deviceScaleFactor=scale, mobile=False)
-    driver.execute_cdp_cmd('Emulation.setDeviceMetricsOverride', size)
-    features = [dict(name='prefers-color-scheme', value=theme)]
-    driver.execute_cdp_cmd('Emulation.setEmulatedMedia', dict(features=features))
-
-
-def settled(w):
-    "Wait until the page has as many thumbnails as it will have; their number."
-    w.wait(lambda: w.all('[data-pane=main] figure'))
-    script = (
-        'const done = arguments[0]; let before = -1, same = 0; const look = () => { const e = '
-        'document.querySelector(".ipb"), n = document.querySelectorAll("[data-pane=main] figure").length; '
-        'same = n == before && e.ariaBusy != "true" ? same + 1 : 0; before = n; '
-        'same > 8 ? done(n) : setTimeout(look, 60) }; look()'
-    )
-    return w.driver.execute_async_script(script)
 
 
 def js(w, script, *args):
