@@ -56,10 +56,11 @@ def show_ways(d, run, second):
     true_area = well_fractions(true_frames(second), CLASSES).mean().to_numpy()
     majority = second.colonies[list(CLASSES)].idxmax(axis=1)
     true_count = majority.value_counts(normalize=True).reindex(CLASSES, fill_value=0).to_numpy()
-    bias = ', '.join(f'{b:+.2f}' for b in read_json(run / 'model.json')['trust'].get('bias', []))
-    ways = {'temperature_bias': (run, 'equal'), 'temperature_bias.own_prior': (run, 'own')}
-    plain = without_bias(run, d / 'run_without_bias')
-    ways |= {'temperature': (plain, 'equal'), 'temperature.own_prior': (plain, 'own')}
+    bias = ', '.join(f'{b:+.2f}' for b in read_json(run / 'model.json')['trust'].get('bias', []) if b)
+    plain = without_bias(run, d / 'run_without_bias') if bias else run
+    ways = {'temperature': (plain, 'equal'), 'temperature.own_prior': (plain, 'own')}
+    if bias:  # calibration on V may have found that none helps
+        ways |= {'temperature_bias': (run, 'equal'), 'temperature_bias.own_prior': (run, 'own')}
     for name, (model, prior) in ways.items():
         out = predict(model, d / 'answers' / 'cells', d / name, prior=prior, resume=(d / name).exists()).parent
         frames, shares = pd.read_csv(out / 'frames.csv'), pd.read_csv(out / 'shares.csv')

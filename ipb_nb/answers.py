@@ -20,7 +20,7 @@ from markupsafe import Markup
 from .core import PALETTE, InputError, atomic_path, class_colors, read_json, read_table, write_csv
 from .dataset import ColonyDataset
 from .metric import class_shares
-from .page import PAGE_STYLE, picture, read_asset, render, table_html
+from .page import PAGE_STYLE, data_uri, picture, portrait, read_asset, render, table_html
 from .run import figure_style
 from .student import Student
 from ipb_nb.timecourse import (
@@ -165,6 +165,10 @@ def _found_section(wells, since):
     left_out = ['unit', 'plate', 'line', 'passage', 'first_source', 'last_source']
     shown = wells.drop(columns=[c for c in left_out if c in wells])
     shown = shown.rename(columns=lambda c: c.removeprefix('share_')).set_index('group')
+    if shown.few.any():
+        shown['few'] = shown.few.map({True: 'few', False: ''})
+    else:
+        shown = shown.drop(columns='few')
     parts = [_scroll(shown), _soft(f'Shares of all colony area, mean {_when(since)}.')]
     return dict(title='What was found', parts=parts)
 
@@ -320,7 +324,7 @@ def plot_reliability(
     return ax
 
 # %% ../nbs/52_answers.ipynb #ba3ee625
-def _trust_section(student, colonies, out):
+def _trust_section(student, colonies, ds, out):
     "Calibration, and colonies unlike any seen in training."
     trust, parts = student.trust, []
     if trust.get('calibrated_on'):
@@ -341,10 +345,9 @@ def _trust_section(student, colonies, out):
             'was seen there.'
         )
     )
-    if len(odd):
-        columns = ['source', 'predicted', 'confidence', 'distance']
-        parts.append(_scroll(odd.nlargest(20, 'distance').set_index('colony_id')[columns]))
-    return dict(title=title, parts=parts)
+    far = odd.nlargest(12, 'distance').to_dict('records')
+    shown = [o | dict(uri=data_uri(portrait(ds, o['colony_id']))) for o in far]
+    return dict(title=title, parts=[*parts, render(read_asset('answers-unfamiliar.html'), shown=shown, n=len(odd))])
 
 # %% ../nbs/52_answers.ipynb #dccc8993
 def _compared_words(own, control):
@@ -567,9 +570,9 @@ def write_answers(
             compared = _condition_section(enough, student, by, control, since, prior, out)
             sections.append(compared)
             tests = compared.get('tests')
-        sections.append(_trust_section(student, colonies, out))
+        ds = ColonyDataset(out / info['dataset'])
+        sections.append(_trust_section(student, colonies, ds, out))
         if by is not None:
-            ds = ColonyDataset(out / info['dataset'])
             sections.append(_audit_section(out, ds, colonies, by, audit, classes))
         sections.append(_frames_section(frames, colonies, classes))
         sections.insert(0, _short_section(wells, classes, tests))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PAGE_STYLE', 'render', 'read_asset', 'table_html', 'picture', 'data_uri', 'cached_colony', 'apply_contrast',
-           'hex_to_bgr', 'draw_outline', 'crop_picture']
+           'hex_to_bgr', 'draw_outline', 'crop_picture', 'portrait']
 
 # %% ../nbs/41_page.ipynb #5167268c
 import base64
@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from .crop import Colony
+from .crop import BOX, Colony
 from .dataset import ColonyDataset
 
 # %% ../nbs/41_page.ipynb #99be59ef
@@ -134,6 +134,17 @@ def crop_picture(
     if line:
         draw_outline(image, colony.inside, x, y, max(side // 120, 1))
     return cv2.resize(image, (out, out), interpolation=cv2.INTER_AREA)
+
+# %% ../nbs/41_page.ipynb #crop0006
+def portrait(
+    ds: ColonyDataset,
+    colony_id: str,
+) -> np.ndarray:  # uint8 BGR (200, 200, 3)
+    "A whole colony with its outline, its own contrast stretched."
+    y0, x0, y1, x1 = ds.colonies.loc[colony_id, BOX]
+    low, high = np.percentile(cached_colony(ds, colony_id).pixels, [1, 99])
+    side = round(1.4 * max(y1 - y0, x1 - x0))
+    return crop_picture(ds, colony_id, side, (low, max(high, low + 1)), 200)
 
 # %% ../nbs/41_page.ipynb #830a0b86
 PAGE_STYLE = read_asset('page.css')

@@ -10,7 +10,6 @@ import shlex
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 from fastcore.meta import delegates
 from markupsafe import Markup
@@ -18,7 +17,6 @@ from tqdm import tqdm
 
 from .compare import Comparison, compare, notes, results_table
 from .core import InputError, atomic_path, command
-from .crop import BOX
 from .decision import decision_in_words
 from ipb_nb.figures import (
     figure_2,
@@ -32,7 +30,7 @@ from ipb_nb.figures import (
     patch_caption,
     px_and_um,
 )
-from .page import PAGE_STYLE, cached_colony, crop_picture, data_uri, picture, read_asset, render, table_html
+from .page import PAGE_STYLE, data_uri, picture, portrait, read_asset, render, table_html
 from ipb_nb.run import (
     class_table,
     misclassified,
@@ -379,14 +377,6 @@ def _cautions(c):
     few = sum(c.runs[0].info['parts'].values()) <= _COMPARED
     return [*filter(None, [leaks_in_words(leaks(c, images=few))]), *notes(c)]
 
-# %% ../nbs/45_report.ipynb #card0002
-def _portrait(ds, colony_id):
-    "A whole colony with its outline, its own contrast stretched; BGR."
-    y0, x0, y1, x1 = ds.colonies.loc[colony_id, BOX]
-    low, high = np.percentile(cached_colony(ds, colony_id).pixels, [1, 99])
-    side = round(1.4 * max(y1 - y0, x1 - x0))
-    return crop_picture(ds, colony_id, side, (low, max(high, low + 1)), 200)
-
 # %% ../nbs/45_report.ipynb #card0003
 def _explore(c, run_id):
     "The command that opens a run in the explorer, without a path of this machine."
@@ -402,7 +392,7 @@ def _cards(c, table):
     cards = [
         dict(
             id=i,
-            uri=data_uri(_portrait(c.dataset, i)),
+            uri=data_uri(portrait(c.dataset, i)),
             said=said(m),
             command=f'{_explore(c, m.run)} --colony {shlex.quote(i)}',
             **m[['actual', 'predicted', 'p_actual', 'p_predicted']],
