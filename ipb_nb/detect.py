@@ -58,7 +58,7 @@ from .jobs import KILLED, dask_client, in_processes, on_dask
 from .layouts import frame_counts
 from .planes import checked_z
 from .outlines import labels_tiff, read_outlines, rois_zip
-from .segment import DETECTION, colony_mask, find_colonies, frame_quality, relabelled
+from .segment import DETECTION, FLAGS, colony_mask, find_colonies, frame_quality, relabelled, skipped_flags
 from .simulate import simulate_annotators
 from .track import composition_label, track_well
 
@@ -260,16 +260,23 @@ def _check_listed(raw, frames, failures, bad, truth, allow_gaps, resample):
         raise InputError(raw, '; '.join(reasons), 'frames that belong together', 'See all of them with --list.')
 
 # %% ../nbs/13_detect.ipynb #e0b156de
+_PRESETS = ['texture', 'standard', 'paper']
+
+
 def _checked(settings, frames, margin, scale):
     "The settings of `DETECTION` in pixels; impossible ones are an `InputError`."
-    if settings['preset'] not in ('standard', 'paper'):
-        raise InputError('preset', settings['preset'], 'standard or paper', 'Choose one of them.')
+    s = DETECTION | settings
+    if s['preset'] not in _PRESETS:
+        raise InputError('preset', s['preset'], ', '.join(_PRESETS), 'Choose one of them.')
+    if s['preset'] == 'texture' and s['refine']:
+        do = 'Leave it out: outlines by texture are close already; or choose --preset standard, or paper.'
+        raise InputError('refine', 'preset texture', 'preset standard or paper', do)
+    skipped_flags(s)  # checks them
     if scale not in ('experiment', 'image'):
         raise InputError('scale', scale, 'experiment or image', 'Choose one of them.')
     if margin < 0:
         raise InputError('margin', margin, 'pixels from 0', 'For example --margin 112.')
     size = _pixel_size(frames)
-    s = DETECTION | settings
     for name in ('radius', 'open_radius', 'min_area', 'split'):
         s[name] = in_pixels(s[name], size)
     if s['min_area'] < 1 or s['split'] < 0:
@@ -505,7 +512,7 @@ def _no_colonies(dest, raw, quality, failures):
     write_csv(pd.DataFrame(failures, columns=columns), dest / 'failures.csv')
     flags = quality.flag.replace('', 'no flag').value_counts()
     counts = ', '.join(f'{flag}: {n}' for flag, n in flags.items())
-    do = f'Look at {dest}/qc.csv; smaller colonies are found with --min_area.'
+    do = f'Look at {dest}/qc.csv. Smaller colonies are found with --min_area, and by another rule with --preset paper.'
     return NoColonies(raw, f'no colonies in {len(quality)} frames ({counts})', 'at least one', do)
 
 # %% ../nbs/13_detect.ipynb #5dfb7f78
@@ -569,7 +576,7 @@ def _complete(ds, truth, annotators, seed):
 def detect_dataset(
     raw,  # folder of images, searched with all its subfolders, or one file
     dest,  # dataset folder to make
-    preset: str = 'standard',  # paper: look for neither empty nor confluent frames nor scale bars
+    preset: str = 'texture',  # standard or paper: the paper's mask (12_segment)
     classes: str = None,  # class names, separated by commas (or a list); default: the paper's Debris,Dense,Diff,Spread
     truth: str = None,  # folder truth of a simulated experiment: label the colonies by it
     annotators: int = 0,  # number of simulated annotators, instead of the true labels
@@ -591,7 +598,8 @@ def detect_dataset(
     z: int | str = None,  # of several focal planes: a number from 0; max: brightest values; focus: the sharpest
     pixel_size: float = None,  # µm, instead of what the files say; 0: unknown
     interval_h: float = None,  # hours from frame to frame, instead of what the files say
-    refine: bool = False,  # closer outlines and faint colonies, beyond the paper
+    refine: bool = False,  # with preset standard or paper: closer outlines and faint colonies
+    skip: str = None,  # leave such frames out: empty, confluent, scale bar; default: none
     split: int | str = 0,  # cut touching colonies at necks of this depth: px, or 20um; 0: leave them together
     min_area: int | str = 2000,  # of a colony: px, or 1280um2
     blur: int = 3,  # px, side of the Gaussian kernel
@@ -606,7 +614,7 @@ def detect_dataset(
     _check_listed(raw, frames, failures, bad, truth, allow_gaps, resample)
     factors = _resampled(frames, resample, truth or outlines)
     settings = dict(preset=preset, blur=blur, radius=radius, open_radius=open_radius)
-    settings |= dict(min_area=min_area, refine=refine, split=split)
+    settings |= dict(min_area=min_area, refine=refine, split=split, skip=skip)
     p = _checked(settings, frames, margin, scale)
     p |= dict(classes=_class_names(classes, labels), margin=margin, scale=scale, flat_field=bool(flat_field)) | reading
     p |= dict(true_labels=bool(truth), annotators=annotators, seed=seed, outlines=bool(outlines))
@@ -656,13 +664,27 @@ def _print_frames(frames):
 def _with_origin(values, origins):
     return ['–' if np.isnan(value) else f'{value:g} ({origin})' for value, origin in zip(values, origins)]
 
+# %% ../nbs/13_detect.ipynb #help0001
+def _what_helps(flag, kept):
+    "After a line about flagged frames: were their colonies looked for?"
+    own = [name for name in flag.split(';') if name in FLAGS]
+    if not own:
+        return ''
+    left_out = [name for name in own if name not in kept]
+    if left_out:
+        return f'; left out, as --skip {",".join(left_out)} says'
+    return f'; searched all the same: look at them, or leave them out with --skip "{",".join(own)}"'
+
 # %% ../nbs/13_detect.ipynb #03b669d2
 def _print_summary(ds, contact_sheet):
     "Classes, flags, failures and totals of a new dataset."
     quality = read_table(ds.path / 'qc.csv', ['source', 'flag'])
+    skipped = skipped_flags(DETECTION | ds.info.get('detection', {}))
+    kept = [flag for flag in FLAGS if flag not in skipped]
     print(ds.counts.to_string())
     for flag, sources in quality[quality.flag.ne('')].groupby('flag').source:
-        print(f'{flag}: {len(sources)} frames ({", ".join(sources[:3])}{", …" * (len(sources) > 3)})')
+        shown = f'{", ".join(sources[:3])}{", …" * (len(sources) > 3)}'
+        print(f'{flag}: {len(sources)} frames ({shown}){_what_helps(flag, kept)}')
     for f in ds.failures.itertuples():
         print(f'{f.kind}: {f.reason}')
     tracks = ds.colonies.track_id.nunique()
@@ -675,11 +697,11 @@ def _print_summary(ds, contact_sheet):
     groups={
         'Files': 'list layout pattern pixel_size interval_h channel z',
         'Grey levels': 'scale flat_field',
-        'Colonies': 'preset refine split min_area blur radius open_radius margin',
+        'Colonies': 'preset refine skip split min_area blur radius open_radius margin',
         'Labels': 'classes truth annotators seed outlines labels',
         'Work': 'contact_sheet allow_gaps workers dask resume',
     },
-    choices=dict(preset=['standard', 'paper'], scale=['experiment', 'image']),
+    choices=dict(preset=_PRESETS, scale=['experiment', 'image']),
 )
 @delegates(detect_dataset, but='resample')
 def ipb_detect(

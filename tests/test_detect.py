@@ -97,7 +97,8 @@ def test_constant_images_have_no_colony():
         assert not colony_mask(np.full((300, 200), v, np.uint8)).any()
 
 
-def test_colonies_tables_and_crops(exp, whole):
+def test_colonies_tables_and_crops(exp, tmp_path):
+    whole = detect_dataset(exp.path / 'raw', tmp_path / 'ds', truth=exp.path / 'truth', preset='paper')
     assert len(whole) >= 10
     frames = {key: exp.frame(*key) for key in whole.colonies.groupby(['group', 'frame']).groups}
     masks = {key: chain(image) for key, (image, _) in frames.items()}
@@ -525,8 +526,8 @@ def test_killed_and_resumed_it_is_the_same(exp, tmp_path):
         'it: --resume.'
         in said.stderr
     )
-    said = subprocess.run(command('killed', '--resume', '--refine'), capture_output=True, text=True)
-    assert said.returncode == 1 and 'found refine False; expected refine True' in said.stderr
+    said = subprocess.run(command('killed', '--resume', '--split', '3'), capture_output=True, text=True)
+    assert said.returncode == 1 and 'found split 0; expected split 3' in said.stderr
     subprocess.run(command('killed', '--resume'), check=True, capture_output=True)
     same(tmp_path / 'through', tmp_path / 'killed')
 
