@@ -1,5 +1,5 @@
-"""Detection: speed and memory beside the paper's chain, and how well simulated colonies are found: by default, as in the
-paper, refined, and by the local standard deviation."""
+"""Detection: speed and memory beside the paper's chain, and how well simulated colonies are found: by default, as in
+the paper, refined, and by the local standard deviation."""
 
 import functools
 import os
