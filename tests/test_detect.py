@@ -98,7 +98,9 @@ def test_constant_images_have_no_colony():
 
 
 def test_colonies_tables_and_crops(exp, tmp_path):
-    whole = detect_dataset(exp.path / 'raw', tmp_path / 'ds', truth=exp.path / 'truth', preset='paper')
+    whole = detect_dataset(
+        exp.path / 'raw', tmp_path / 'ds', truth=exp.path / 'truth', preset='paper', contact_sheet=True
+    )
     assert len(whole) >= 10
     frames = {key: exp.frame(*key) for key in whole.colonies.groupby(['group', 'frame']).groups}
     masks = {key: chain(image) for key, (image, _) in frames.items()}
