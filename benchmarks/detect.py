@@ -24,7 +24,8 @@ from ipb_nb.frames import list_frames
 from ipb_nb.growth import OVERLAP
 from ipb_nb.outlines import fill_holes
 from ipb_nb.segment import colony_mask, detect_colonies, drop_small, find_colonies, texture_mask
-from ipb_nb.simulate import composition_label, colony_objects, draw_frame, simulate_experiment, well_states
+from ipb_nb.simulate import colony_objects, draw_frame, simulate_experiment, well_states
+from ipb_nb.track import composition_label
 
 SEED = 7  # the settings were chosen on seeds 1 and 2
 
@@ -74,7 +75,7 @@ def together(truth, gap=7):
     return cv2.connectedComponents(joined.view(np.uint8), connectivity=8)[1]
 
 
-def by_local_sd(image):
+def by_local_sd(image, pixel_size):
     "Otsu's threshold on the local standard deviation, then as the paper's chain."
     x = cv2.GaussianBlur(image, (3, 3), 0).astype(np.float32)
     sd = np.sqrt(np.maximum(cv2.blur(x * x, (7, 7)) - cv2.blur(x, (7, 7)) ** 2, 0))
@@ -82,17 +83,14 @@ def by_local_sd(image):
     return detect_colonies(drop_small(fill_holes(mask.view(bool)), 2000))
 
 
-def score(exp, settings):
-    """Every true colony with what was found of it; settings None: by Otsu on the local standard deviation.
+def score(exp, find):
+    """Every true colony with what `find(image, pixel_size)` found of it.
 
     The share of found regions that are one; the same two where near ones are together."""
     rows, right, count, near, kinds = [], 0, 0, np.zeros(4), []
     for (well, t), own in exp.colonies.groupby(['well', 'frame']):
         image, truth = exp.frame(well, t)
-        if settings is None:
-            found, df = by_local_sd(image)
-        else:
-            found, df, _ = find_colonies(image, exp.info['parameters']['pixel_size'], **settings)
+        found, df, *_ = find(image, exp.info['parameters']['pixel_size'])
         objects = colony_objects(truth, exp.info['parameters']['pixel_size'])[0]
         best = matched(found, objects)
         right, count = (
@@ -183,13 +181,13 @@ with tempfile.TemporaryDirectory() as d:
     show('detect.speedup', round(took[1] / took[2], 2), 'x', 'one worker', 1.8)
 
     ways = dict(
-        texture=({}, 'the default'),
-        paper=(dict(preset='paper'), 'as in the paper'),
-        refined=(dict(preset='paper', refine=True), "the paper's with --refine"),
-        local_sd=(None, "Otsu's threshold on the local standard deviation, 7 x 7 px; opened, filled"),
+        texture=(find_colonies, 'the default'),
+        paper=(functools.partial(find_colonies, preset='paper'), 'as in the paper'),
+        refined=(functools.partial(find_colonies, preset='paper', refine=True), "the paper's with --refine"),
+        local_sd=(by_local_sd, "Otsu's threshold on the local standard deviation, 7 x 7 px; opened, filled"),
     )
-    for name, (settings, how) in ways.items():
-        df, precision, n, near, apart = score(exp, settings)
+    for name, (find, how) in ways.items():
+        df, precision, n, near, apart = score(exp, find)
         hit = df.iou >= 0.5
         against = f'simulated small, seed {SEED}: {len(df)} true colonies, {n} found; {how}'
         show(f'detect.{name}.recall', round(float(hit.mean()), 3), 'share', against, 0.97)

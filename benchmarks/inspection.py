@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from figures import show
-from selenium import webdriver
 from selenium.webdriver.common.by import By
 
 from ipb_nb.annotate import ColonyAnnotator
@@ -24,6 +23,9 @@ from ipb_nb.panes import app_command
 from ipb_nb.run import oracle_run
 from ipb_nb.simulate import simulate_dataset
 from ipb_nb.split import save_split
+
+sys.path.append(str(Path(__file__).parent.parent / 'tests'))
+from browser import chromium  # noqa: E402
 
 ABOUT = '20,000 test colonies in 40,000 rows that share 600 simulated crops'
 
@@ -54,15 +56,6 @@ def each(f, n):
         f(k)
         out.append(1000 * (time.perf_counter() - start))
     return out
-
-
-def chromium():
-    options = webdriver.ChromeOptions()
-    for o in ('--headless=new', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', '--window-size=1280,1000'):
-        options.add_argument(o)
-    driver = webdriver.Chrome(options, webdriver.ChromeService('/usr/bin/chromedriver'))
-    driver.set_script_timeout(60)
-    return driver
 
 
 def memory_mb(process):

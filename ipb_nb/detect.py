@@ -599,11 +599,11 @@ def detect_dataset(
     pixel_size: float = None,  # µm, instead of what the files say; 0: unknown
     interval_h: float = None,  # hours from frame to frame, instead of what the files say
     refine: bool = False,  # with preset standard or paper: closer outlines and faint colonies
-    skip: str = None,  # leave such frames out: empty, confluent, scale bar; default: none
+    skip: str = None,  # leave such frames out: empty,confluent,scale bar; default: none (standard: empty,confluent)
     split: int | str = 0,  # cut touching colonies at necks of this depth: px, or 20um; 0: leave them together
     min_area: int | str = 2000,  # of a colony: px, or 1280um2
     blur: int = 3,  # px, side of the Gaussian kernel
-    radius: int | str = 3,  # of the entropy's disk: px, or 2.4um
+    radius: int | str = 3,  # of the windows: px, or 2.4um
     open_radius: int | str = 3,  # of the opening's disk: px, or 2.4um
 ) -> ColonyDataset:
     "Find the colonies of an experiment, cut them out, follow them, and write them as a dataset."
@@ -665,26 +665,22 @@ def _with_origin(values, origins):
     return ['–' if np.isnan(value) else f'{value:g} ({origin})' for value, origin in zip(values, origins)]
 
 # %% ../nbs/13_detect.ipynb #help0001
-def _what_helps(flag, kept):
+def _kept_or_not(flag, skipped):
     "After a line about flagged frames: were their colonies looked for?"
-    own = [name for name in flag.split(';') if name in FLAGS]
-    if not own:
-        return ''
-    left_out = [name for name in own if name not in kept]
-    if left_out:
-        return f'; left out, as --skip {",".join(left_out)} says'
-    return f'; searched all the same: look at them, or leave them out with --skip "{",".join(own)}"'
+    own = [name for name in flag.split(';') if name in FLAGS]  # given outlines have other flags
+    if set(own) & set(skipped):
+        return '; left out'
+    return f'; searched all the same, --skip "{",".join(own)}" leaves them out' if own else ''
 
 # %% ../nbs/13_detect.ipynb #03b669d2
 def _print_summary(ds, contact_sheet):
     "Classes, flags, failures and totals of a new dataset."
     quality = read_table(ds.path / 'qc.csv', ['source', 'flag'])
     skipped = skipped_flags(DETECTION | ds.info.get('detection', {}))
-    kept = [flag for flag in FLAGS if flag not in skipped]
     print(ds.counts.to_string())
     for flag, sources in quality[quality.flag.ne('')].groupby('flag').source:
         shown = f'{", ".join(sources[:3])}{", …" * (len(sources) > 3)}'
-        print(f'{flag}: {len(sources)} frames ({shown}){_what_helps(flag, kept)}')
+        print(f'{flag}: {len(sources)} frames ({shown}){_kept_or_not(flag, skipped)}')
     for f in ds.failures.itertuples():
         print(f'{f.kind}: {f.reason}')
     tracks = ds.colonies.track_id.nunique()

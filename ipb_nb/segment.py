@@ -159,6 +159,20 @@ def _above_otsu(image, radius):
     return _framed((entropy > threshold)[numbers], [e > threshold for e in edges], radius)
 
 # %% ../nbs/12_segment.ipynb #c205eae6
+def _glass_level(values):
+    "Of a picture of one value a pixel: Otsu's threshold, mode and spread of glass, mean of what lies above."
+    lo, hi = float(values.min()), float(values.max())
+    if hi - lo < 1e-6:
+        return dict(otsu=hi, mode=hi, spread=0.0, above=hi)
+    counts = cv2.calcHist([values], [0], None, [256], [lo, hi + 1e-6]).ravel()
+    at = lo + (np.arange(256) + 0.5) * (hi - lo) / 256
+    otsu = threshold_otsu(hist=(counts, at))
+    mode = at[np.argmax(np.convolve(counts * (at < otsu), np.ones(5), 'same'))]
+    below, above = at <= mode, at > otsu
+    spread = np.sqrt(np.average((at[below] - mode) ** 2, weights=counts[below]))
+    return dict(otsu=otsu, mode=mode, spread=spread, above=np.average(at[above], weights=counts[above]))
+
+
 _GLASS = 6.0  # standard deviations
 _WINDOW = 9  # px
 
@@ -166,16 +180,8 @@ _WINDOW = 9  # px
 def _above_glass(image, radius):
     "Where the averaged entropy lies clearly above that of glass; bool (H, W)."
     entropy = cv2.blur(local_entropy(image, radius), (_WINDOW, _WINDOW))
-    lo, hi = float(entropy.min()), float(entropy.max())
-    if hi - lo < 1e-6:
-        return np.zeros(image.shape, bool)
-    counts = cv2.calcHist([entropy], [0], None, [256], [lo, hi * (1 + 1e-6)]).ravel()
-    values = lo + (np.arange(256) + 0.5) * (hi - lo) / 256
-    otsu = threshold_otsu(hist=(counts, values))
-    mode = values[np.argmax(np.convolve(counts * (values < otsu), np.ones(5), 'same'))]
-    below = values <= mode
-    spread = np.sqrt(np.average((values[below] - mode) ** 2, weights=counts[below]))
-    return entropy > min(mode + _GLASS * spread, otsu)
+    glass = _glass_level(entropy)
+    return entropy > min(glass['mode'] + _GLASS * glass['spread'], glass['otsu'])
 
 # %% ../nbs/12_segment.ipynb #08b6779e
 def drop_small(
@@ -201,6 +207,15 @@ def _checked_sizes(image, blur, radius, open_radius, min_area, pixel_size):
         raise InputError('radius, open_radius', f'{radius}, {open_radius} px', '1 to 20 px', 'Choose other radii.')
     return radius, open_radius, min_area
 
+
+def _cleaned(mask, open_radius, reach, min_area):
+    "Opened, filled, drawn in by `reach` px, and without small regions."
+    mask = cv2.morphologyEx(mask.view(np.uint8), cv2.MORPH_OPEN, disk(open_radius))
+    mask = fill_holes(mask.view(bool))
+    if reach:
+        mask = cv2.erode(mask.view(np.uint8), disk(reach)).view(bool)
+    return drop_small(mask, min_area)
+
 # %% ../nbs/12_segment.ipynb #1a41ba76
 def colony_mask(
     image: np.ndarray,  # uint8 (H, W)
@@ -215,11 +230,7 @@ def colony_mask(
     radius, open_radius, min_area = _checked_sizes(image, blur, radius, open_radius, min_area, pixel_size)
     blurred = cv2.GaussianBlur(image, (blur, blur), 0)
     mask = _above_glass(blurred, radius) if refine else _above_otsu(blurred, radius)
-    mask = cv2.morphologyEx(mask.view(np.uint8), cv2.MORPH_OPEN, disk(open_radius))
-    mask = fill_holes(mask.view(bool))
-    if refine:
-        mask = cv2.erode(mask.view(np.uint8), disk(radius + _WINDOW // 2)).view(bool)
-    return drop_small(mask, min_area)
+    return _cleaned(mask, open_radius, radius + _WINDOW // 2 if refine else 0, min_area)
 
 # %% ../nbs/12_segment.ipynb #tex00002
 _FINEST = 0.7  # grey levels; rounding is no texture
@@ -245,28 +256,11 @@ def _local_texture(image, radius, blur, sigma=0):
         out[top : top + rows] = texture[before : before + rows]
     return out
 
-# %% ../nbs/12_segment.ipynb #tex00003
+# %% ../nbs/12_segment.ipynb #tex00004
 _SPREADS = 2.5  # of glass
 _RISE = 0.2  # of the way from glass to the mean of the cells
-
-
-def _rougher_than_glass(texture, spreads=_SPREADS, capped=True):
-    "The threshold, and the most frequent value of glass; `capped`: at Otsu's threshold, as there are cells."
-    lo, hi = float(texture.min()), float(texture.max())
-    if hi - lo < 1e-6:
-        return hi, lo
-    counts = cv2.calcHist([texture], [0], None, [256], [lo, hi + 1e-6]).ravel()
-    values = lo + (np.arange(256) + 0.5) * (hi - lo) / 256
-    otsu = threshold_otsu(hist=(counts, values))
-    mode = values[np.argmax(np.convolve(counts * (values < otsu), np.ones(5), 'same'))]
-    below, above = values <= mode, values > otsu
-    spread = np.sqrt(np.average((values[below] - mode) ** 2, weights=counts[below]))
-    rise = max(spreads * spread, _RISE * (np.average(values[above], weights=counts[above]) - mode))
-    return (min(mode + rise, otsu) if capped else mode + rise), mode
-
-# %% ../nbs/12_segment.ipynb #tex00004
-_ROUGH = np.log(1.0)  # logarithm of grey levels; a frame with rougher glass is smoothed more
-_SMOOTHER = 1.5, 2.5  # px, standard deviations
+_SMOOTHER = 1.5, 2.5  # px, standard deviations, where glass is rougher than one grey level
+_TEXTURED = 3.0  # times the roughness of glass: here are cells, even in a frame that may hold nothing
 
 
 def texture_mask(
@@ -276,22 +270,20 @@ def texture_mask(
     open_radius=3,  # of the opening's disk: px, or text with a unit
     min_area=2000,  # px, or text with a unit; smaller regions are removed
     pixel_size: float = None,  # µm, for sizes like 2.4um or 1280um2
-    strict: bool = False,  # a frame that may hold nothing: six spreads of glass, wherever Otsu's threshold lies
+    strict: bool = False,  # a frame that may hold nothing: three times as rough as glass
 ) -> np.ndarray:  # bool (H, W)
     "Where the picture is rougher than glass, with outlines as close as the windows allow."
     radius, open_radius, min_area = _checked_sizes(image, blur, radius, open_radius, min_area, pixel_size)
-    reach, how = 2 * radius + 1, dict(spreads=6, capped=False) if strict else {}
-    texture = _local_texture(image, radius, blur)
-    threshold, glass = _rougher_than_glass(texture, **how)
-    for sigma in _SMOOTHER:
-        if glass <= _ROUGH:
-            break
-        reach = 2 * radius + 1 + int(sigma)
+    for sigma in (0, *_SMOOTHER):
         texture = _local_texture(image, radius, blur, sigma)
-        threshold, glass = _rougher_than_glass(texture, **how)
-    mask = cv2.morphologyEx((texture > threshold).view(np.uint8), cv2.MORPH_OPEN, disk(open_radius))
-    mask = cv2.erode(fill_holes(mask.view(bool)).view(np.uint8), disk(reach))
-    return drop_small(mask.view(bool), min_area)
+        glass = _glass_level(texture)
+        if np.exp(glass['mode']) <= 1:
+            break
+    rise = max(_SPREADS * glass['spread'], _RISE * (glass['above'] - glass['mode']))
+    threshold = min(glass['mode'] + rise, glass['otsu'])
+    if strict:
+        threshold = glass['mode'] + np.log(_TEXTURED)
+    return _cleaned(texture > threshold, open_radius, 2 * radius + 1 + int(sigma), min_area)
 
 # %% ../nbs/12_segment.ipynb #1beb7437
 def relabelled(
@@ -352,7 +344,6 @@ def texture(
 # %% ../nbs/12_segment.ipynb #ac897d25
 _ROUNDING = 0.35  # grey levels; glass is at least as rough
 _NO_GLASS = 0.015  # of the background's grey level; glass is never as rough
-_TEXTURED = 3.0  # times the roughness of glass: here are cells
 _CONFLUENT = 0.9  # share of a frame that is textured
 
 
@@ -447,7 +438,7 @@ def find_colonies(
     flags, textured = _flags(image, min_area) if looked_at else ([], None)
     flags += ['scale bar'] * bool(bars)
     of_mask = {k: s[k] for k in ('blur', 'radius', 'open_radius', 'min_area')} | dict(pixel_size=pixel_size)
-    if set(flags) & set(skipped_flags(s)) or flags == ['empty'] and not textured.any():
+    if set(flags) & set(skipped_flags(s)):
         mask = np.zeros(image.shape, bool)
     elif s['preset'] == 'texture' and 'confluent' in flags:  # no glass to compare with
         mask = cv2.resize(textured.view(np.uint8), image.shape[::-1], interpolation=cv2.INTER_NEAREST)

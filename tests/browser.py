@@ -1,14 +1,25 @@
-"""What a person does with a widget in a browser."""
+"""A browser, and what a person does with a widget in it."""
 
 import os
 import time
 from pathlib import Path
 
+from selenium import webdriver
 from selenium.common.exceptions import TimeoutException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
 LIGHT, DARK = 'light', 'dark'
+
+
+def chromium():
+    "Chromium without a screen."
+    options = webdriver.ChromeOptions()
+    for o in ('--headless=new', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', '--window-size=1280,1000'):
+        options.add_argument(o)
+    driver = webdriver.Chrome(options, webdriver.ChromeService('/usr/bin/chromedriver'))
+    driver.set_script_timeout(240)
+    return driver
 
 
 class Widget:

@@ -146,13 +146,9 @@ def few(simulated, tmp_path):
 @pytest.fixture(scope='module')
 def driver():
     "Chromium without a screen."
-    from selenium import webdriver
+    from browser import chromium
 
-    options = webdriver.ChromeOptions()
-    for o in ('--headless=new', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', '--window-size=1280,1000'):
-        options.add_argument(o)
-    d = webdriver.Chrome(options, webdriver.ChromeService('/usr/bin/chromedriver'))
-    d.set_script_timeout(240)
+    d = chromium()
     yield d
     d.quit()
 
