@@ -3,7 +3,6 @@ the paper, refined, and by the local standard deviation."""
 
 import functools
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -13,7 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pandas as pd
-from figures import show
+from figures import peak_gb, show
 from scipy.ndimage import binary_fill_holes
 from skimage.filters import rank, threshold_otsu
 from skimage.morphology import disk, opening, remove_small_objects
@@ -54,7 +53,7 @@ if sys.argv[1:]:
         f(image[:256, :256])  # tables and imports
     start = time.perf_counter()
     f(image)
-    print(time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
+    print(time.perf_counter() - start, peak_gb())
     sys.exit()
 
 

@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 from functools import cache
+from pathlib import Path
 
 import torch
 
@@ -18,6 +19,11 @@ def machine():
     driver = subprocess.run(asked, capture_output=True, text=True).stdout.strip()
     card = torch.cuda.get_device_name()
     return f'{card}, driver {driver}, torch {torch.__version__}, {os.cpu_count()} cores'
+
+
+def peak_gb():
+    "The most memory that this process has had. (`ru_maxrss` begins with its parent's.)"
+    return int(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0]) / 1e6
 
 
 def show(figure, value, unit, against, target=None, better=None):

@@ -2,7 +2,6 @@
 SciPy's exact one."""
 
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from figures import show
+from figures import peak_gb, show
 from scipy import ndimage as ndi
 
 from ipb_nb.growth import OVERLAP
@@ -32,7 +31,7 @@ if sys.argv[1:] == ['frame']:  # in a process of its own: only its memory counts
     p, states = late_frame()
     start = time.perf_counter()
     draw_frame(p, states, 'P1-A1', 1)
-    print(time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
+    print(time.perf_counter() - start, peak_gb())
     sys.exit()
 
 cv2.setNumThreads(1)
