@@ -6,6 +6,7 @@
 __all__ = ['KILLED', 'in_processes', 'dask_client', 'on_dask']
 
 # %% ../nbs/01_jobs.ipynb #48b01c31
+import os
 import tempfile
 import warnings
 from contextlib import ExitStack, contextmanager
@@ -21,7 +22,8 @@ from .core import InputError
 KILLED = 'the process was killed, three times (out of memory?)'  # the reason to give for a job without a result
 
 
-def _to_file(folder, work, k, job):
+def _to_file(folder, here, work, k, job):
+    os.chdir(here)  # (the process may have been started by an earlier call, from another folder)
     joblib.dump(work(job), folder / str(k))
     return k
 
@@ -39,6 +41,7 @@ def _pool(workers, in_order, alone):
         n_jobs=max(workers, 2),
         pre_dispatch=1 if alone else 2 * workers,
         return_as='generator' if in_order else 'generator_unordered',
+        idle_worker_timeout=60,
     )
 
 # %% ../nbs/01_jobs.ipynb #b65b1cc1
@@ -57,7 +60,7 @@ def in_processes(
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as d:
         while left:
             alone = deaths > 1
-            calls = [joblib.delayed(_to_file)(Path(d), work, k, job) for k, job in left.items()]
+            calls = [joblib.delayed(_to_file)(Path(d), os.getcwd(), work, k, job) for k, job in left.items()]
             try:
                 for k in _pool(workers, in_order, alone)(calls):
                     yield left.pop(k), _from_file(Path(d) / str(k))
@@ -65,8 +68,9 @@ def in_processes(
                 deaths += 1
                 if alone:
                     yield left.pop(next(iter(left))), None
-            finally:
+            except BaseException:
                 get_reusable_executor(reuse=True).shutdown(wait=False)
+                raise
 
 # %% ../nbs/01_jobs.ipynb #2d0f3a48
 def _slurm(jobs, processes):

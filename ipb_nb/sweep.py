@@ -34,7 +34,16 @@ from .checkpoint import in_words
 from .config import ExperimentConfig
 from .core import InputError, command, read_json, write_csv, write_json
 from .dataset import ColonyDataset
-from .experiment import check_parameters, check_run, differs, environment, run_notebook, run_state, train_notebook
+from ipb_nb.experiment import (
+    check_parameters,
+    check_run,
+    differs,
+    environment,
+    kernel_ahead,
+    run_notebook,
+    run_state,
+    train_notebook,
+)
 from .jobs import dask_client
 from .patch import patch_scales
 from .run import damaged
@@ -295,7 +304,8 @@ def _process(job):
     f = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for fd in (1, 2):
         os.dup2(f, fd)
-    os._exit(execute(*job))
+    with kernel_ahead():
+        os._exit(execute(*job))
 
 # %% ../nbs/34_sweep.ipynb #4ce7d93c
 class _Jobs:
@@ -333,7 +343,9 @@ def _in_processes(jobs, workers):
     from ipb_nb.sweep import _process as process
 
     context, todo, ended = multiprocessing.get_context('forkserver'), _Jobs(jobs), queue.SimpleQueue()
-    context.set_forkserver_preload(['ipb_nb.sweep'])  # (so that a process starts with everything imported)
+    context.set_forkserver_preload(
+        ['ipb_nb.sweep', 'papermill', 'ipykernel.kernelapp', 'timm']
+    )  # (so that a process starts with everything imported)
     running, over = {}, threading.Event()
 
     def work(slot):

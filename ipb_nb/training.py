@@ -411,7 +411,7 @@ def _time_stages(self: Training, n: dict, steps: int):
             learn.remove_cbs([*self.method.untimed, *(self.cbs or [])])
             if self.features:
                 time_steps(learn, 1)  # (remembers the views)
-            seconds[stage] = time_steps(learn, min(steps, max(n[stage] // 5, 4)))
+            seconds[stage] = time_steps(learn, min(steps, max(n[stage] // 20, 4)))
             flops[stage] = _flops(partial(time_steps, learn, 1)) / 2  # (it takes two)
     return seconds, flops
 

@@ -157,7 +157,7 @@ def driver():
 def processes():
     "Processes that have imported everything already."
     context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['ipb_nb.experiment'])
+    context.set_forkserver_preload(['ipb_nb.experiment', 'timm'])
     return context
 
 

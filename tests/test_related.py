@@ -25,12 +25,12 @@ from ipb_nb.training import Training, run_loaders
 ROOT = Path(__file__).parent.parent
 TOY = dict(
     scales='32',
-    steps=120,
+    steps=84,
     epochs=6,
-    pretrain_epochs=12,
+    pretrain_epochs=10,
     finetune=2,
     batch_size=16,
-    pairs=96,
+    pairs=48,
     mu=3,
     threads=1,
     threshold=0.8,
@@ -38,7 +38,7 @@ TOY = dict(
     ema=0.9,
 )
 PRETEXT = [m for m in METHODS if 'pretext' in METHODS[m].stages]
-SHORT = TOY | dict(steps=18, epochs=3, pretrain_epochs=3, generations=2)
+SHORT = TOY | dict(steps=12, pairs=24, epochs=3, pretrain_epochs=3, generations=2)
 
 
 @pytest.fixture(scope='module')
@@ -114,13 +114,13 @@ def test_same_budget(toy, tmp_path):
     ds = ColonyDataset(toy)
     dls = {m: Training(c, ds, run_loaders(c, ds), tmp_path / m).dls for m, c in cfgs.items()}
     main = {m: 'pretext' if m in PRETEXT else 'student' for m in cfgs}
-    assert {len(dls[m][main[m]].train) * c.epochs for m, c in cfgs.items()} == {120}
+    assert {len(dls[m][main[m]].train) * c.epochs for m, c in cfgs.items()} == {84}
     assert {c.stage_epochs['student'] for m, c in cfgs.items() if m != 'clustering'} == {6}
-    assert [dls[m]['pretext'].train.bs for m in PRETEXT] == [96] * 4
+    assert [dls[m]['pretext'].train.bs for m in PRETEXT] == [48] * 4
     assert dls['fixmatch']['student'].train.bs == 3 * 16
     per_epoch = len(dls['simclr']['finetune'].train)
     # as many batches of L as IPB's teacher, rounded up to whole epochs
-    assert len(dls['simclr']['student'].train) * 6 == -(-12 * per_epoch // 6) * 6
+    assert len(dls['simclr']['student'].train) * 6 == -(-10 * per_epoch // 6) * 6
 
 
 def test_u_is_needed(toy, tmp_path):
