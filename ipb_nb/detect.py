@@ -58,7 +58,16 @@ from .jobs import KILLED, dask_client, in_processes, on_dask
 from .layouts import frame_counts
 from .planes import checked_z
 from .outlines import labels_tiff, read_outlines, rois_zip
-from .segment import DETECTION, FLAGS, colony_mask, find_colonies, frame_quality, relabelled, skipped_flags
+from ipb_nb.segment import (
+    DETECTION,
+    DETECTION_PRESETS,
+    FLAGS,
+    colony_mask,
+    find_colonies,
+    frame_quality,
+    relabelled,
+    skipped_flags,
+)
 from .simulate import simulate_annotators
 from .track import composition_label, track_well
 
@@ -260,14 +269,11 @@ def _check_listed(raw, frames, failures, bad, truth, allow_gaps, resample):
         raise InputError(raw, '; '.join(reasons), 'frames that belong together', 'See all of them with --list.')
 
 # %% ../nbs/13_detect.ipynb #e0b156de
-_PRESETS = ['texture', 'standard', 'paper']
-
-
 def _checked(settings, frames, margin, scale):
     "The settings of `DETECTION` in pixels; impossible ones are an `InputError`."
     s = DETECTION | settings
-    if s['preset'] not in _PRESETS:
-        raise InputError('preset', s['preset'], ', '.join(_PRESETS), 'Choose one of them.')
+    if s['preset'] not in DETECTION_PRESETS:
+        raise InputError('preset', s['preset'], ', '.join(DETECTION_PRESETS), 'Choose one of them.')
     if s['preset'] == 'texture' and s['refine']:
         do = 'Leave it out: outlines by texture are close already; or choose --preset standard, or paper.'
         raise InputError('refine', 'preset texture', 'preset standard or paper', do)
@@ -697,7 +703,7 @@ def _print_summary(ds, contact_sheet):
         'Labels': 'classes truth annotators seed outlines labels',
         'Work': 'contact_sheet allow_gaps workers dask resume',
     },
-    choices=dict(preset=_PRESETS, scale=['experiment', 'image']),
+    choices=dict(preset=DETECTION_PRESETS, scale=['experiment', 'image']),
 )
 @delegates(detect_dataset, but='resample')
 def ipb_detect(

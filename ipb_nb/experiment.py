@@ -329,6 +329,7 @@ def _write(training, tested, networks):
         margin=ds.margin,
         intensity=ds.info.get('intensity'),
         detection=ds.info.get('detection'),
+        colonies_per_frame=round(len(ds) / ds.colonies.source.nunique(), 2) if 'detection' in ds.info else None,
         confusion=metrics['student']['confusion'],
         trust=trust,
     )

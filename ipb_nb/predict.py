@@ -34,7 +34,7 @@ from .jobs import KILLED, dask_client, in_processes, on_dask
 from .metric import class_shares
 from .patch import check_scale
 from .planes import checked_z
-from .segment import DETECTION
+from .segment import DETECTION, DETECTION_PRESETS
 from .student import Student, load_student, rescaled
 from .timecourse import RESERVED
 
@@ -183,9 +183,9 @@ _NO_SIZE = 'Areas are in px²: the pixel size of the images is not known.'
 # %% ../nbs/53_predict.ipynb #d1752507
 def _adopt(student, ds, images, pixel_size, unscaled, departures):
     "An existing dataset: it, the factor by which its colonies are to be scaled, and the area of its pixels."
-    if ds.classes != student.classes:
+    if ds.classes != student.classes and ds.labels().label.ne('').any():
         found, expected = (', '.join(o.classes) for o in (ds, student))
-        do = 'Take the model that was trained for these classes.'
+        do = 'Take the model that was trained for these classes, or a dataset without labels.'
         raise InputError(images / 'dataset.json', f'the classes {found}', f'those of the model: {expected}', do)
     size, factor = pixel_size or ds.pixel_size, 1.0
     _check_sizes(size, student.pixel_size, unscaled, images)
@@ -200,6 +200,28 @@ def _adopt(student, ds, images, pixel_size, unscaled, departures):
     check_scale(ds, ds.colonies.index, int(np.ceil(student.side / factor)), student.small)
     return ds, factor, (size or 1) ** 2
 
+# %% ../nbs/53_predict.ipynb #fewmany2
+_OFTEN = 10  # times as many colonies per frame as in training, or as few, are no chance
+
+
+def _found_too_few_or_many(student, n, frames):
+    "A sentence where frames hold far fewer or more colonies than in training: `n` in so many frames."
+    known = student.info.get('colonies_per_frame')  # (older models do not say)
+    if not known or 1 / _OFTEN <= n / frames / known <= _OFTEN:
+        return []
+    return [
+        f'{n / frames:.2g} colonies per frame were found ({n} in {frames}), in training {known:g}: '
+        'look at the overlays, and find others with --detect_preset or --min_area, or give --outlines.'
+    ]
+
+
+def _check_detects_nothing(images, detecting):
+    "Settings of the detection are for raw images."
+    if asked := [k for k, v in detecting.items() if v is not None]:
+        name = asked[0].replace('preset', 'detect_preset')
+        do = 'Leave it out: the colonies of a dataset are there already; or give the raw images.'
+        raise InputError(name, f'it with {images}, a dataset', 'raw images', do)
+
 # %% ../nbs/53_predict.ipynb #a4557c39
 def _frame_departures(student, frames, bad, settings, unscaled):
     "Frames that are missing, standard parameters, and frames at another pixel size."
@@ -211,7 +233,10 @@ def _frame_departures(student, frames, bad, settings, unscaled):
         unknown = frames.pixel_size.isna().to_numpy()
         _check_sizes(not unknown.any(), student.pixel_size, unscaled, frames.source[unknown.argmax()])
     if not settings:
-        yield "The model's colonies were imported, not detected: new ones are found with the standard parameters."
+        yield (
+            "The model's colonies were imported, not detected: new ones are found with the standard parameters. "
+            'Others can be given with --detect_preset, --min_area and --refine, or outlines with --outlines.'
+        )
     for size in [] if unscaled else frames.pixel_size.dropna().unique():
         if abs(size / student.pixel_size - 1) > 0.01:
             yield (
@@ -220,12 +245,20 @@ def _frame_departures(student, frames, bad, settings, unscaled):
             )
 
 # %% ../nbs/53_predict.ipynb #16d72c9c
-def _detect(student, frames, bad, images, out, pixel_size, unscaled, listing, departures, resume, **work):
-    "A dataset of the colonies in raw frames, the factor 1, and the area of its pixels."
-    known = student.info['detection'] or {}
+def _settings(student, detecting):
+    "How training found its colonies, but for what is asked for: arguments of `detect_dataset`."
+    known, asked = student.info['detection'] or {}, {k: v for k, v in detecting.items() if v is not None}
     settings = {k: v for k, v in known.items() if k in (*DETECTION, 'scale', 'flat_field')}
-    departures += _frame_departures(student, frames, bad, settings, unscaled)
-    cells = out / 'cells'
+    if 'preset' in asked:
+        settings.pop('refine', None)  # of the other preset
+    return settings | asked
+
+
+def _detect(student, frames, bad, images, out, pixel_size, unscaled, listing, detecting, departures, resume, **work):
+    "A dataset of the colonies in raw frames, the factor by which they are to be scaled, and the area of its pixels."
+    settings, cells = _settings(student, detecting), out / 'cells'
+    along = settings.get('outlines')
+    departures += _frame_departures(student, frames, bad, settings, unscaled or along)
     ds = detect_dataset(
         images,
         cells,
@@ -233,15 +266,18 @@ def _detect(student, frames, bad, images, out, pixel_size, unscaled, listing, de
         margin=max(student.margin, student.side // 2),
         resume=resume or (cells / '.detect').exists() or (cells / 'colonies.csv').exists(),
         allow_gaps=True,
-        resample=None if unscaled else student.pixel_size,
+        resample=None if unscaled or along else student.pixel_size,
         pixel_size=0 if unscaled and pixel_size is None else pixel_size,
         **work,
         **listing,
         **settings,
     )
+    departures += _found_too_few_or_many(student, len(ds), len(frames))
     intensity = student.info['intensity']
     if intensity and ds.info['intensity'] != intensity:
         departures.append(f"Grey levels: {ds.info['intensity']}; in training: {intensity}.")
+    if along:
+        return _adopt(student, ds, images, pixel_size, unscaled, departures)
     if not ds.pixel_size:
         departures.append(_NO_SIZE)
     return ds, 1.0, (ds.pixel_size or 1) ** 2
@@ -458,7 +494,7 @@ def _same_task(out, asked, resume):
             raise InputError(out, 'an existing file or folder', 'a new or empty folder', 'Choose another --out.')
         write_json(asked | dict(state='running'), f)
         return False
-    known = dict(prior='equal') | read_json(f)
+    known = dict(prior='equal', refine=False) | read_json(f)
     for k, value in asked.items():
         if known.get(k) != value:
             do = 'Choose another --out, or ask for the same.'
@@ -501,16 +537,20 @@ def _check_classes(classes):
         raise InputError('classes', min(odd), expected, 'These are columns of the tables.')
 
 # %% ../nbs/53_predict.ipynb #11182365
-def _start(student, images, content, out, prior, stride, pixel_size, unscaled, listing, workers, dask, resume):
+def _start(
+    student, images, content, out, prior, stride, pixel_size, unscaled, listing, detecting, workers, dask, resume
+):
     "Find and classify all colonies and write their tables; the departures, the dataset, how many frames are left."
     departures, work = [], dict(workers=workers, dask=dask)
     try:
         if isinstance(content, ColonyDataset):
+            _check_detects_nothing(images, detecting)
             ds, factor, area = _adopt(student, content, images, pixel_size, unscaled, departures)
         else:
-            how = pixel_size, unscaled, listing, departures, resume
+            how = pixel_size, unscaled, listing, detecting, departures, resume
             ds, factor, area = _detect(student, *content, images, out, *how, **work)
     except NoColonies:
+        departures += _found_too_few_or_many(student, 0, len(content[0]))
         _write_tables(student, None, out, departures, pd.DataFrame(), [], np.zeros(256), {})
         return departures, None, 0
     except InputError:
@@ -546,6 +586,10 @@ def predict(
     resume: bool = False,  # continue an interrupted prediction
     pixel_size: float = None,  # µm, instead of what the images say
     unscaled: bool = False,  # compare pixel for pixel where a pixel size is not known
+    detect_preset: str = None,  # texture, standard or paper, instead of how training found its colonies
+    min_area: int | str = None,  # of a colony, instead of that in training: px, or 1280um2
+    refine: bool = False,  # with preset standard or paper: closer outlines and faint colonies
+    outlines: str = None,  # folder of label images or ROI zips: cut along them instead of detecting
     pattern: str = None,  # regular expression for paths; named groups: well, site, channel, z, time … (10_layouts)
     layout: str = None,  # rule for names: incucyte, imagexpress, … (10_layouts), plain: none; default: guessed
     channel: int = None,  # number of the channel, of several, from 0
@@ -558,6 +602,7 @@ def predict(
     out, images = Path(out), Path(images)
     _check_arguments(images, out, workers, stride, prior)
     listing = dict(pattern=pattern, layout=layout, channel=channel, z=checked_z(z), interval_h=interval_h)
+    detecting = dict(preset=detect_preset, min_area=min_area, refine=refine or None, outlines=outlines)
     student = load_student(model)
     _check_classes(student.classes)
     content, groups, fingerprint = _look_up(images, pixel_size, listing)
@@ -565,8 +610,10 @@ def predict(
     weights = sha256(student.path / 'student.safetensors')
     asked = dict(model_sha256=weights, images=os.path.relpath(images, out), images_sha256=fingerprint)
     asked |= dict(prior=prior, stride=stride, pixel_size=pixel_size, unscaled=unscaled, **listing)
+    asked |= dict(detect_preset=detect_preset, min_area=min_area, refine=refine)
+    asked['outlines'] = outlines and os.path.relpath(outlines, out)
     if not _same_task(out, asked, resume):
-        how = prior, stride, pixel_size, unscaled, listing, workers, dask, resume
+        how = prior, stride, pixel_size, unscaled, listing, detecting, workers, dask, resume
         departures, ds, left = _start(student, images, content, out, *how)
         result = dict(
             state='unfinished' if left else 'done',
@@ -636,12 +683,13 @@ def against_truth(
     'ipb-predict run raw --out answers --conditions wells.csv',
     groups={
         'Images': 'pixel_size unscaled layout pattern channel z interval_h',
+        'Colonies': 'detect_preset min_area refine outlines',
         'Classes': 'prior',
         'Comparison': 'conditions control since audit min_colonies',
         'Work': 'stride workers dask',
         'Output': 'out resume',
     },
-    choices=dict(prior=_PRIORS),
+    choices=dict(prior=_PRIORS, detect_preset=DETECTION_PRESETS),
 )
 @delegates(predict)
 def ipb_predict(

@@ -71,9 +71,10 @@ def _detection_words(detection, um):
     "How the colonies were found."
     area = px_and_um(detection['min_area'], um, 2)
     flat = ', and flat-field correction' if detection.get('flat_field') else ''
+    by = 'the standard deviation' if detection.get('preset') == 'texture' else 'the entropy'
     return (
-        f"Colonies were detected with a blur of {detection['blur']} px, an entropy radius of {detection['radius']} px, "
-        f"an opening of {detection['open_radius']} px and a minimum area of {area}{flat}."
+        f"Colonies were detected by {by} of grey levels within {detection['radius']} px, after a blur of "
+        f"{detection['blur']} px, with an opening of {detection['open_radius']} px and a minimum area of {area}{flat}."
     )
 
 

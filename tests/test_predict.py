@@ -515,3 +515,54 @@ def test_an_older_model_has_no_bias(run, tmp_path):
     longhand = before * np.exp(info['trust']['bias'])
     expected = longhand / longhand.sum(1, keepdims=True)
     assert np.allclose(load_student(tmp_path / 'run').look(patches)[0], expected, atol=1e-5)
+
+
+def changed(run, to, **fields):
+    "A copy of a run whose model.json says something else."
+    shutil.copytree(run, to)
+    write_json(read_json(to / 'model.json') | fields, to / 'model.json')
+    return to
+
+
+def departures(out):
+    return ' '.join(read_json(out / 'prediction.json')['departures'])
+
+
+def test_colonies_can_be_found_otherwise_than_in_training(run, exp, answers, tmp_path):
+    raw, model = exp.path / 'raw', changed(run, tmp_path / 'model', colonies_per_frame=200)
+    assert 'Others can be given with --detect_preset' in departures(answers)
+    predict(model, raw, tmp_path / 'out', detect_preset='paper', min_area='2560um2')
+    info = read_json(tmp_path / 'out' / 'cells' / 'dataset.json')
+    assert (info['detection']['preset'], info['detection']['min_area']) == ('paper', 4000)
+    n = len(pd.read_csv(tmp_path / 'out' / 'colonies.csv'))
+    assert f'{n / 18:.2g} colonies per frame were found ({n} in 18), in training 200' in departures(tmp_path / 'out')
+    assert 'colonies per frame' not in departures(answers)  # (that model does not differ)
+    with pytest.raises(InputError, match='min_area: found 4000um2|min_area 2560um2; expected min_area 4000um2'):
+        predict(model, raw, tmp_path / 'out', detect_preset='paper', min_area='4000um2')
+
+
+def test_what_training_detected_with_is_kept_but_for_what_is_asked(run, exp, tmp_path):
+    trained = dict(preset='standard', refine=True, min_area=3000, blur=5)
+    model = changed(run, tmp_path / 'model', detection=trained)
+    predict(model, exp.path / 'raw', tmp_path / 'out', detect_preset='texture')
+    found = read_json(tmp_path / 'out' / 'cells' / 'dataset.json')['detection']
+    assert [found[k] for k in ('preset', 'refine', 'min_area', 'blur')] == ['texture', False, 3000, 5]
+
+
+def test_along_given_outlines(run, exp, answers, tmp_path):
+    labels = answers / 'cells' / 'outlines' / 'labels'
+    predict(run, exp.path / 'raw', tmp_path / 'out', outlines=labels)
+    ours, theirs = (pd.read_csv(d / 'colonies.csv').set_index('colony_id') for d in (tmp_path / 'out', answers))
+    assert sorted(ours.index) == sorted(theirs.index)
+    assert (ours.predicted == theirs.predicted[ours.index]).all()
+
+
+def test_a_dataset_without_labels_may_have_other_classes(run, few, tmp_path):
+    ds = few('cells', 12)
+    write_json(read_json(ds.path / 'dataset.json') | dict(classes=['one', 'other']), ds.path / 'dataset.json')
+    table = pd.read_csv(ds.table, dtype=str, keep_default_na=False)
+    table.assign(label='').to_csv(ds.table, index=False)
+    predict(run, ds.path, tmp_path / 'out')
+    assert set(pd.read_csv(tmp_path / 'out' / 'colonies.csv').predicted) <= set(CLASSES)
+    with pytest.raises(InputError, match='min_area: found it with .*cells, a dataset; expected raw images'):
+        predict(run, ds.path, tmp_path / 'again', min_area=100)

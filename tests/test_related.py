@@ -25,7 +25,7 @@ from ipb_nb.training import Training, run_loaders
 ROOT = Path(__file__).parent.parent
 TOY = dict(
     scales='32',
-    steps=84,
+    steps=102,
     epochs=6,
     pretrain_epochs=10,
     finetune=2,
@@ -114,7 +114,7 @@ def test_same_budget(toy, tmp_path):
     ds = ColonyDataset(toy)
     dls = {m: Training(c, ds, run_loaders(c, ds), tmp_path / m).dls for m, c in cfgs.items()}
     main = {m: 'pretext' if m in PRETEXT else 'student' for m in cfgs}
-    assert {len(dls[m][main[m]].train) * c.epochs for m, c in cfgs.items()} == {84}
+    assert {len(dls[m][main[m]].train) * c.epochs for m, c in cfgs.items()} == {102}
     assert {c.stage_epochs['student'] for m, c in cfgs.items() if m != 'clustering'} == {6}
     assert [dls[m]['pretext'].train.bs for m in PRETEXT] == [48] * 4
     assert dls['fixmatch']['student'].train.bs == 3 * 16
