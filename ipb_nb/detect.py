@@ -441,7 +441,7 @@ def _detect_all(dest, jobs, workers, dask, failures):
 
 # %% ../nbs/13_detect.ipynb #221020cc
 _ROW = ['number', 'colony_id', 'label', 'area_px', 'touches_border', *BOX]
-_QUALITY = ['focus', 'background', 'saturation', 'foreground', 'shift_y_px', 'shift_x_px', 'colonies', 'flag']
+_QUALITY = 'focus background saturation foreground shift_y_px shift_x_px shift_error colonies flag'.split()
 
 
 def _follow(dest, sheets, well):
@@ -450,9 +450,9 @@ def _follow(dest, sheets, well):
     records = [read_json(dest / '.detect' / f'{stem}.json') for stem in frames.stem]
     thumbs = [dest / '.detect' / f'{stem}.npz' for stem in frames.stem]
     tables = [pd.DataFrame(r['rows'], columns=_ROW) for r in records]
-    tables, moved = track_well(group, list(zip(tables, thumbs)))
+    tables, moved, error = track_well(group, list(zip(tables, thumbs)))
     quality = pd.DataFrame([r['quality'] for r in records], index=frames.index)
-    frames = frames.assign(**quality, shift_y_px=moved[:, 0], shift_x_px=moved[:, 1])
+    frames = frames.assign(**quality, shift_y_px=moved[:, 0], shift_x_px=moved[:, 1], shift_error=error)
     if sheets:
         fig = contact_sheet(frames, tables, thumbs, group)
         with atomic_path(dest / 'contact_sheets' / f'{group}.png') as tmp:
@@ -679,14 +679,20 @@ def _kept_or_not(flag, skipped):
     return f'; searched all the same, --skip "{",".join(own)}" leaves them out' if own else ''
 
 # %% ../nbs/13_detect.ipynb #03b669d2
+def _first_ones(sources):
+    return ', '.join(sources[:3]) + ', …' * (len(sources) > 3)
+
+
 def _print_summary(ds, contact_sheet):
     "Classes, flags, failures and totals of a new dataset."
     quality = read_table(ds.path / 'qc.csv', ['source', 'flag'])
     skipped = skipped_flags(DETECTION | ds.info.get('detection', {}))
     print(ds.counts.to_string())
     for flag, sources in quality[quality.flag.ne('')].groupby('flag').source:
-        shown = f'{", ".join(sources[:3])}{", …" * (len(sources) > 3)}'
-        print(f'{flag}: {len(sources)} frames ({shown}){_kept_or_not(flag, skipped)}')
+        print(f'{flag}: {len(sources)} frames ({_first_ones(sources)}){_kept_or_not(flag, skipped)}')
+    lost = quality.source[quality.shift_error.eq('1.0')] if 'shift_error' in quality else []
+    if len(lost):
+        print(f'fits nowhere on the frame before: {len(lost)} frames ({_first_ones(lost)}); taken as not moved')
     for f in ds.failures.itertuples():
         print(f'{f.kind}: {f.reason}')
     tracks = ds.colonies.track_id.nunique()

@@ -102,13 +102,14 @@ def _detail(im):
 def registered(
     before: np.ndarray,  # uint8 (h, w) small picture
     after: np.ndarray,  # uint8 (h, w), the same of the next frame
-) -> np.ndarray:  # (2,) pixels down and right that `after` has moved
+) -> tuple:  # (2,) pixels down and right that `after` has moved; the error, from 0 (alike) to 1 (nothing fits)
     "The shift between two frames, to a tenth of a pixel; zero where nothing fits (Guizar-Sicairos et al., 2008)."
     if before.shape != after.shape:
-        return np.zeros(2)
+        return np.zeros(2), 1.0
     a, b = _detail(before), _detail(after)
-    shift = -phase_cross_correlation(a, b, upsample_factor=10, normalization=None)[0]
-    return shift if np.abs(shift).max() < min(before.shape) / 8 else np.zeros(2)
+    shift, error, _ = phase_cross_correlation(a, b, upsample_factor=10, normalization=None)
+    fits = np.abs(shift).max() < min(before.shape) / 8
+    return (-shift, float(error)) if fits else (np.zeros(2), 1.0)
 
 # %% ../nbs/07_track.ipynb #e856b21f
 def _read_thumbs(thumbs):
@@ -120,16 +121,17 @@ def _read_thumbs(thumbs):
 def track_well(
     group: str,  # start of the track ids
     frames: list,  # in order: (table of colonies, npz file with step, labels and picture, or its bytes)
-) -> tuple:  # list of tables with track_id, parent_ids, event; (n, 2) shift since the first frame in px
-    "Follow the colonies of a well over its frames."
-    moved, total, before, own = [], np.zeros(2), None, []
+) -> tuple:  # tables with track_id, parent_ids, event; (n, 2) shift since the first frame in px; (n,) its error
+    "Follow the colonies of a well over its frames. The error is that against the frame before, NaN in the first."
+    moved, errors, total, before, own = [], [], np.zeros(2), None, []
     for df, thumbs in frames:
         step, labels, picture = _read_thumbs(thumbs)
-        if before is not None:
-            total = total + registered(before, picture) * step
+        shift, error = (np.zeros(2), np.nan) if before is None else registered(before, picture)
+        total = total + shift * step
         moved.append(total)
+        errors.append(error)
         before = picture
         y, x = np.nonzero(labels)
         place = np.round((np.stack([y, x], 1) * step - total) / step).astype(np.int64)
         own.append((df, pd.DataFrame(dict(id=place[:, 0] * 10**6 + place[:, 1], number=labels[y, x]))))
-    return track_colonies(own, group), np.round(moved, 1)
+    return track_colonies(own, group), np.round(moved, 1), np.round(errors, 3)

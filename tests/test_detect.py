@@ -704,3 +704,16 @@ def test_the_list_of_a_folder_in_which_all_is_bad(tmp_path):
     said = subprocess.run([IPB_DETECT, tmp_path, '--list'], capture_output=True, text=True)
     assert said.returncode == 1 and 'bad file: a.tif: found 200 bytes' in said.stdout
     assert 'no frame that can be read; the first: a.tif' in said.stderr and 'Traceback' not in said.stderr
+
+
+def test_a_frame_that_fits_nowhere_is_named(frame, tmp_path, capsys):
+    "The stage has moved too far: the error of the registration is 1, and the shift is not believed."
+    moved = [frame, np.roll(frame, (2, -3), (0, 1)), np.roll(frame, (340, 420), (0, 1))]
+    (tmp_path / 'raw' / 'A1').mkdir(parents=True)
+    for t, image in enumerate(moved):
+        tifffile.imwrite(tmp_path / 'raw' / 'A1' / f'{t:03d}.tif', image)
+    detect.ipb_detect(str(tmp_path / 'raw'), str(tmp_path / 'cells'), pixel_size=0.8, interval_h=1)
+    qc = pd.read_csv(tmp_path / 'cells' / 'qc.csv')
+    assert np.isnan(qc.shift_error[0]) and qc.shift_error[1] < 0.2 and qc.shift_error[2] == 1
+    assert np.abs(qc[['shift_y_px', 'shift_x_px']].values[1:] - [2, -3]).max() < 1
+    assert 'fits nowhere on the frame before: 1 frames (A1/002.tif)' in capsys.readouterr().out
