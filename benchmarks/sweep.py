@@ -18,7 +18,7 @@ from ipb_nb.core import read_json, write_json
 from ipb_nb.experiment import train_notebook
 from ipb_nb.simulate import simulate_dataset
 from ipb_nb.split import save_split
-from ipb_nb.sweep import read_grid, sweep
+from ipb_nb.sweep import _PRELOADED, read_grid, sweep
 
 TINY = dict(pretrain_epochs=4, epochs=6, steps=120, batch_size=16, scales=64, finetune=1, ema=0, threads=1)
 
@@ -51,7 +51,7 @@ def by_papermill(runs, data, out):
 def first_process():
     "What a sweep's first process waits for: a server that has everything imported."
     context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['ipb_nb.sweep'])
+    context.set_forkserver_preload(_PRELOADED)
     p = context.Process(target=time.sleep, args=(0,))
     p.start()
     p.join()

@@ -690,7 +690,7 @@ def _print_summary(ds, contact_sheet):
     print(ds.counts.to_string())
     for flag, sources in quality[quality.flag.ne('')].groupby('flag').source:
         print(f'{flag}: {len(sources)} frames ({_first_ones(sources)}){_kept_or_not(flag, skipped)}')
-    lost = quality.source[quality.shift_error.eq('1.0')] if 'shift_error' in quality else []
+    lost = quality.source[pd.to_numeric(quality.shift_error).eq(1)] if 'shift_error' in quality else []
     if len(lost):
         print(f'fits nowhere on the frame before: {len(lost)} frames ({_first_ones(lost)}); taken as not moved')
     for f in ds.failures.itertuples():

@@ -34,17 +34,9 @@ from .checkpoint import in_words
 from .config import ExperimentConfig
 from .core import InputError, command, read_json, write_csv, write_json
 from .dataset import ColonyDataset
-from ipb_nb.experiment import (
-    check_parameters,
-    check_run,
-    differs,
-    environment,
-    kernel_ahead,
-    run_notebook,
-    run_state,
-    train_notebook,
-)
+from .experiment import check_parameters, check_run, differs, run_notebook, run_state, train_notebook
 from .jobs import dask_client
+from .kernel import environment, kernel_ahead
 from .patch import patch_scales
 from .run import damaged
 from .training import estimate_run
@@ -337,15 +329,16 @@ class _Jobs:
         return not again
 
 # %% ../nbs/34_sweep.ipynb #c0d88cd2
+_PRELOADED = ['ipb_nb.sweep', 'papermill', 'ipykernel.kernelapp', 'timm']  # a run's process starts with them imported
+
+
 def _in_processes(jobs, workers):
     "Do the jobs; yield their names as they end, and None now and then so that the bar can be drawn."
     # (other processes cannot find a function that a notebook defines)
     from ipb_nb.sweep import _process as process
 
     context, todo, ended = multiprocessing.get_context('forkserver'), _Jobs(jobs), queue.SimpleQueue()
-    context.set_forkserver_preload(
-        ['ipb_nb.sweep', 'papermill', 'ipykernel.kernelapp', 'timm']
-    )  # (so that a process starts with everything imported)
+    context.set_forkserver_preload(_PRELOADED)
     running, over = {}, threading.Event()
 
     def work(slot):

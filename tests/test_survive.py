@@ -8,11 +8,14 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import nbformat
 import pandas as pd
+import psutil
 import pytest
 import torch
 from fastai.callback.core import Callback
@@ -23,6 +26,7 @@ from safetensors.torch import load_file
 from ipb_nb.config import ExperimentConfig
 from ipb_nb.core import InputError
 from ipb_nb.experiment import run_notebook, run_state, train, train_in_notebook
+from ipb_nb.kernel import execute_notebook, kernel_ahead
 
 BIN = Path(sys.executable).parent
 FILES = {
@@ -280,3 +284,50 @@ def test_a_run_takes_the_kernel_of_its_own_python(tiny, tmp_path, monkeypatch):
     run_notebook(ExperimentConfig(**tiny), tmp_path, tmp_path / 'run', tmp_path / 'mine.ipynb')
     cells = nbformat.read(tmp_path / 'run' / 'train.ipynb', 4).cells
     assert [o.text.strip() for c in cells for o in c.get('outputs', [])] == [sys.executable]
+
+
+def in_a_notebook(folder, ahead):
+    "Execute a notebook that says what its kernel has imported already, after a copy was made or not."
+    said = "import os, sys; print('timm' in sys.modules, os.environ['OMP_NUM_THREADS'])"
+    cells = [nbformat.v4.new_code_cell(o) for o in (said, 'import matplotlib.pyplot as plt; plt.plot([1]); plt.show()')]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / 'mine.ipynb')
+    with kernel_ahead() if ahead else nullcontext():
+        execute_notebook(folder / 'mine.ipynb', folder / 'done.ipynb', {}, 1)
+
+
+@pytest.mark.parametrize('ahead', [True, False])
+def test_a_kernel_is_a_copy_of_a_process_that_asks_for_it(processes, tmp_path, ahead):
+    "It has imported what that has, and draws into the notebook all the same."
+    p = processes.Process(target=in_a_notebook, args=(tmp_path, ahead))
+    p.start()
+    p.join()
+    assert p.exitcode == 0
+    text, picture = (c.outputs[-1] for c in nbformat.read(tmp_path / 'done.ipynb', 4).cells)
+    assert text.text.split() == [str(ahead and sys.platform == 'linux'), '1'] and 'image/png' in picture.data
+
+
+def copies(folder):
+    "What is left of a copy that no notebook needed."
+    with kernel_ahead():
+        (copy,) = psutil.Process().children()
+    psutil.wait_procs([copy], 10)
+    (folder / 'left').write_text(str(copy.is_running() and copy.status() != psutil.STATUS_ZOMBIE))
+
+
+def test_a_copy_that_is_not_needed_ends(processes, tmp_path):
+    p = processes.Process(target=copies, args=(tmp_path,))
+    p.start()
+    p.join()
+    assert p.exitcode == 0 and (tmp_path / 'left').read_text() == 'False'
+
+
+def test_a_process_with_threads_is_not_copied():
+    "Their locks would stay locked in the copy."
+    over = threading.Event()
+    thread = threading.Thread(target=over.wait)
+    thread.start()
+    before = psutil.Process().children()
+    with kernel_ahead():
+        assert psutil.Process().children() == before
+    over.set()
+    thread.join()
