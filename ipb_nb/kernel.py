@@ -24,16 +24,14 @@ from traitlets.config import Config
 @contextmanager
 def environment(**values):
     "Set environment variables for the processes that are started meanwhile."
-    old = {k: os.environ.get(k) for k in values}
+    old = {k: os.environ[k] for k in values if k in os.environ}
     os.environ.update(values)
     try:
         yield
     finally:
-        for k, v in old.items():
-            if v is None:
-                os.environ.pop(k)
-            else:
-                os.environ[k] = v
+        for k in values:
+            os.environ.pop(k)
+        os.environ.update(old)
 
 # %% ../nbs/30_kernel.ipynb #kernfrk2
 _copies = []  # (process, pipe) of a copy of this process that waits to become a kernel
