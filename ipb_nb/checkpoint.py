@@ -14,7 +14,6 @@ import hashlib
 import io
 import json
 import random
-import resource
 import sys
 import time
 from pathlib import Path
@@ -324,6 +323,12 @@ def peak_memory(
     "The most memory that this process has used, of the GPU or of the machine."
     if torch.device(device).type == 'cuda':
         return torch.cuda.max_memory_allocated(device) / 2**30
+    if sys.platform == 'win32':
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset / 2**30
+    import resource
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024) / 2**30
 
 # %% ../nbs/19_checkpoint.ipynb #23811f6c

@@ -130,6 +130,13 @@ def _own_kernel():
     return OwnKernel
 
 # %% ../nbs/30_kernel.ipynb #9191167a
+def _sockets(folder):
+    "Where the kernel is spoken to: files in a folder, or, on Windows, which has none, ports of this machine."
+    if os.name == 'nt':
+        return {'transport': 'tcp'}
+    return {'transport': 'ipc', 'ip': f'{folder}/kernel'}
+
+
 def execute_notebook(
     notebook,  # to execute
     out,  # file to write, also while it runs and when it fails
@@ -147,5 +154,5 @@ def execute_notebook(
             kernel_name='python3',
             kernel_manager_class=_own_kernel(),
             progress_bar=False,
-            config=Config({'KernelManager': {'transport': 'ipc', 'ip': f'{d}/kernel'}}),
+            config=Config({'KernelManager': _sockets(d)}),
         )

@@ -332,13 +332,21 @@ class _Jobs:
 _PRELOADED = ['ipb_nb.sweep', 'papermill', 'ipykernel.kernelapp', 'timm']  # a run's process starts with them imported
 
 
+def _start_method():
+    "How processes are started: from one that has imported everything, or, on Windows, afresh."
+    if os.name == 'nt':
+        return multiprocessing.get_context('spawn')
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(_PRELOADED)
+    return context
+
+
 def _in_processes(jobs, workers):
     "Do the jobs; yield their names as they end, and None now and then so that the bar can be drawn."
     # (other processes cannot find a function that a notebook defines)
     from ipb_nb.sweep import _process as process
 
-    context, todo, ended = multiprocessing.get_context('forkserver'), _Jobs(jobs), queue.SimpleQueue()
-    context.set_forkserver_preload(_PRELOADED)
+    context, todo, ended = _start_method(), _Jobs(jobs), queue.SimpleQueue()
     running, over = {}, threading.Event()
 
     def work(slot):
@@ -687,7 +695,7 @@ def _print_plan(table, workers):
 def _print_results(table, out):
     "Print the table and the errors; runs that are not done are an `InputError`."
     print(_as_text(table[['state', 'recall', 'seconds']]))
-    print(f"{Path(out) / 'results.csv'}; a report: ipb-report {out}")
+    print(Path(out) / 'results.csv')
     for name, error in table.error[table.error != ''].items():
         print(f'{name}: {error}')
     bad = table.index[table.state != 'done']
