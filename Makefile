@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 MAKEFLAGS += --no-print-directory
 root := $(filter 0,$(shell id -u))
 
-.PHONY: help demo lab test test-fast test-long bench gpu format export browser clean
+.PHONY: help demo lab test test-fast test-long bench gpu docs format export browser clean
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | awk -F '\t' '{ printf "make %-10s %s\n", $$1, $$2 }'
@@ -31,6 +31,9 @@ bench: .venv/.stamp  ## the benchmarks, or some: make bench ONLY=demo
 gpu: .venv/.stamp  ## what needs a GPU: does it agree with the CPU, how fast is it, the paper's networks
 	@.venv/bin/python benchmarks/gpu.py
 
+docs: .venv-docs/.stamp  ## the documentation site in _docs/site, without executing anything; its links are checked
+	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python .ci/docs.py
+
 format: .venv/.stamp  ## format notebooks, tests and benchmarks, and list what ruff finds
 	@.venv/bin/ruff format -q && .venv/bin/ruff check
 
@@ -40,9 +43,13 @@ export: .venv/.stamp  ## make ipb_nb/ and README.md from the notebooks
 browser:  ## install the browser that some tests need (Debian, as root)
 	@.ci/browser
 
-clean:  ## remove caches, build folders and runs/demo; .venv stays
+clean:  ## remove caches, build folders and runs/demo; .venv and .venv-docs stay
 	@rm -rf build dist _docs _proc *.egg-info .pytest_cache runs/demo
-	@find . -name .venv -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
+	@find . -name ".venv*" -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
+
+.venv-docs/.stamp: docs/requirements.txt
+	@$${PYTHON:-python3} -m venv .venv-docs && .venv-docs/bin/python -m pip install -q -r docs/requirements.txt
+	@touch .venv-docs/.stamp
 
 .venv/.stamp: constraints.txt settings.ini setup.py
 	@.ci/setup
