@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'CLASSES', 'MULTI_LABEL', 'PALETTE', 'InputError', 'command', 'command_parser', 'CtrlC',
-           'run_command', 'atomic_path', 'write_json', 'write_csv', 'read_json', 'new_folder', 'shipped', 'read_table',
+           'run_command', 'atomic_path', 'write_json', 'write_csv', 'read_json', 'shipped', 'read_table',
            'read_numbers', 'append_csv', 'composed', 'one_channel', 'to_grey8', 'tiff_dtype', 'tiff_pixels',
            'tiff_plane', 'is_tiff', 'read_pixels', 'read_image', 'lossy_format', 'png_bytes', 'write_png', 'in_pixels',
            'stable_hash', 'counter_rng', 'seed_all', 'class_colors']
@@ -157,7 +157,8 @@ def atomic_path(
     "A temporary path that is renamed to `path` on success; after an error it is removed and `path` stays as it was."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.with_name(f'.{path.stem}.{os.getpid()}.partial{path.suffix}')
+    stem = path.stem if len(os.fsencode(path.name)) < 200 else f'{stable_hash(path.stem):x}'  # names have 255 bytes
+    tmp = path.with_name(f'.{stem}.{os.getpid()}.partial{path.suffix}')
     try:
         yield tmp
         os.replace(tmp, path)
@@ -196,26 +197,6 @@ def read_json(
         raise InputError(path, 'no such file', 'a JSON file', 'Check the path.') from None
     except ValueError as e:
         raise InputError(path, f'text that is not JSON ({e})', 'a JSON file', 'Restore it or make it again.') from None
-
-# %% ../nbs/00_core.ipynb #c32591f3
-@contextmanager
-def new_folder(
-    path,  # the folder to make
-    overwrite: bool = False,  # replace an existing folder
-):
-    "A temporary folder that becomes `path` on success. A `path` with content is an `InputError` unless `overwrite`."
-    path = Path(path)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())) and not overwrite:
-        raise InputError(
-            path, 'an existing file or folder', 'a new or empty folder', 'Choose another name, or remove it first.'
-        )
-    with atomic_path(path) as tmp:
-        if tmp.exists():
-            shutil.rmtree(tmp)
-        tmp.mkdir()
-        yield tmp
-        if path.is_dir():
-            shutil.rmtree(path)
 
 # %% ../nbs/00_core.ipynb #b4b84615
 def shipped(
@@ -394,6 +375,8 @@ def append_csv(
             os.fsync(f.fileno())
         except OSError:
             f.truncate(size)
+            if not size:
+                path.unlink()  # an empty log could be taken for a damaged one
             raise
 
 # %% ../nbs/00_core.ipynb #4bc289d8

@@ -42,6 +42,7 @@ from ipb_nb.core import (
 )
 from .crop import BOX, MARGIN, colony_row, cut_crop
 from .dataset import COLUMNS, FORMAT_VERSION, LOG_COLUMNS, TEXT_COLUMNS, ColonyDataset, write_tables
+from .folders import check_new, file_name, hold, read_record, remove_leftovers
 from ipb_nb.frames import (
     check_frames,
     common_limits,
@@ -322,12 +323,10 @@ def _resampled(frames, to, along):
 # %% ../nbs/13_detect.ipynb #f9c3b57b
 def _begin(dest, p, resume):
     "Note the parameters of a new detection, or compare them with those of an earlier one; True if that one is done."
-    state = dest / '.detect' / 'parameters.json'
+    state = dest / '.detect' / '.parameters.json'  # (no frame is called so)
     done = (dest / 'colonies.csv').exists() and not state.exists()
     if not state.exists() and not done:
-        if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
-            do = 'Choose another name, or remove it first.'
-            raise InputError(dest, 'an existing file or folder', 'a new or empty folder', do)
+        check_new(dest)
         write_json(p, state)
         return False
     if not resume:
@@ -339,12 +338,13 @@ def _begin(dest, p, resume):
         if known.get(name) != value:
             do = 'Choose another name, or ask for the same to go on.'
             raise InputError(dest, f'{name} {known.get(name)}', f'{name} {value}, as asked for', do)
+    remove_leftovers(dest)
     return done
 
 # %% ../nbs/13_detect.ipynb #c509285a
 def _scales(dest, frames, p):
     "Limits of grey, and flat fields by plate."
-    file = dest / '.detect' / 'scales.json'
+    file = dest / '.detect' / '.scales.json'
     if not file.exists():
         limits = common_limits(frames) if p['scale'] == 'experiment' else None
         gains = {}
@@ -389,6 +389,14 @@ def _jobs(frames, p, scales, truth, outlines, factors, failures):
     return jobs
 
 # %% ../nbs/13_detect.ipynb #794da60d
+_RECORD = ('stem', 'rows', 'quality', 'sha256')
+
+
+def _record(dest, stem):
+    "The record of a frame, or None."
+    return read_record(dest / '.detect' / f'{stem}.json', _RECORD)
+
+
 def _store(dest, r):
     "Write a frame's files; they count once the record is there, so only that is written atomically. Returns a summary."
     if 'failure' in r:
@@ -399,7 +407,7 @@ def _store(dest, r):
         (dest / name).write_bytes(data)
     with atomic_path(dest / '.detect' / f'{r["stem"]}.npz') as tmp:
         tmp.write_bytes(r['thumbs'])
-    write_json({k: r[k] for k in ('rows', 'quality', 'sha256')}, dest / '.detect' / f'{r["stem"]}.json')
+    write_json({k: r[k] for k in _RECORD}, dest / '.detect' / f'{r["stem"]}.json')
     return dict(colonies=len(r['rows']))
 
 # %% ../nbs/13_detect.ipynb #6210b83e
@@ -421,7 +429,7 @@ def _summaries(dest, todo, workers, client):
 # %% ../nbs/13_detect.ipynb #4bcbb1c4
 def _detect_all(dest, jobs, workers, dask, failures):
     "Run the tasks that are not done yet."
-    todo = [job for job in jobs if not (dest / '.detect' / f'{job["frame"]["stem"]}.json').exists()]
+    todo = [job for job in jobs if not _record(dest, job['frame']['stem'])]
     colonies = 0
     with (
         dask_client(dask, workers) if dask else nullcontext() as client,
@@ -446,8 +454,8 @@ _QUALITY = 'focus background saturation foreground shift_y_px shift_x_px shift_e
 
 def _follow(dest, sheets, well):
     "One well: its colonies with their tracks, the quality of its frames, and its contact sheet."
-    group, frames = well
-    records = [read_json(dest / '.detect' / f'{stem}.json') for stem in frames.stem]
+    group, file, frames = well
+    records = [_record(dest, stem) for stem in frames.stem]
     thumbs = [dest / '.detect' / f'{stem}.npz' for stem in frames.stem]
     tables = [pd.DataFrame(r['rows'], columns=_ROW) for r in records]
     tables, moved, error = track_well(group, list(zip(tables, thumbs)))
@@ -455,36 +463,37 @@ def _follow(dest, sheets, well):
     frames = frames.assign(**quality, shift_y_px=moved[:, 0], shift_x_px=moved[:, 1], shift_error=error)
     if sheets:
         fig = contact_sheet(frames, tables, thumbs, group)
-        with atomic_path(dest / 'contact_sheets' / f'{group}.png') as tmp:
+        with atomic_path(dest / 'contact_sheets' / f'{file}.png') as tmp:
             fig.savefig(tmp, dpi=100)
         plt.close(fig)
     tables = [
         table.assign(source=r.source, group=group, frame=r.frame, time_h=r.time_h)
         for table, r in zip(tables, frames.itertuples())
     ]
-    write_csv(pd.concat(tables), dest / '.detect' / 'wells' / f'{group}.colonies.csv')
+    write_csv(pd.concat(tables), dest / '.detect' / 'wells' / f'{file}.colonies.csv')
     quality = frames[['source', 'group', 'frame', 'time_h', *_QUALITY]]
-    write_csv(quality, dest / '.detect' / 'wells' / f'{group}.qc.csv')
+    write_csv(quality, dest / '.detect' / 'wells' / f'{file}.qc.csv')
     return True
 
 # %% ../nbs/13_detect.ipynb #e229af7f
 def _follow_all(dest, frames, sheets, workers):
     "The colonies and the quality of all wells."
-    wells = list(frames.groupby('group', sort=False))
+    taken = set()
+    wells = [(group, file_name(group, taken), own) for group, own in frames.groupby('group', sort=False)]
     done = in_processes(partial(_follow, dest, sheets), wells, min(workers, len(wells)))
-    for (group, _), r in tqdm(done, total=len(wells), desc='tracking', unit='well', leave=False):
+    for (group, *_), r in tqdm(done, total=len(wells), desc='tracking', unit='well', leave=False):
         if r is None:
             found = f'no tracks of well {group}: {KILLED}'
             do = 'Go on with --resume, with fewer --workers.'
             raise InputError(dest, found, 'memory enough for its frames', do)
-    groups = [group for group, _ in wells]
-    return _read_wells(dest, groups, 'colonies'), _read_wells(dest, groups, 'qc')
+    names = [file for _, file, _ in wells]
+    return _read_wells(dest, names, 'colonies'), _read_wells(dest, names, 'qc')
 
 # %% ../nbs/13_detect.ipynb #417d9cc4
-def _read_wells(dest, groups, kind):
+def _read_wells(dest, names, kind):
     "The tables of all wells as one."
     how = dict(dtype=dict.fromkeys([*TEXT_COLUMNS, 'flag'], str), na_values=dict(time_h=['']), keep_default_na=False)
-    files = [dest / '.detect' / 'wells' / f'{group}.{kind}.csv' for group in groups]
+    files = [dest / '.detect' / 'wells' / f'{name}.{kind}.csv' for name in names]
     return pd.concat([pd.read_csv(file, **how) for file in files], ignore_index=True)
 
 # %% ../nbs/13_detect.ipynb #0862f1b3
@@ -522,9 +531,19 @@ def _no_colonies(dest, raw, quality, failures):
     return NoColonies(raw, f'no colonies in {len(quality)} frames ({counts})', 'at least one', do)
 
 # %% ../nbs/13_detect.ipynb #5dfb7f78
+def _check_all_done(dest, frames, done, failures):
+    "Stop where a frame has neither a record nor a reason."
+    lost = frames.source[~frames.source.isin(done) & ~frames.source.isin([f['source'] for f in failures])]
+    if len(lost):
+        found = f'neither colonies nor a reason for {len(lost)} frames, the first {lost.iloc[0]}'
+        raise InputError(dest, found, 'one of them for every frame', 'Go on with --resume.')
+
+
 def _finish(dest, raw, frames, p, failures, scales, sheets, workers):
     "Write the tables of the dataset, from the records of its frames."
-    frames = frames[[(dest / '.detect' / f'{stem}.json').exists() for stem in frames.stem]]
+    digests = {o.source: r['sha256'] for o in frames.itertuples() if (r := _record(dest, o.stem))}
+    _check_all_done(dest, frames, digests, failures)
+    frames = frames[frames.source.isin(digests)]
     if not len(frames):
         found = f'no frame that could be used; the first: {failures[0]["reason"]}'
         raise InputError(raw, found, 'readable images', 'Repair them, and go on with --resume.')
@@ -535,14 +554,13 @@ def _finish(dest, raw, frames, p, failures, scales, sheets, workers):
     if not len(df):
         raise _no_colonies(dest, raw, quality, failures)
     df = df.assign(image='images/' + df.colony_id + '.png', mask='masks/' + df.colony_id + '.png')
-    sources = {r.source: read_json(dest / '.detect' / f'{r.stem}.json')['sha256'] for r in frames.itertuples()}
     if p['true_labels']:
         write_csv(df[['colony_id', 'label']], dest / 'truth' / 'labels.csv')
     if p['annotators']:
         df['label'] = ''
     if p['labels']:
-        df['label'] = _carry_labels(dest, df, sources, ColonyDataset(dest / p['labels']))
-    write_tables(dest, df[COLUMNS], sources, failures, _info(dest, raw, frames, p, scales, len(df)))
+        df['label'] = _carry_labels(dest, df, digests, ColonyDataset(dest / p['labels']))
+    write_tables(dest, df[COLUMNS], digests, failures, _info(dest, raw, frames, p, scales, len(df)))
     return ColonyDataset(dest)
 
 # %% ../nbs/13_detect.ipynb #9021893e
@@ -625,13 +643,14 @@ def detect_dataset(
     p |= dict(classes=_class_names(classes, labels), margin=margin, scale=scale, flat_field=bool(flat_field)) | reading
     p |= dict(true_labels=bool(truth), annotators=annotators, seed=seed, outlines=bool(outlines))
     p |= dict(labels=labels and os.path.relpath(labels, dest), resample=resample)
-    if _begin(dest, p, resume):
-        return ColonyDataset(dest)
-    scales = _scales(dest, frames, p)
-    _detect_all(dest, _jobs(frames, p, scales, truth, outlines, factors, failures), workers, dask, failures)
-    root = raw if raw.is_dir() else raw.parent
-    ds = _finish(dest, root, frames, p, failures, scales, contact_sheet, workers)
-    _complete(ds, truth, annotators, seed)
+    with hold(dest, 'a detection'):
+        if _begin(dest, p, resume):
+            return ColonyDataset(dest)
+        scales = _scales(dest, frames, p)
+        _detect_all(dest, _jobs(frames, p, scales, truth, outlines, factors, failures), workers, dask, failures)
+        root = raw if raw.is_dir() else raw.parent
+        ds = _finish(dest, root, frames, p, failures, scales, contact_sheet, workers)
+        _complete(ds, truth, annotators, seed)
     return ds
 
 # %% ../nbs/13_detect.ipynb #c8a4b369

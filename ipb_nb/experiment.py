@@ -35,6 +35,7 @@ from .checkpoint import NoRoom, TerminalView, recall_in_words, sparkline
 from .config import CHOICES, ExperimentConfig
 from .core import InputError, atomic_path, command, read_json, seed_all, shipped, write_csv, write_json
 from .dataset import ColonyDataset
+from .folders import hold
 from .decision import network_outputs, outputs_of_networks, several_patches
 from .distributed import from_lead, launched, n_ranks, rank
 from .kernel import execute_notebook, kernel_ahead
@@ -45,24 +46,6 @@ from .patch import Crops, check_scale, normalisation, patch_scales
 from .simclr import loader_of_l
 from .split import Split, scored_on
 from .training import Training, create_network, estimate_in_words, run_loaders
-
-# %% ../nbs/32_experiment.ipynb #403d804e
-@contextmanager
-def _hold(out):
-    "Hold the lock of a run folder."
-    lock = FileLock(out / '.lock', timeout=5)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise InputError(
-            out, 'a run that is going on', 'a run that has ended', 'Wait for it, or choose another folder.'
-        ) from None
-    try:
-        yield
-    finally:
-        if run_state(out) == 'done':
-            (out / '.lock').unlink(missing_ok=True)  # (else somebody may be waiting for this very file)
-        lock.release()
 
 # %% ../nbs/32_experiment.ipynb #ff0dcda5
 def run_state(
@@ -382,7 +365,7 @@ def train(
     if lead:
         ds = check_run(cfg, data, out, resume)
         out.mkdir(parents=True, exist_ok=True)
-    with _hold(out) if lead else nullcontext():
+    with hold(out, 'a run', timeout=5) if lead else nullcontext():
         begun = (_begin(cfg, ds, out), cfg.scales, run_state(out) == 'done') if lead else None
         run, cfg.scales, done = from_lead(begun)
         if done:
@@ -467,6 +450,16 @@ def _watch(cfg, out, valid_is):
         thread.join()
 
 # %% ../nbs/32_experiment.ipynb #5ba0c496
+@contextmanager
+def _kept(partial, done):
+    "A notebook gets its name when it has ended, also by an error."
+    try:
+        yield
+    finally:
+        if partial.exists():
+            os.replace(partial, done)
+
+
 def run_notebook(
     cfg: ExperimentConfig,
     data,  # dataset folder with a split
@@ -479,11 +472,11 @@ def run_notebook(
     from papermill.exceptions import PapermillExecutionError
 
     out = Path(out).resolve()
-    out.mkdir(parents=True, exist_ok=True)
     partial, done = out / '.train.partial.ipynb', out / 'train.ipynb'
+    parameters = cfg.dict() | dict(data=str(Path(data).resolve()), out=str(out), resume=resume)
     try:
-        parameters = cfg.dict() | dict(data=str(Path(data).resolve()), out=str(out), resume=resume)
-        execute_notebook(notebook, partial, parameters, cfg.threads)
+        with hold(out, 'a run', '.notebook.lock', timeout=5), _kept(partial, done):
+            execute_notebook(notebook, partial, parameters, cfg.threads)
     except PapermillExecutionError as e:
         todo = 'The notebook shows where it happened.'
         raise InputError(done, f'{e.ename}: {e.evalue}', 'a run without errors', todo) from None
@@ -493,9 +486,6 @@ def run_notebook(
             write_json(read_json(out / 'run.json') | stopped, out / 'run.json')
         todo = 'Most often memory ran out: take smaller batches.'
         raise InputError(done, 'a kernel that died', 'a run to its end', todo) from None
-    finally:
-        if partial.exists():
-            os.replace(partial, done)
     return out
 
 # %% ../nbs/32_experiment.ipynb #8c358de7

@@ -19,8 +19,8 @@ from safetensors import safe_open
 from torch import nn
 
 from . import __version__
-from .answers import whole_folder
 from .core import InputError, class_colors, command
+from .folders import new_folder
 from .page import read_asset
 from .patch import center_box
 from .run import Run, read_run, run_dataset
@@ -310,7 +310,7 @@ def export_student(
     if out.exists():
         raise InputError(out, 'an existing file or folder', 'a new name', 'Choose another --out.')
     name, patches = name or out.name, example_patches(r, student)
-    with whole_folder(out) as tmp:
+    with new_folder(out) as tmp:
         where = '' if format == 'safetensors' else ', which is part of the network'
         (tmp / 'README.md').write_text(model_card(r, student, name, where), encoding='utf-8')
         if format == 'bioimageio':

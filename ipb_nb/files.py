@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from .core import IMAGE_SUFFIXES, composed
+from .folders import file_name
 
 # %% ../nbs/06_files.ipynb #4702eef9
 OTHER_SUFFIXES = tuple(
@@ -151,8 +152,8 @@ def find_file(
 def path_id(
     relative: Path,  # of a file
 ) -> str:
-    "The id that a path gives to a colony, or the beginning of its ids."
-    return composed('-'.join([*relative.parts[:-1], relative.stem]))
+    "The id that a path gives to a colony, or the beginning of its ids: a name for files on every system."
+    return file_name('-'.join([*relative.parts[:-1], relative.stem]).strip())
 
 # %% ../nbs/06_files.ipynb #138ca10c
 def sha256(

@@ -31,7 +31,7 @@ from ipb_nb.core import (
     tiff_plane,
 )
 from .crop import Colony
-from .dataset import ID, ColonyDataset
+from .dataset import ColonyDataset
 from ipb_nb.files import (
     MASK_ENDINGS,
     OTHER_SUFFIXES,
@@ -334,10 +334,9 @@ def _home(path, f, root):
 
 # %% ../nbs/11_frames.ipynb #ac5fc69d
 def _check_name(f):
-    "Colony ids are made from file names."
-    if not re.fullmatch(ID, path_id(f)) or not path_id(f).isprintable():
-        expected = 'letters in UTF-8, without \\ : * ? " < > | ;'
-        raise InputError(f, 'a name that cannot be part of a colony id', expected, 'Rename the file.')
+    "Tables hold the names of files."
+    if not str(f).isprintable():
+        raise InputError(f, 'a name that cannot stand in a table', 'letters and signs in UTF-8', 'Rename the file.')
 
 # %% ../nbs/11_frames.ipynb #d8988e18
 _UNKNOWN = dict(

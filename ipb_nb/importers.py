@@ -10,6 +10,7 @@ __all__ = ['CSV_COLUMNS', 'check_pattern', 'from_pattern', 'import_rows', 'impor
 import os
 import re
 import xml.etree.ElementTree as ET
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -124,7 +125,7 @@ def _named(rows, prefix, pattern, failures):
         yield r | prefixed | {'parent_ids': ';'.join(parents)}
 
 # %% ../nbs/06_importers.ipynb #478f7999
-@delegates(write_dataset, but=['failures', 'raw_root'])
+@delegates(write_dataset, but=['failures', 'raw_root', 'finish'])
 def import_rows(
     path,  # folder that the `source` of a row is relative to
     dest,  # dataset folder to make, or to add to
@@ -267,7 +268,9 @@ def _folder_colonies(path, folders, masks, margin, places, counts, failures):
 
 # %% ../nbs/06_importers.ipynb #f75b189a
 def _published_split(ds, places, prefix):
-    "Write the folds of the published layout as a split."
+    "Write the folds of the published layout as a split, if any picture is new."
+    if not places:
+        return
     rows = pd.DataFrame(places, columns=['colony_id', 'fold', 'part', 'label']).drop_duplicates()
     rows['colony_id'] = prefix + rows.colony_id
     rows = rows[rows.colony_id.isin(ds.colonies.index) & (rows.part.eq('U') | rows.label.isin(ds.classes))]
@@ -300,10 +303,9 @@ def import_folders(
         _check_class(folder, c, classes)
     rows = _folder_colonies(path, folders, masks, margin, places, counts, failures)
     kwargs |= dict(importer='class folders', margin=margin, counts=counts)
-    ds = import_rows(path, dest, rows, classes, failures, **kwargs)
-    if places:
-        _published_split(ds, places, kwargs.get('prefix', ''))
-    return ds
+    if folders and folders[0][1]:
+        kwargs['finish'] = partial(_published_split, places=places, prefix=kwargs.get('prefix', ''))
+    return import_rows(path, dest, rows, classes, failures, **kwargs)
 
 # %% ../nbs/06_importers.ipynb #70cc2674
 def covered_share(

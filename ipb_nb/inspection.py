@@ -8,7 +8,7 @@ __all__ = ['PAGE_SIZE', 'FILTERS', 'SORTS', 'read_quality', 'prediction_table', 
 # %% ../nbs/62_inspection.ipynb #9ea94b1c
 import json
 import zipfile
-from collections import Counter, namedtuple
+from collections import namedtuple
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -23,11 +23,13 @@ from scipy.ndimage import binary_fill_holes
 from .core import InputError, atomic_path, class_colors, read_table, write_csv
 from .dataset import ColonyDataset
 from .files import path_id
+from .folders import file_name
 from .metric import scores
 from .outlines import outline
 from .page import apply_contrast, cached_colony, hex_to_bgr
 from .panes import contrast, track_names, verdict_text, with_outline
 from .run import Run, read_run, run_dataset
+from .split import split_file
 
 # %% ../nbs/62_inspection.ipynb #980a7f29
 def _thirds(values, names):
@@ -528,7 +530,7 @@ def _read_features(run, ds):
     f = run.path / 'features.safetensors'
     if not f.exists():
         return _NO_FEATURES
-    split = read_table(ds.path / 'splits' / f"{run.config['split']}.csv", ['colony_id', 'fold', 'label'])
+    split = read_table(split_file(ds, run.config['split']), ['colony_id', 'fold', 'label'])
     labels = split[split.fold.eq(str(run.config['fold']))].set_index('colony_id').label
     with safe_open(f, 'np') as o:
         ids = {k: json.loads(v) for k, v in o.metadata().items()}
@@ -591,13 +593,11 @@ def _roi(ds, i):
 
 # %% ../nbs/62_inspection.ipynb #8f2d7d4a
 def _write_rois(ds, source, folder):
-    "One zip per frame, named after it; frames whose names would be the same get a number."
-    taken = Counter()
+    "One zip per frame, named after it; where names would be the same, with a checksum."
+    taken = set()
     for frame, part in source.groupby(source):
-        name = path_id(Path(frame.replace('#', '-')))
-        taken[name] += 1
-        ending = f'-{taken[name]}' if taken[name] > 1 else ''
-        with atomic_path(folder / f'{name}{ending}.zip') as tmp, zipfile.ZipFile(tmp, 'w', zipfile.ZIP_DEFLATED) as z:
+        name = file_name(path_id(Path(frame.replace('#', '-'))), taken)
+        with atomic_path(folder / f'{name}.zip') as tmp, zipfile.ZipFile(tmp, 'w', zipfile.ZIP_DEFLATED) as z:
             for i in part.index:
                 z.writestr(f'{i}.roi', _roi(ds, i))
 

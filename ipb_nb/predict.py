@@ -28,6 +28,7 @@ from .core import InputError, class_colors, command, read_json, read_table, writ
 from .crop import BOX
 from .dataset import ColonyDataset
 from .detect import NoColonies, detect_dataset
+from .folders import check_new, file_name, hold, read_record, remove_leftovers
 from .frames import check_frames, dataset_frame, list_frames, shows
 from .files import list_failure, path_id, sha256
 from .jobs import KILLED, dask_client, in_processes, on_dask
@@ -352,13 +353,13 @@ def _stems(ds, sources):
     detected, names, taken = (ds.path / 'outlines').exists(), {}, set()
     for source, ids in sources.items():
         stem = next(iter(ids)).rpartition('-')[0] if detected else path_id(Path(source.replace('#', '-')))
-        names[source] = stem if stem not in taken else f'{stem}-{len(names)}'
-        taken.add(names[source])
+        names[source] = file_name(stem, taken, most=200)
     return names
 
 # %% ../nbs/53_predict.ipynb #b4e59937
-def _is_done(out, stem):
-    return (out / '.predict' / f'{stem}.json').exists()
+def _record(out, stem):
+    "The record of a source, or None."
+    return read_record(out / '.predict' / f'{stem}.json', ('rows', 'failures', 'grey'))
 
 # %% ../nbs/53_predict.ipynb #bace709a
 def _tasks(student, ds, stride, factor, area, workers, out, least=16):
@@ -379,7 +380,7 @@ def _tasks(student, ds, stride, factor, area, workers, out, least=16):
     jobs, colonies = [], least  # in the last job; none so far, and so the first source starts one
     for source, ids in sources.items():
         stem = names[source]
-        if _is_done(out, stem):
+        if _record(out, stem):
             continue
         if colonies >= least:
             jobs.append(common | dict(sources=[]))
@@ -413,7 +414,10 @@ def _classify_all(student, ds, stride, factor, area, workers, dask, out):
                 for stem, ids, _ in job['sources']:
                     list_failure(failures, ds.colonies.source[ids[0]], reason, stem)
             bar.update(sum(len(ids) for _, ids, _ in job['sources']))
-    records = [read_json(out / '.predict' / f'{stem}.json') for stem in names.values() if _is_done(out, stem)]
+    done = {source: r for source, stem in names.items() if (r := _record(out, stem))}
+    for source in set(names) - set(done) - {f['source'] for f in failures}:
+        list_failure(failures, source, 'neither a result nor a reason', names[source])
+    records = list(done.values())
     if not records:
         found = f'no task that could be done; the first: {failures[0]["reason"]}'
         do = 'Fix the cause (workers elsewhere must see these folders), then continue with --resume.'
@@ -490,8 +494,7 @@ def _same_task(out, asked, resume):
     "Note what is asked for, or compare it with the note. True where all colonies have been classified already."
     f = out / 'prediction.json'
     if not f.exists():
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise InputError(out, 'an existing file or folder', 'a new or empty folder', 'Choose another --out.')
+        check_new(out)
         write_json(asked | dict(state='running'), f)
         return False
     known = dict(prior='equal', refine=False) | read_json(f)
@@ -502,6 +505,7 @@ def _same_task(out, asked, resume):
     if known['state'] != 'done' and not resume:
         do = 'Choose another --out, or go on with it: --resume.'
         raise InputError(out, 'an unfinished prediction', 'a new or empty folder', do)
+    remove_leftovers(out)
     return known['state'] == 'done'
 
 # %% ../nbs/53_predict.ipynb #127ca8d4
@@ -554,7 +558,7 @@ def _start(
         _write_tables(student, None, out, departures, pd.DataFrame(), [], np.zeros(256), {})
         return departures, None, 0
     except InputError:
-        if [f.name for f in out.iterdir()] == ['prediction.json']:
+        if {f.name for f in out.iterdir()} <= {'prediction.json', '.lock'}:
             shutil.rmtree(out)  # nothing was begun
         raise
     if prior == 'own':
@@ -568,6 +572,22 @@ def _start(
             'the same command with --resume tries them again.',
         )
     return departures, ds, left
+
+# %% ../nbs/53_predict.ipynb #p53note1
+def _note(student, out, asked, groups, departures, ds, left):
+    "Write prediction.json; where nothing is left to do, the records of the frames have served."
+    result = dict(
+        state='unfinished' if left else 'done',
+        departures=departures,
+        groups=groups,
+        model=os.path.relpath(student.path, out),
+        dataset=ds and os.path.relpath(ds.path, out),
+        classes=student.classes,
+        prior_shares=student.prior and dict(zip(student.classes, student.prior)),
+    )
+    write_json(asked | result, out / 'prediction.json')
+    if not left:
+        shutil.rmtree(out / '.predict', ignore_errors=True)
 
 # %% ../nbs/53_predict.ipynb #68964642
 def predict(
@@ -612,22 +632,11 @@ def predict(
     asked |= dict(prior=prior, stride=stride, pixel_size=pixel_size, unscaled=unscaled, **listing)
     asked |= dict(detect_preset=detect_preset, min_area=min_area, refine=refine)
     asked['outlines'] = outlines and os.path.relpath(outlines, out)
-    if not _same_task(out, asked, resume):
-        how = prior, stride, pixel_size, unscaled, listing, detecting, workers, dask, resume
-        departures, ds, left = _start(student, images, content, out, *how)
-        result = dict(
-            state='unfinished' if left else 'done',
-            departures=departures,
-            groups=groups,
-            model=os.path.relpath(student.path, out),
-            dataset=ds and os.path.relpath(ds.path, out),
-            classes=student.classes,
-            prior_shares=student.prior and dict(zip(student.classes, student.prior)),
-        )
-        write_json(asked | result, out / 'prediction.json')
-        if not left:
-            shutil.rmtree(out / '.predict', ignore_errors=True)
-    return write_answers(student, out, conditions, control, since, audit, min_colonies)
+    with hold(out, 'a prediction'):
+        if not _same_task(out, asked, resume):
+            how = prior, stride, pixel_size, unscaled, listing, detecting, workers, dask, resume
+            _note(student, out, asked, groups, *_start(student, images, content, out, *how))
+        return write_answers(student, out, conditions, control, since, audit, min_colonies)
 
 # %% ../nbs/53_predict.ipynb #859a9a92
 def _composition_errors(own, found, true, n):

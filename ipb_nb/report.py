@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from .compare import Comparison, compare, notes, results_table
 from .core import InputError, atomic_path, command
+from .folders import hold
 from .decision import decision_in_words
 from ipb_nb.figures import (
     figure_2,
@@ -451,7 +452,9 @@ def write_report(
     main: str = None,  # row of the single-row figures; default: the paper's ML+MS IPB HRNet, else the first balanced
 ) -> Path:  # report.html in that folder
     "Write report.html, and report/ with every table (CSV, Markdown, LaTeX) and figure (PNG, PDF, CSV)."
-    return _write(compare(path, baseline, main))
+    c = compare(path, baseline, main)
+    with hold(c.path, 'a report', '.report.lock'):
+        return _write(c)
 
 # %% ../nbs/45_report.ipynb #749971c1
 def _print_summary(c):
@@ -482,4 +485,5 @@ def ipb_report(
     "Write report.html, and report/ with every table and figure as files, from the runs of a folder."
     c = compare(path, **kwargs)
     _print_summary(c)
-    print(f'Report: {_write(c)}')
+    with hold(c.path, 'a report', '.report.lock'):
+        print(f'Report: {_write(c)}')

@@ -37,6 +37,7 @@ from ipb_nb.core import (
 )
 from .crop import MARGIN, cut_crop
 from .dataset import ColonyDataset, write_dataset
+from .folders import check_new, hold, remove_leftovers
 from .growth import OVERLAP, TREATMENT, Well
 from .jobs import KILLED, in_processes
 from .optics import Sheet, expose, instrument, paint
@@ -272,10 +273,9 @@ def _resume(dest, params):
     f, known = dest / 'experiment.json', None
     if f.exists():
         known = read_json(f).get('parameters')
-    elif dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
-        raise InputError(
-            dest, 'files that are no simulated experiment', 'a new or empty folder', 'Choose another name.'
-        )
+        remove_leftovers(dest)
+    else:
+        check_new(dest)
     if known is None:
         info = dict(parameters=params, state='running', classes=CLASSES, treatment=TREATMENT)
         write_json(info | mishaps(params), f)
@@ -347,6 +347,24 @@ def _write_colonies(dest, params, frames, workers):
     df['time_h'] = df.frame * params['interval_h']
     write_csv(df[_COLUMNS + CLASSES], dest / 'truth' / 'colonies.csv')
 
+# %% ../nbs/10_simulate.ipynb #sim70001
+def _simulate(dest, params, workers):
+    "What is not there yet of an experiment."
+    _resume(dest, params)
+    wells, bad = plan_wells(params), mishaps(params)
+    frames = {w: [t for t in range(params['frames']) if (w, t) not in bad['dropped']] for w in wells.well}
+    due = [(w, t) for w in frames for t in frames[w]]
+    missing = [(dest, params, w, t) for w, t in due if not _frame_files(dest, w, t)[0].exists()]
+    if not missing and read_json(dest / 'experiment.json')['state'] == 'done':
+        return Experiment(dest)
+    write_csv(wells, dest / 'wells.csv')
+    lives = [(dest, params, row, row.well in bad['empty']) for row in wells.itertuples(index=False)]
+    list(_in_parallel(_write_states, lives, workers, 'wells', 'well'))
+    list(_in_parallel(_write_frame, missing, workers, 'frames', 'frame'))
+    _write_colonies(dest, params, frames, workers)
+    write_json(read_json(dest / 'experiment.json') | dict(state='done'), dest / 'experiment.json')
+    return Experiment(dest)
+
 # %% ../nbs/10_simulate.ipynb #70159bdc
 def simulate_experiment(
     dest,  # folder to make, or to go on with
@@ -362,21 +380,8 @@ def simulate_experiment(
     params = _parameters(preset, changes, seed=seed, overlap=overlap, effect=effect, pixel_size=pixel_size)
     if workers < 1:
         raise InputError('workers', workers, 'at least 1', 'Choose another --workers.')
-    dest = Path(dest)
-    _resume(dest, params)
-    wells, bad = plan_wells(params), mishaps(params)
-    frames = {w: [t for t in range(params['frames']) if (w, t) not in bad['dropped']] for w in wells.well}
-    due = [(w, t) for w in frames for t in frames[w]]
-    missing = [(dest, params, w, t) for w, t in due if not _frame_files(dest, w, t)[0].exists()]
-    if not missing and read_json(dest / 'experiment.json')['state'] == 'done':
-        return Experiment(dest)
-    write_csv(wells, dest / 'wells.csv')
-    lives = [(dest, params, row, row.well in bad['empty']) for row in wells.itertuples(index=False)]
-    list(_in_parallel(_write_states, lives, workers, 'wells', 'well'))
-    list(_in_parallel(_write_frame, missing, workers, 'frames', 'frame'))
-    _write_colonies(dest, params, frames, workers)
-    write_json(read_json(dest / 'experiment.json') | dict(state='done'), dest / 'experiment.json')
-    return Experiment(dest)
+    with hold(dest, 'a simulation'):
+        return _simulate(Path(dest), params, workers)
 
 # %% ../nbs/10_simulate.ipynb #370fb6b9
 def _cut(image, truth, df, pixel_size, source, well, frame, time_h):
@@ -415,12 +420,13 @@ def _with_truth(dest, rows, annotators, seed, overwrite, wells, **info):
             truth[row['colony_id']] = row['label']
             yield row | dict(label='' if annotators else row['label'])
 
-    ds = write_dataset(dest, noted(), CLASSES, overwrite=overwrite, seed=seed, **info)
-    write_csv(pd.DataFrame(truth.items(), columns=['colony_id', 'label']), ds.path / 'truth' / 'labels.csv')
-    write_csv(pd.concat(wells), ds.path / 'wells.csv')
-    if annotators:
-        simulate_annotators(ds, pd.Series(truth), annotators, seed)
-    return ds
+    def finish(ds):
+        write_csv(pd.DataFrame(truth.items(), columns=['colony_id', 'label']), ds.path / 'truth' / 'labels.csv')
+        write_csv(pd.concat(wells), ds.path / 'wells.csv')
+        if annotators:
+            simulate_annotators(ds, pd.Series(truth), annotators, seed)
+
+    return write_dataset(dest, noted(), CLASSES, overwrite=overwrite, finish=finish, seed=seed, **info)
 
 # %% ../nbs/10_simulate.ipynb #245c4927
 def _experiment_rows(exp):

@@ -18,6 +18,7 @@ from tqdm import trange
 
 from .core import MULTI_LABEL, InputError, read_json, read_table, stable_hash, write_csv, write_json
 from .dataset import ColonyDataset, annotator_log
+from .folders import new_file
 from .panes import contrast, frame_beside, track_names, verdict_text
 
 # %% ../nbs/60_worklist.ipynb #5a2bff76
@@ -170,8 +171,10 @@ def _asked_file(ds, name):
 def _store_list(ds, name, table, asked):
     "Write a work list, and beside it how it was asked for."
     asked = {k: str(v) for k, v in (_DEFAULTS | asked).items() if v is not None}
-    write_json(asked, _asked_file(ds, name))
-    write_csv(table, ds.path / 'worklists' / f'{name}.csv')
+    f = ds.path / 'worklists' / f'{name}.csv'
+    with new_file(f, 'a work list', 'Call again to go on with it; or remove it to make a new one.'):
+        write_json(asked, _asked_file(ds, name))
+        write_csv(table, f)
 
 
 def _remark(ds, name, asked):
