@@ -35,6 +35,7 @@ from .config import ExperimentConfig
 from .core import InputError, command, read_json, write_csv, write_json
 from .dataset import ColonyDataset
 from .experiment import check_parameters, check_run, differs, run_notebook, run_state, train_notebook
+from .folders import file_name
 from .jobs import dask_client
 from .kernel import environment, kernel_ahead
 from .patch import patch_scales
@@ -154,7 +155,7 @@ def read_grid(
 ) -> dict:  # name of the run: ExperimentConfig, in the order of the file
     "The runs of a grid."
     grid, lines = read_yaml(path)
-    overrides, runs = overrides or {}, {}
+    overrides, runs, taken = overrides or {}, {}, set()
     _check_parts(path, grid, lines)
     _check_fields(path, grid, lines, overrides)
     for row, own in grid['rows'].items():
@@ -163,7 +164,7 @@ def read_grid(
         for values in itertools.product(*axes.values()):
             chosen = dict(zip(axes, values))
             name = '-'.join([str(row), *(f'{f}{v}' for f, v in chosen.items())])
-            name = name.replace(',', '+').replace('/', '_')
+            name = file_name(name.replace(',', '+').replace('/', '_'), taken)
             fields = (grid.get('defaults') or {}) | own | chosen | overrides
             try:
                 runs[name] = ExperimentConfig(**fields)
