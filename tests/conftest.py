@@ -4,12 +4,16 @@ import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 from filelock import FileLock
+
+import ahead
 
 ROOT = Path(__file__).parent.parent
 os.environ.setdefault('TQDM_DISABLE', '1')
@@ -18,14 +22,41 @@ signal.signal(
 )  # (what a shell starts in the background ignores Ctrl-C, and so would the runs that tests stop by it)
 
 
-SLOW = 'inspect page learn report survive ranks sweep related wheel predict export method bccd leaks commands'.split()
+def pytest_configure(config):
+    "Commands of ours are copies of a process that has imported everything, see ahead.py."
+    if sys.platform == 'linux':
+        if not hasattr(config, 'workerinput'):
+            config.ahead = ahead.start()  # (ends with this process)
+        subprocess.Popen = ahead.Popen
+
+
+def pytest_unconfigure(config):
+    if hasattr(config, 'ahead'):
+        config.ahead.communicate()
+
+
+SLOW = """inspect page learn report survive ranks sweep related wheel predict export method bccd leaks commands
+notebooks""".split()
+LONGEST = """test_wheel test_bccd 27_baselines 34_sweep test_sweep 70_demo test_survive 32_experiment test_gpu
+51_timecourse test_ranks 43_figures test_method 10_simulate test_export 65_learn test_related 21_mpl
+test_predict 25_clustering test_frozen 17_model 22_balance 45_report test_simulate 26_simtriplet 53_predict
+54_export 60_worklist train report test_inspect test_detect test_splits test_commands""".split()
 
 
 def pytest_collection_modifyitems(items):
+    "Mark what is slow. The longest come first, for two workers: the second one begins in the middle."
+    first, middle, second = [], [], []
     for item in items:
-        if item.path.stem.removeprefix('test_') in SLOW:
+        name = item.path.stem
+        if name.removeprefix('test_') in SLOW:
             item.add_marker('slow')
-    items.sort(key=lambda item: item.path.stem != 'test_wheel')  # the longest tests first, not last
+        if name == 'test_notebooks' and hasattr(item, 'callspec'):
+            name = item.callspec.id
+        turn = LONGEST.index(name) if name in LONGEST else -1
+        (middle if turn < 0 else second if turn % 2 else first).append((turn, item))
+    half = max(0, len(items) // 2 - len(first))
+    first, second = (sorted(part, key=lambda o: o[0]) for part in (first, second))
+    items[:] = [item for _, item in [*first, *middle[:half], *second, *middle[half:]]]
 
 
 @pytest.fixture(scope='session')
