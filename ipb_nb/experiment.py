@@ -555,4 +555,4 @@ def ipb_train(
                 print(f'\n{kept}; the same command with --resume goes on from there.', file=sys.stderr)
             raise
         if rank() == 0:
-            print(*_scores_in_words(out), f'{out}; a report: ipb-report {out}', sep='\n')
+            print(*_scores_in_words(out), out, sep='\n')
