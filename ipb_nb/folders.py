@@ -163,12 +163,11 @@ def hold(
 # %% ../nbs/01_folders.ipynb #f01d0020
 def check_new(
     path: Path,  # a folder that is to be made
+    found: str = 'an existing file or folder',  # for the error
 ):
     "Stop where there is something already, other than a lock."
     if path.exists() and (not path.is_dir() or any(o.name != '.lock' for o in path.iterdir())):
-        raise InputError(
-            path, 'an existing file or folder', 'a new or empty folder', 'Choose another name, or remove it first.'
-        )
+        raise InputError(path, found, 'a new or empty folder', 'Choose another name, or remove it first.')
 
 
 def _rename(tmp, path, overwrite):

@@ -275,7 +275,7 @@ def _resume(dest, params):
         known = read_json(f).get('parameters')
         remove_leftovers(dest)
     else:
-        check_new(dest)
+        check_new(dest, 'files that are no simulated experiment')
     if known is None:
         info = dict(parameters=params, state='running', classes=CLASSES, treatment=TREATMENT)
         write_json(info | mishaps(params), f)
