@@ -304,7 +304,8 @@ def suggest_pattern(
 
 # %% ../nbs/10_layouts.ipynb #b20d03cc
 _MANY = 3  # pictures that may be wells of their own without a question
-_NEVER_TIME = set('c ch chan channel w wv wavelength z zstep slice plane s site xy pos position fov field'.split())
+_NEVER_TIME = 'c ch chan channel w wv wavelength z zstep slice plane s site xy pos position fov field tile view'
+_NEVER_TIME = {*_NEVER_TIME.split(), 'series'}
 
 # %% ../nbs/10_layouts.ipynb #4fdf17e2
 def _may_belong(paths):
@@ -327,6 +328,17 @@ def _as_time(paths):
     cut = [_cut(re.sub(r'(\.ome)?\.\w+(#\d+)?$', '', p, flags=re.I)) for p in paths]
     words = {'' if len(name) == 3 and _is_letter(name[0]) else _word(name[-3]) for name in cut}
     return words.pop() if len(words) == 1 and words <= _NEVER_TIME else ''
+
+
+def _time_in_well(paths):
+    "The word of a time before a number that varies but is not the last, where the last is no time by its word."
+    cut = [_cut(re.sub(r'(\.ome)?\.\w+(#\d+)?$', '', p, flags=re.I)) for p in paths]
+    if 'frame' in {_role(name[-3]) for name in cut}:
+        return ''
+    for k in range(1, min(map(len, cut)) - 3, 2):
+        if len({name[k] for name in cut}) > 1 and {_role(name[k - 1]) for name in cut} == {'frame'}:
+            return _word(cut[0][k - 1])
+    return ''
 
 # %% ../nbs/10_layouts.ipynb #d36844b0
 def _stains_apart(paths):
@@ -351,6 +363,8 @@ def question_names(
         found = f'{", ".join(stains)} in names, but not as channels: {frame_counts(df)}'
     elif len(numbered) and (word := _as_time(numbered)):
         found = f'the numbers after {word} as times: {frame_counts(df)}'
+    elif len(numbered) and (word := _time_in_well(numbered)):
+        found = f'the numbers after {word} as parts of wells, and later ones as times: {frame_counts(df)}'
     elif alone and sum(1 for _ in _may_belong(df.source)) > _MANY:
         found = f'every frame as a well of its own, though the names differ in numbers: {frame_counts(df)}'
     else:

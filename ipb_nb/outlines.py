@@ -165,6 +165,30 @@ def read_rois(
     return [(label, roi) for label, _, roi in roi_entries(path, classes) if not isinstance(roi, str)]
 
 # %% ../nbs/04_outlines.ipynb #aabb2eae
+def _as_roi(inside, y0, x0):
+    "A traced ROI; where the region has holes, a composite of the outlines of region and holes."
+    filled = fill_holes(inside)
+    line = outline(filled, y0, x0)
+    roi = roifile.ImagejRoi.frompoints(line)
+    roi.roitype = roifile.ROI_TYPE.TRACED
+    n, holes = cv2.connectedComponents((filled & ~inside).view(np.uint8), connectivity=4)
+    if n > 1:
+        lines = [line] + [outline(holes == k, y0, x0) for k in range(1, n)]
+        roi.roitype, roi.n_coordinates = roifile.ROI_TYPE.RECT, 0
+        roi.integer_coordinates = None
+        roi.multi_coordinates = np.concatenate([_as_path(line) for line in lines])
+        roi.shape_roi_size = len(roi.multi_coordinates)
+        roi.right, roi.bottom = (int(end) for end in line.max(0))
+    return roi
+
+
+def _as_path(line):
+    "A closed path as ImageJ stores it: move to the first corner, lines to the others, close."
+    steps = np.ones((len(line), 3), np.float32)
+    steps[:, 1:], steps[0, 0] = line, 0
+    return np.append(steps.ravel(), np.float32(4))
+
+
 def rois_zip(
     labels: np.ndarray,  # int (H, W)
     df: pd.DataFrame,  # columns number, y0, x0, y1, x1: the colonies and their tight, half-open boxes
@@ -173,9 +197,8 @@ def rois_zip(
     out = io.BytesIO()
     with zipfile.ZipFile(out, 'w', zipfile.ZIP_DEFLATED) as z:
         for r in df.itertuples():
-            inside = labels[r.y0 : r.y1, r.x0 : r.x1] == r.number
-            roi = roifile.ImagejRoi.frompoints(outline(fill_holes(inside), r.y0, r.x0))
-            roi.roitype, roi.name = roifile.ROI_TYPE.TRACED, f'{r.number:04d}'
+            roi = _as_roi(labels[r.y0 : r.y1, r.x0 : r.x1] == r.number, r.y0, r.x0)
+            roi.name = f'{r.number:04d}'
             member = zipfile.ZipInfo(f'{roi.name}.roi', (1980, 1, 1, 0, 0, 0))
             z.writestr(member, roi.tobytes())
     return out.getvalue()

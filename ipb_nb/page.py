@@ -107,8 +107,8 @@ def hex_to_bgr(
 
 
 def draw_outline(image, inside, x, y, width):
-    "Draw the outer contours of a mask whose corner is at x, y, in yellow."
-    contours, _ = cv2.findContours(inside, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE, offset=(int(x), int(y)))
+    "Draw the contours of a mask, those of its holes too, whose corner is at x, y, in yellow."
+    contours, _ = cv2.findContours(inside, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE, offset=(int(x), int(y)))
     cv2.drawContours(image, contours, -1, hex_to_bgr('#F0E442'), width)
 
 # %% ../nbs/41_page.ipynb #crop0004

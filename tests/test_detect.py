@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import re
 import time
 from inspect import signature
 from pathlib import Path
@@ -126,7 +127,7 @@ def test_colonies_tables_and_crops(exp, tmp_path):
     assert (
         whole.info['pixel_size'] == 0.8
         and (whole.path / 'wells.csv').exists()
-        and {f.stem for f in (whole.path / 'contact_sheets').iterdir()} == {'P1-A1', 'P1-A2'}
+        and {f.stem for f in (whole.path / 'contact_sheets').iterdir()} == {'P1-A1', 'P1-A2', 'frames', 'index'}
     )
     assert not (whole.path / '.detect').exists()
 
@@ -717,3 +718,26 @@ def test_a_frame_that_fits_nowhere_is_named(frame, tmp_path, capsys):
     assert np.isnan(qc.shift_error[0]) and qc.shift_error[1] < 0.2 and qc.shift_error[2] == 1
     assert np.abs(qc[['shift_y_px', 'shift_x_px']].values[1:] - [2, -3]).max() < 1
     assert 'fits nowhere on the frame before: 1 frames (A1/002.tif)' in capsys.readouterr().out
+
+
+def test_the_page_of_all_frames_links_a_large_picture_of_each(whole):
+    folder = whole.path / 'contact_sheets'
+    page = (folder / 'index.html').read_text(encoding='utf-8')
+    links = re.findall('<a href="([^"]+)"', page)
+    quality = pd.read_csv(whole.path / 'qc.csv', keep_default_na=False)
+    assert len(links) == len(quality) and 'http' not in page
+    for link in links:
+        assert 1200 <= max(cv2.imread(str(folder / link)).shape) <= 1600
+    for n in quality.colonies:
+        assert f'· {n} colon' in page
+
+
+def test_fields_of_a_well_are_not_one_track(frame, tmp_path, capsys):
+    "Names that count fields, without a word: the pictures do not fit on each other."
+    (tmp_path / 'raw').mkdir()
+    for field, image in enumerate((frame, np.roll(frame, (340, 420), (0, 1)), frame)):
+        tifffile.imwrite(tmp_path / 'raw' / f'A1_{field}.tif', image)
+    detect.ipb_detect(str(tmp_path / 'raw'), str(tmp_path / 'cells'), pixel_size=0.8)
+    colonies = ColonyDataset(tmp_path / 'cells').colonies
+    assert colonies.frame.nunique() == 3 and (colonies.groupby('track_id').frame.nunique() == 1).all()
+    assert '1 wells whose frames are probably fields, not times (A1)' in capsys.readouterr().out

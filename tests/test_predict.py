@@ -547,6 +547,30 @@ def test_what_training_detected_with_is_kept_but_for_what_is_asked(run, exp, tmp
     predict(model, exp.path / 'raw', tmp_path / 'out', detect_preset='texture')
     found = read_json(tmp_path / 'out' / 'cells' / 'dataset.json')['detection']
     assert [found[k] for k in ('preset', 'refine', 'min_area', 'blur')] == ['texture', False, 3000, 5]
+    assert found['fill_holes'] == 'small'
+
+
+def test_regions_excluded_in_training_are_not_those_of_new_images(run, exp, tmp_path):
+    raw, mask = exp.path / 'raw', np.zeros((640, 640), np.uint8)
+    trained = dict(preset='texture', fill_holes='none', exclude=dict(all='0' * 64))
+    model = changed(run, tmp_path / 'model', detection=trained)
+    mask[:, 200:300] = 255
+    Image.fromarray(mask).save(tmp_path / 'wall.png')
+    predict(model, raw, tmp_path / 'out', exclude=tmp_path / 'wall.png')
+    found = read_json(tmp_path / 'out' / 'cells' / 'dataset.json')['detection']
+    assert found['fill_holes'] == 'none' and found['exclude']['all'] not in ('', '0' * 64)
+    assert 'regions were excluded' not in departures(tmp_path / 'out')
+    for f in (tmp_path / 'out' / 'maps').iterdir():
+        assert not np.array(Image.open(f))[:, 200:300].any()
+    Image.fromarray(mask[::-1, ::-1]).save(tmp_path / 'wall.png')
+    with pytest.raises(InputError, match='found exclude .* as asked for'):
+        predict(model, raw, tmp_path / 'out', exclude=tmp_path / 'wall.png')
+    Image.fromarray(mask[:99]).save(tmp_path / 'wall.png')
+    with pytest.raises(InputError, match=r"a mask of 99×640 px; expected its image's size, 640×640 px"):
+        predict(model, raw, tmp_path / 'small', exclude=tmp_path / 'wall.png')
+    assert not (tmp_path / 'small').exists()
+    predict(model, raw, tmp_path / 'none')
+    assert 'In training, regions were excluded from the frames' in departures(tmp_path / 'none')
 
 
 def test_along_given_outlines(run, exp, answers, tmp_path):

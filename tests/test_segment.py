@@ -1,17 +1,20 @@
 """Detection by texture: what a frame has been through (noise, blur, JPEG, another pixel size) hardly changes what is
 found and nothing of what is said about it."""
 
+import shutil
+
 import cv2
 import numpy as np
 import pandas as pd
 import pytest
+import roifile
 import tifffile
 from skimage.morphology import disk
 
 from ipb_nb.core import InputError
 from ipb_nb.detect import detect_dataset
 from ipb_nb.outlines import fill_holes
-from ipb_nb.segment import find_colonies
+from ipb_nb.segment import colony_mask, find_colonies
 from ipb_nb.simulate import Experiment, simulate_experiment
 
 
@@ -122,3 +125,126 @@ def test_flagged_frames_are_kept_unless_told(scenes, tmp_path):
     with pytest.raises(InputError, match='skip: found full; expected some of empty, confluent, scale bar'):
         detect_dataset(tmp_path / 'raw', tmp_path / 'x', pixel_size=0.8, skip='full')
     assert not (tmp_path / 'x').exists()
+
+
+@pytest.fixture(scope='module')
+def ring(scenes):
+    "A ring of cells, 60 px wide, around glass of 240 px; and where its bare middle is."
+    y, x = np.mgrid[:600, :600]
+    r = np.hypot(y - 300, x - 300)
+    image, truth = max(scenes, key=lambda o: (o[1] > 0).mean())
+    glass = noise(np.full((600, 600), 120, np.uint8), 2)
+    return np.where((r > 120) & (r < 180), confluent(image, truth, 600), glass), r
+
+
+@pytest.mark.parametrize('preset', ['texture', 'standard', 'paper'])
+def test_a_ring_of_cells_is_filled_only_if_asked(ring, preset):
+    image, r = ring
+    found = {
+        which: find_colonies(image, preset=preset, refine=preset == 'standard', fill_holes=which)[0] > 0
+        for which in (None, 'none', 'small', 'all')
+    }
+    middle, cells = r < 100, (r > 135) & (r < 165)
+    assert all(mask[cells].mean() > 0.9 for mask in found.values())
+    assert not found['none'][middle].any() and not found['small'][middle].any() and found['all'][middle].all()
+    assert (found[None] == found['small' if preset == 'texture' else 'all']).all()
+    with pytest.raises(InputError, match='fill_holes: found some; expected none, small, all'):
+        find_colonies(image, fill_holes='some')
+
+
+def test_what_is_excluded_has_no_colony_and_hides_no_glass(scenes):
+    image, truth = max(scenes, key=lambda o: (o[1] > 0).mean())
+    labels, table, plain = find_colonies(image)
+    whole = table[~table.touches_border]
+    o = whole.loc[whole.area_px.idxmax()]
+    wall = np.zeros(image.shape, bool)
+    wall[:, (o.x0 + o.x1) // 2 - 20 : (o.x0 + o.x1) // 2 + 20] = True
+    walled = np.where(wall, confluent(image, truth, len(image)), image)
+    parts, cut, quality = find_colonies(walled, excluded=wall)
+    assert not parts[wall].any() and quality['flag'] == ''
+    near = cv2.dilate(wall.astype(np.uint8), np.ones((41, 41))) > 0
+    assert (((parts > 0) != (labels > 0)) & ~near).sum() < 0.02 * (labels > 0).sum()
+    beside = np.unique(parts[cv2.dilate(wall.astype(np.uint8), np.ones((3, 3))) > 0])
+    assert cut.touches_border[cut.number.isin(beside)].all() and (beside > 0).any()
+    assert quality['excluded'] == round(wall.mean(), 4) and plain['background'] == quality['background']
+    # (a wall that is excluded in vain: nothing but the wall is taken away from what the paper's mask finds)
+    mask = colony_mask(walled)
+    assert (colony_mask(walled, min_area=1, excluded=wall) <= (colony_mask(walled, min_area=1) & ~wall)).all()
+    assert (mask & wall).any()
+
+
+def test_a_ring_of_wall_is_not_filled():
+    y, x = np.mgrid[:600, :600]
+    r = np.hypot(y - 300, x - 300)
+    edge = (r > 270) & (r < 290)
+    image = np.where(edge, noise(np.full(r.shape, 120, np.uint8), 30), noise(np.full(r.shape, 120, np.uint8), 2))
+    for preset in ('texture', 'paper'):
+        found = find_colonies(image, preset=preset, fill_holes='all')[0] > 0
+        assert found[r < 250].all()
+        assert find_colonies(image, preset=preset, fill_holes='all', excluded=edge)[0][r < 250].mean() < 0.2
+
+
+@pytest.fixture
+def two_wells(scenes, tmp_path):
+    "Two wells of one frame each, and a wall as a mask."
+    (tmp_path / 'raw').mkdir()
+    for name, (image, _) in zip('ab', scenes):
+        tifffile.imwrite(tmp_path / 'raw' / f'{name}.tif', image)
+    wall = np.zeros(image.shape, np.uint8)
+    wall[:, 600:800] = 255
+    (tmp_path / 'exclude').mkdir()
+    tifffile.imwrite(tmp_path / 'exclude' / 'A.tif', wall)
+    return tmp_path, wall > 0
+
+
+def test_regions_are_excluded_by_well_and_recorded(two_wells):
+    folder, wall = two_wells
+    for name, more in (('one', {}), ('small', dict(resample=1.6, min_area=500)), ('two', dict(workers=2))):
+        ds = detect_dataset(folder / 'raw', folder / name, exclude=folder / 'exclude', pixel_size=0.8, **more)
+        first, second = (tifffile.imread(ds.path / 'outlines' / 'labels' / f'{o}.tif') for o in 'ab')
+        own = cv2.resize(wall.astype(np.uint8), first.shape[::-1], interpolation=cv2.INTER_NEAREST) > 0
+        assert not first[own].any() and second[own].any()
+        quality = pd.read_csv(ds.path / 'qc.csv')
+        assert quality.excluded.fillna(0).tolist() == pytest.approx([wall.mean(), 0], abs=1e-3)
+        assert list(ds.info['detection']['exclude']) == ['A'] and len(ds.info['detection']['exclude']['A']) == 64
+    roifile.ImagejRoi.frompoints([[600, 0], [800, 0], [800, 1454], [600, 1454]]).tofile(folder / 'wall.roi')
+    rois = detect_dataset(folder / 'raw', folder / 'rois', exclude=folder / 'wall.roi', pixel_size=0.8)
+    same = tifffile.imread(rois.path / 'outlines' / 'labels' / 'a.tif')
+    assert (same == tifffile.imread(folder / 'one' / 'outlines' / 'labels' / 'a.tif')).all()
+
+
+@pytest.mark.parametrize(
+    ('name', 'content', 'says'),
+    [
+        ('a.png', np.ones((30, 40), np.uint8), r"a.png: found a mask of 30×40 px; expected its image's size"),
+        ('all.tif', b'II*', 'all.tif: found 3 bytes that cannot be read'),
+        ('b.zip', b'PK\x03\x04', 'b.zip: found a file that cannot be read as Fiji ROIs'),
+        (
+            'c.png',
+            np.zeros((30, 40), np.uint8),
+            r'c.png: found the name of no frame; expected all, .* a well such as a',
+        ),
+        ('b.png', np.ones((1454, 1454), np.uint8), 'b.png: found a mask that excludes all of the frame'),
+    ],
+)
+def test_masks_that_cannot_exclude_stop_before_anything_runs(two_wells, name, content, says):
+    folder, _ = two_wells
+    (folder / 'exclude' / 'A.tif').unlink()
+    if isinstance(content, bytes):
+        (folder / 'exclude' / name).write_bytes(content)
+    else:
+        cv2.imwrite(str(folder / 'exclude' / name), content)
+    with pytest.raises(InputError, match=says):
+        detect_dataset(folder / 'raw', folder / 'out', exclude=folder / 'exclude', pixel_size=0.8)
+    assert not (folder / 'out').exists()
+
+
+def test_excluding_has_no_part_in_given_outlines(two_wells):
+    folder, _ = two_wells
+    with pytest.raises(InputError, match='exclude: found it with outlines'):
+        detect_dataset(folder / 'raw', folder / 'out', exclude=folder / 'exclude', outlines=folder / 'raw')
+    with pytest.raises(InputError, match='gone: found no such file or folder; expected masks or Fiji ROIs'):
+        detect_dataset(folder / 'raw', folder / 'out', exclude=folder / 'gone', pixel_size=0.8)
+    shutil.copy(folder / 'exclude' / 'A.tif', folder / 'raw' / 'c.tif')
+    with pytest.raises(InputError, match='c.tif: found a mask among the frames'):
+        detect_dataset(folder / 'raw', folder / 'out', exclude=folder / 'raw' / 'c.tif', pixel_size=0.8)
