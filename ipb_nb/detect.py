@@ -42,6 +42,7 @@ from ipb_nb.core import (
 )
 from .crop import BOX, MARGIN, colony_row, cut_crop
 from .dataset import COLUMNS, FORMAT_VERSION, LOG_COLUMNS, TEXT_COLUMNS, ColonyDataset, write_tables
+from .exclude import excluded_by_frame, excluded_region
 from .folders import check_new, file_name, hold, read_record, remove_leftovers
 from ipb_nb.frames import (
     check_frames,
@@ -62,15 +63,18 @@ from .outlines import labels_tiff, read_outlines, rois_zip
 from ipb_nb.segment import (
     DETECTION,
     DETECTION_PRESETS,
+    FILL_HOLES,
     FLAGS,
     colony_mask,
     find_colonies,
     frame_quality,
+    holes_to_fill,
     relabelled,
     skipped_flags,
 )
+from .sheets import frames_page, outlined_jpg
 from .simulate import simulate_annotators
-from .track import composition_label, track_well
+from .track import are_fields, composition_label, track_well
 
 # %% ../nbs/13_detect.ipynb #42f86f5c
 def true_label(
@@ -82,8 +86,19 @@ def true_label(
     return composition_label(areas) if areas.any() else ''
 
 # %% ../nbs/13_detect.ipynb #a2c74c81
-def _job(frame, settings=(), limits=None, gain=None, margin=MARGIN, truth=None, outlines=None, factor=1.0):
-    "The task of one frame; `settings` as in `DETECTION`, `truth` and `outlines` are paths or None."
+def _job(
+    frame,
+    settings=(),
+    limits=None,
+    gain=None,
+    margin=MARGIN,
+    truth=None,
+    outlines=None,
+    excluded=(),
+    factor=1.0,
+    sheet=False,
+):
+    "The task of one frame; `settings` as in `DETECTION`; `truth` and `outlines` are paths or None, `excluded` some."
     return dict(
         frame=frame,
         settings=dict(settings),
@@ -92,7 +107,9 @@ def _job(frame, settings=(), limits=None, gain=None, margin=MARGIN, truth=None, 
         margin=margin,
         truth=truth and str(truth),
         outlines=outlines and str(outlines),
+        excluded=[str(f) for f in excluded],
         factor=factor,
+        sheet=sheet,
     )
 
 # %% ../nbs/13_detect.ipynb #8350c420
@@ -108,10 +125,14 @@ def _read_truth(path, shape):
 _NO_OUTLINE = 'no outline'
 
 
-def _objects(job, image):
-    "Labels, table and quality: by detection, or along given outlines."
+def _objects(job, image, shape):
+    "Labels, table and quality: by detection, or along given outlines; the frame had this `shape` in its file."
     if not job['outlines']:
-        return find_colonies(image, **job['settings'])
+        excluded = excluded_region(job['excluded'], shape)
+        if excluded is not None and excluded.shape != image.shape:
+            small = cv2.resize(excluded.view(np.uint8), image.shape[::-1], interpolation=cv2.INTER_NEAREST)
+            excluded = small.view(bool)
+        return find_colonies(image, excluded=excluded, **job['settings'])
     labels, df = relabelled(read_outlines(job['outlines'], image.shape), renumber=False)
     flag = _NO_OUTLINE if not len(df) else 'outlines cover all of it' if labels.all() else ''
     return labels, df, frame_quality(image, labels > 0) | dict(colonies=len(df), flag=flag)
@@ -151,17 +172,23 @@ def _colony(o, name, image, labels, truth, margin):
     return row, files
 
 # %% ../nbs/13_detect.ipynb #52fe5515
+_PICTURES = 'contact_sheets/frames'
+
+
 def _detected(job):
     "Everything about one frame."
     frame = job['frame']
     stem = frame['stem']
-    image = resized(to_8bit(grey(read_frame(frame)), job['limits'], job['gain']), job['factor'])
+    full = to_8bit(grey(read_frame(frame)), job['limits'], job['gain'])
+    image = resized(full, job['factor'])
     whole = '#' not in frame['source'] and not len(frame.get('stack', ()))  # a file is the frame
     digest = sha256(frame['path']) if whole else _digest(image)
-    labels, df, quality = _objects(job, image)
+    labels, df, quality = _objects(job, image, full.shape)
     truth = _read_truth(job['truth'], image.shape) if job['truth'] else None
     rows = []
     files = {f'outlines/labels/{stem}.tif': labels_tiff(labels), f'outlines/rois/{stem}.zip': rois_zip(labels, df)}
+    if job['sheet']:
+        files[f'{_PICTURES}/{stem}.jpg'] = outlined_jpg(image, labels, df)
     for o in df.itertuples():
         row, own = _colony(o, f'{stem}-{o.number:04d}', image, labels, truth, job['margin'])
         rows.append(row)
@@ -244,8 +271,11 @@ def _draw_legend(fig, tables):
         fig.legend(lines, labels, loc='outside lower center', ncols=6, frameon=False, fontsize=10)
 
 # %% ../nbs/13_detect.ipynb #521c9272
-def _check_call(workers, truth, outlines):
+def _check_call(workers, truth, outlines, exclude):
     "Arguments that would fail late."
+    if exclude and outlines:
+        do = 'Leave one out: colonies along given outlines are as they were drawn.'
+        raise InputError('exclude', f'it with outlines {outlines}', 'one of the two', do)
     if workers < 1:
         raise InputError('workers', workers, 'at least 1', 'Choose another --workers.')
     for folder in (truth, outlines):
@@ -279,6 +309,7 @@ def _checked(settings, frames, margin, scale):
         do = 'Leave it out: outlines by texture are close already; or choose --preset standard, or paper.'
         raise InputError('refine', 'preset texture', 'preset standard or paper', do)
     skipped_flags(s)  # checks them
+    s['fill_holes'] = holes_to_fill(s)
     if scale not in ('experiment', 'image'):
         raise InputError('scale', scale, 'experiment or image', 'Choose one of them.')
     if margin < 0:
@@ -367,7 +398,7 @@ def _companions(folder, frames, suffixes, by_well):
     return out
 
 # %% ../nbs/13_detect.ipynb #7c602928
-def _jobs(frames, p, scales, truth, outlines, factors, failures):
+def _jobs(frames, p, scales, truth, outlines, excluded, factors, failures, sheet=False):
     "A task per frame; frames without their truth or outlines are failures."
     truth, outlines = (Path(folder) if folder else None for folder in (truth, outlines))
     class_maps = _companions(truth, frames, ('.png',), True)
@@ -385,7 +416,9 @@ def _jobs(frames, p, scales, truth, outlines, factors, failures):
             stack = [o | dict(path=Path(o['path']).absolute()) for o in r['stack']]
             frame = r | dict(path=r['path'].absolute(), stack=stack)
             paths = dict(truth=class_map and class_map.absolute(), outlines=own and own.absolute())
-            jobs.append(_job(frame, settings, limits, gain, p['margin'], factor=factors[source], **paths))
+            paths['excluded'] = [f.absolute() for f in excluded.get(source, ())]
+            how = dict(factor=factors[source], sheet=sheet)
+            jobs.append(_job(frame, settings, limits, gain, p['margin'], **how, **paths))
     return jobs
 
 # %% ../nbs/13_detect.ipynb #794da60d
@@ -449,7 +482,7 @@ def _detect_all(dest, jobs, workers, dask, failures):
 
 # %% ../nbs/13_detect.ipynb #221020cc
 _ROW = ['number', 'colony_id', 'label', 'area_px', 'touches_border', *BOX]
-_QUALITY = 'focus background saturation foreground shift_y_px shift_x_px shift_error colonies flag'.split()
+_QUALITY = 'focus background saturation foreground excluded shift_y_px shift_x_px shift_error colonies flag'.split()
 
 
 def _follow(dest, sheets, well):
@@ -471,7 +504,7 @@ def _follow(dest, sheets, well):
         for table, r in zip(tables, frames.itertuples())
     ]
     write_csv(pd.concat(tables), dest / '.detect' / 'wells' / f'{file}.colonies.csv')
-    quality = frames[['source', 'group', 'frame', 'time_h', *_QUALITY]]
+    quality = frames[['source', 'group', 'frame', 'time_h', *(k for k in _QUALITY if k in frames)]]
     write_csv(quality, dest / '.detect' / 'wells' / f'{file}.qc.csv')
     return True
 
@@ -530,6 +563,19 @@ def _no_colonies(dest, raw, quality, failures):
     do = f'Look at {dest}/qc.csv. Smaller colonies are found with --min_area, and by another rule with --preset paper.'
     return NoColonies(raw, f'no colonies in {len(quality)} frames ({counts})', 'at least one', do)
 
+# %% ../nbs/13_detect.ipynb #page0001
+def _write_page(dest, frames, quality):
+    "The page of all frames; those that were detected before pictures were asked for have none."
+    pictures = {r.source: f'frames/{r.stem}.jpg' for r in frames.itertuples()}
+    there = {source: name for source, name in pictures.items() if (dest / 'contact_sheets' / name).exists()}
+    lost = len(pictures) - len(there)
+    note = f'{int(quality.colonies.sum())} colonies in {len(quality)} frames of {quality.group.nunique()} wells.'
+    note += f' {lost} frames have no picture: they were detected without --contact_sheet.' if lost else ''
+    first = frames.iloc[0]
+    page = frames_page(quality, there, dest.resolve().name, note, first.width / first.height)
+    with atomic_path(dest / 'contact_sheets' / 'index.html') as tmp:
+        tmp.write_text(page, encoding='utf-8')
+
 # %% ../nbs/13_detect.ipynb #5dfb7f78
 def _check_all_done(dest, frames, done, failures):
     "Stop where a frame has neither a record nor a reason."
@@ -549,6 +595,8 @@ def _finish(dest, raw, frames, p, failures, scales, sheets, workers):
         raise InputError(raw, found, 'readable images', 'Repair them, and go on with --resume.')
     df, quality = _follow_all(dest, frames, sheets, workers)
     write_csv(quality, dest / 'qc.csv')
+    if sheets:
+        _write_page(dest, frames, quality)
     for source in quality.source[quality.flag.eq(_NO_OUTLINE)]:
         list_skipped(failures, source, f'{source}: its outlines hold no object')
     if not len(df):
@@ -612,7 +660,7 @@ def detect_dataset(
     workers: int = 1,  # number of processes
     dask: str = None,  # address of a Dask scheduler, local, or slurm
     resume: bool = False,  # go on with an interrupted detection
-    contact_sheet: bool = False,  # also draw a picture per well with all outlines
+    contact_sheet: bool = False,  # also make a page and a picture per well of all frames with their outlines
     allow_gaps: bool = False,  # go on where frames are missing
     seed: int = 0,  # of the annotators
     resample: float = None,  # µm: bring all frames to this pixel size first
@@ -624,6 +672,8 @@ def detect_dataset(
     interval_h: float = None,  # hours from frame to frame, instead of what the files say
     refine: bool = False,  # with preset standard or paper: closer outlines and faint colonies
     skip: str = None,  # leave such frames out: empty,confluent,scale bar; default: none (standard: empty,confluent)
+    exclude: str = None,  # mask or ROIs of no colonies, for all frames; or a folder of them (11_exclude)
+    fill_holes: str = None,  # none, small or all; small: below min_area; default: small (standard, paper: all)
     split: int | str = 0,  # cut touching colonies at necks of this depth: px, or 20um; 0: leave them together
     min_area: int | str = 2000,  # of a colony: px, or 1280um2
     blur: int = 3,  # px, side of the Gaussian kernel
@@ -631,23 +681,25 @@ def detect_dataset(
     open_radius: int | str = 3,  # of the opening's disk: px, or 2.4um
 ) -> ColonyDataset:
     "Find the colonies of an experiment, cut them out, follow them, and write them as a dataset."
-    _check_call(workers, truth, outlines)
+    _check_call(workers, truth, outlines, exclude)
     raw, dest, z = Path(raw), Path(dest), checked_z(z)
     reading = dict(pattern=pattern, layout=layout, channel=channel, z=z, pixel_size=pixel_size, interval_h=interval_h)
     frames, failures, bad = list_frames(raw, **reading)
     _check_listed(raw, frames, failures, bad, truth, allow_gaps, resample)
     factors = _resampled(frames, resample, truth or outlines)
     settings = dict(preset=preset, blur=blur, radius=radius, open_radius=open_radius)
-    settings |= dict(min_area=min_area, refine=refine, split=split, skip=skip)
+    settings |= dict(min_area=min_area, refine=refine, split=split, skip=skip, fill_holes=fill_holes)
     p = _checked(settings, frames, margin, scale)
     p |= dict(classes=_class_names(classes, labels), margin=margin, scale=scale, flat_field=bool(flat_field)) | reading
     p |= dict(true_labels=bool(truth), annotators=annotators, seed=seed, outlines=bool(outlines))
     p |= dict(labels=labels and os.path.relpath(labels, dest), resample=resample)
+    excluded, p['exclude'] = excluded_by_frame(exclude, frames) if exclude else ({}, None)
     with hold(dest, 'a detection'):
         if _begin(dest, p, resume):
             return ColonyDataset(dest)
         scales = _scales(dest, frames, p)
-        _detect_all(dest, _jobs(frames, p, scales, truth, outlines, factors, failures), workers, dask, failures)
+        jobs = _jobs(frames, p, scales, truth, outlines, excluded, factors, failures, contact_sheet)
+        _detect_all(dest, jobs, workers, dask, failures)
         root = raw if raw.is_dir() else raw.parent
         ds = _finish(dest, root, frames, p, failures, scales, contact_sheet, workers)
         _complete(ds, truth, annotators, seed)
@@ -702,6 +754,15 @@ def _first_ones(sources):
     return ', '.join(sources[:3]) + ', …' * (len(sources) > 3)
 
 
+def _wells_of_fields(quality):
+    "Those of the wells with colonies whose frames do not fit on each other (glass alone fits nowhere)."
+    if 'shift_error' not in quality:
+        return []
+    quality = quality[quality.colonies.astype(int).gt(0)]
+    errors = pd.to_numeric(quality.shift_error)
+    return [well for well, own in errors.groupby(quality.group, sort=False) if are_fields(own)]
+
+
 def _print_summary(ds, contact_sheet):
     "Classes, flags, failures and totals of a new dataset."
     quality = read_table(ds.path / 'qc.csv', ['source', 'flag'])
@@ -712,10 +773,15 @@ def _print_summary(ds, contact_sheet):
     lost = quality.source[pd.to_numeric(quality.shift_error).eq(1)] if 'shift_error' in quality else []
     if len(lost):
         print(f'fits nowhere on the frame before: {len(lost)} frames ({_first_ones(lost)}); taken as not moved')
+    if wells := _wells_of_fields(quality):
+        print(
+            f'{len(wells)} wells whose frames are probably fields, not times ({_first_ones(wells)}): they share no '
+            "tracks. Say which it is: --pattern '(?P<well>…)_(?P<site>…)', see --list"
+        )
     for f in ds.failures.itertuples():
         print(f'{f.kind}: {f.reason}')
     tracks = ds.colonies.track_id.nunique()
-    sheets = f'; pictures of all wells in {ds.path / "contact_sheets"}' if contact_sheet else ''
+    sheets = f'; all frames with their outlines: {ds.path / "contact_sheets" / "index.html"}' if contact_sheet else ''
     print(f'{len(ds)} colonies, {tracks} tracks, {len(quality)} frames in {ds.path}{sheets}')
 
 # %% ../nbs/13_detect.ipynb #7e6d5c3f
@@ -724,11 +790,11 @@ def _print_summary(ds, contact_sheet):
     groups={
         'Files': 'list layout pattern pixel_size interval_h channel z',
         'Grey levels': 'scale flat_field',
-        'Colonies': 'preset refine skip split min_area blur radius open_radius margin',
+        'Colonies': 'preset refine skip exclude fill_holes split min_area blur radius open_radius margin',
         'Labels': 'classes truth annotators seed outlines labels',
         'Work': 'contact_sheet allow_gaps workers dask resume',
     },
-    choices=dict(preset=DETECTION_PRESETS, scale=['experiment', 'image']),
+    choices=dict(preset=DETECTION_PRESETS, scale=['experiment', 'image'], fill_holes=FILL_HOLES),
 )
 @delegates(detect_dataset, but='resample')
 def ipb_detect(

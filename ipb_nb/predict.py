@@ -28,6 +28,7 @@ from .core import InputError, class_colors, command, read_json, read_table, writ
 from .crop import BOX
 from .dataset import ColonyDataset
 from .detect import NoColonies, detect_dataset
+from .exclude import excluded_files
 from .folders import check_new, file_name, hold, read_record, remove_leftovers
 from .frames import check_frames, dataset_frame, list_frames, shows
 from .files import list_failure, path_id, sha256
@@ -238,6 +239,11 @@ def _frame_departures(student, frames, bad, settings, unscaled):
             "The model's colonies were imported, not detected: new ones are found with the standard parameters. "
             'Others can be given with --detect_preset, --min_area and --refine, or outlines with --outlines.'
         )
+    if (student.info['detection'] or {}).get('exclude') and not settings.get('exclude'):
+        yield (
+            'In training, regions were excluded from the frames; nothing is excluded from these. Where walls or '
+            'scratches lie in them, give their own masks or ROIs with --exclude.'
+        )
     for size in [] if unscaled else frames.pixel_size.dropna().unique():
         if abs(size / student.pixel_size - 1) > 0.01:
             yield (
@@ -250,8 +256,11 @@ def _settings(student, detecting):
     "How training found its colonies, but for what is asked for: arguments of `detect_dataset`."
     known, asked = student.info['detection'] or {}, {k: v for k, v in detecting.items() if v is not None}
     settings = {k: v for k, v in known.items() if k in (*DETECTION, 'scale', 'flat_field')}
-    if 'preset' in asked:
-        settings.pop('refine', None)  # of the other preset
+    if known:
+        settings.setdefault('fill_holes', 'all')  # (older models do not say)
+    if asked.get('preset') not in (None, known.get('preset')):
+        for name in ('refine', 'fill_holes'):  # of the other preset
+            settings.pop(name, None)
     return settings | asked
 
 
@@ -610,6 +619,7 @@ def predict(
     min_area: int | str = None,  # of a colony, instead of that in training: px, or 1280um2
     refine: bool = False,  # with preset standard or paper: closer outlines and faint colonies
     outlines: str = None,  # folder of label images or ROI zips: cut along them instead of detecting
+    exclude: str = None,  # mask or ROIs of no colonies, for all these frames; or a folder of them (11_exclude)
     pattern: str = None,  # regular expression for paths; named groups: well, site, channel, z, time … (10_layouts)
     layout: str = None,  # rule for names: incucyte, imagexpress, … (10_layouts), plain: none; default: guessed
     channel: int = None,  # number of the channel, of several, from 0
@@ -622,7 +632,7 @@ def predict(
     out, images = Path(out), Path(images)
     _check_arguments(images, out, workers, stride, prior)
     listing = dict(pattern=pattern, layout=layout, channel=channel, z=checked_z(z), interval_h=interval_h)
-    detecting = dict(preset=detect_preset, min_area=min_area, refine=refine or None, outlines=outlines)
+    detecting = dict(preset=detect_preset, min_area=min_area, refine=refine or None, outlines=outlines, exclude=exclude)
     student = load_student(model)
     _check_classes(student.classes)
     content, groups, fingerprint = _look_up(images, pixel_size, listing)
@@ -632,11 +642,13 @@ def predict(
     asked |= dict(prior=prior, stride=stride, pixel_size=pixel_size, unscaled=unscaled, **listing)
     asked |= dict(detect_preset=detect_preset, min_area=min_area, refine=refine)
     asked['outlines'] = outlines and os.path.relpath(outlines, out)
+    asked['exclude'] = exclude and {name: sha256(f) for name, f in excluded_files(exclude).items()}
     with hold(out, 'a prediction'):
         if not _same_task(out, asked, resume):
             how = prior, stride, pixel_size, unscaled, listing, detecting, workers, dask, resume
             _note(student, out, asked, groups, *_start(student, images, content, out, *how))
         return write_answers(student, out, conditions, control, since, audit, min_colonies)
+
 
 # %% ../nbs/53_predict.ipynb #859a9a92
 def _composition_errors(own, found, true, n):
@@ -692,7 +704,7 @@ def against_truth(
     'ipb-predict run raw --out answers --conditions wells.csv',
     groups={
         'Images': 'pixel_size unscaled layout pattern channel z interval_h',
-        'Colonies': 'detect_preset min_area refine outlines',
+        'Colonies': 'detect_preset min_area refine outlines exclude',
         'Classes': 'prior',
         'Comparison': 'conditions control since audit min_colonies',
         'Work': 'stride workers dask',
