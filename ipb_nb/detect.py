@@ -69,6 +69,13 @@ from ipb_nb.segment import (
     skipped_flags,
 )
 from .simulate import simulate_annotators
+from ipb_nb.strokes import (
+    MARKS,
+    find_trained,
+    learn_segmentation,
+    marks_digest,
+    read_segmentation,
+)
 from .track import composition_label, track_well
 
 # %% ../nbs/13_detect.ipynb #42f86f5c
@@ -109,8 +116,12 @@ _NO_OUTLINE = 'no outline'
 
 def _objects(job, image):
     "Labels, table and quality: by detection, or along given outlines."
+    settings = dict(job['settings'])
+    trained = settings.pop('segmentation', None)
     if not job['outlines']:
-        return find_colonies(image, **job['settings'])
+        if trained:
+            return find_trained(image, read_segmentation(trained), **settings)
+        return find_colonies(image, **settings)
     labels, df = relabelled(read_outlines(job['outlines'], image.shape), renumber=False)
     flag = _NO_OUTLINE if not len(df) else 'outlines cover all of it' if labels.all() else ''
     return labels, df, frame_quality(image, labels > 0) | dict(colonies=len(df), flag=flag)
@@ -354,6 +365,39 @@ def _scales(dest, frames, p):
     scales = read_json(file)
     return scales['limits'], {plate: np.array(gain, np.float32) for plate, gain in scales['gains'].items()}
 
+# %% ../nbs/13_detect.ipynb #segm0002
+def _check_segmentation(segmentation, **others):
+    "The checksum of a segmentation or of its marks; settings of another way to find colonies are an `InputError`."
+    for name, own in others.items():
+        if own:
+            raise InputError(name, f'{own}, with a segmentation', 'one of both', f'Leave out --{name}, or it.')
+    return marks_digest(segmentation)
+
+
+def _model_of(dest, p):
+    "The trained segmentation for dataset.json."
+    return dict(trained=read_json(dest / 'segmentation.json')) if p.get('segmentation') else {}
+
+# %% ../nbs/13_detect.ipynb #segm0003
+def _trained(dest, frames, p, scales, factors, given):
+    "The file of the trained segmentation in the dataset; from marks it is learnt first."
+    file, (limits, gains) = dest / 'segmentation.json', scales
+
+    def image_of(r):
+        return resized(to_8bit(grey(read_frame(r)), limits, gains.get(r['plate'])), factors[r['source']])
+
+    if not file.exists():
+        try:
+            if not isinstance(given, dict) and Path(given).is_dir():
+                masks = _companions(Path(given), frames, MARKS, False)
+                given = {source: mask for source, mask in zip(frames.source, masks) if mask}
+            learn_segmentation(given, frames, image_of, _pixel_size(frames), p['channel']).save(file)
+        except InputError:
+            if not {f.name for f in (dest / '.detect').iterdir()} - {'parameters.json', 'scales.json'}:
+                shutil.rmtree(dest / '.detect')  # nothing was found yet: try again with other marks
+            raise
+    return str(file.absolute())
+
 # %% ../nbs/13_detect.ipynb #4e1f0b32
 def _companions(folder, frames, suffixes, by_well):
     "The file in `folder` that belongs to each frame, or None."
@@ -367,12 +411,13 @@ def _companions(folder, frames, suffixes, by_well):
     return out
 
 # %% ../nbs/13_detect.ipynb #7c602928
-def _jobs(frames, p, scales, truth, outlines, factors, failures):
+def _jobs(frames, p, scales, truth, outlines, factors, failures, segmentation=None):
     "A task per frame; frames without their truth or outlines are failures."
     truth, outlines = (Path(folder) if folder else None for folder in (truth, outlines))
     class_maps = _companions(truth, frames, ('.png',), True)
     edited = _companions(outlines, frames, ('.zip', '.tif', '.tiff'), False)
     settings = {name: p[name] for name in DETECTION}
+    settings |= dict(segmentation=segmentation) if segmentation else {}
     limits, gains = scales
     jobs = []
     for r, class_map, own in zip(frames.to_dict('records'), class_maps, edited):
@@ -563,7 +608,7 @@ def _info(dest, raw, frames, p, scales, colonies):
         pixel_size=_pixel_size(frames),
         raw_root=raw,
         intensity=intensity,
-        detection=p,
+        detection=p | _model_of(dest, p),
         flat_field={plate: np.round(gain, 4).tolist() for plate, gain in gains.items()},
         imports=[dict(importer='detect', raw=raw, colonies=colonies, there_already=0)],
     )
@@ -587,6 +632,7 @@ def detect_dataset(
     truth: str = None,  # folder truth of a simulated experiment: label the colonies by it
     annotators: int = 0,  # number of simulated annotators, instead of the true labels
     outlines: str = None,  # folder of edited label images or ROI zips: cut along them instead of detecting
+    segmentation: str = None,  # learn from marks: folder of masks or ROI zips, strokes.json; or a segmentation.json
     labels: str = None,  # dataset whose labels and annotations untouched colonies keep
     scale: str = 'experiment',  # how deeper images become 8-bit: one scale per experiment or per image
     flat_field: bool = False,  # divide by the illumination that a plate's frames share
@@ -625,10 +671,15 @@ def detect_dataset(
     p |= dict(classes=_class_names(classes, labels), margin=margin, scale=scale, flat_field=bool(flat_field)) | reading
     p |= dict(true_labels=bool(truth), annotators=annotators, seed=seed, outlines=bool(outlines))
     p |= dict(labels=labels and os.path.relpath(labels, dest), resample=resample)
+    p['segmentation'] = segmentation and _check_segmentation(
+        segmentation, refine=refine, outlines=outlines, preset=preset != 'texture' and preset
+    )
     if _begin(dest, p, resume):
         return ColonyDataset(dest)
     scales = _scales(dest, frames, p)
-    _detect_all(dest, _jobs(frames, p, scales, truth, outlines, factors, failures), workers, dask, failures)
+    trained = segmentation and _trained(dest, frames, p, scales, factors, segmentation)
+    jobs = _jobs(frames, p, scales, truth, outlines, factors, failures, trained)
+    _detect_all(dest, jobs, workers, dask, failures)
     root = raw if raw.is_dir() else raw.parent
     ds = _finish(dest, root, frames, p, failures, scales, contact_sheet, workers)
     _complete(ds, truth, annotators, seed)
@@ -705,7 +756,7 @@ def _print_summary(ds, contact_sheet):
     groups={
         'Files': 'list layout pattern pixel_size interval_h channel z',
         'Grey levels': 'scale flat_field',
-        'Colonies': 'preset refine skip split min_area blur radius open_radius margin',
+        'Colonies': 'preset segmentation refine skip split min_area blur radius open_radius margin',
         'Labels': 'classes truth annotators seed outlines labels',
         'Work': 'contact_sheet allow_gaps workers dask resume',
     },

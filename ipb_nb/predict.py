@@ -251,6 +251,8 @@ def _settings(student, detecting):
     settings = {k: v for k, v in known.items() if k in (*DETECTION, 'scale', 'flat_field')}
     if 'preset' in asked:
         settings.pop('refine', None)  # of the other preset
+    elif 'trained' in known and 'outlines' not in asked:
+        settings['segmentation'] = known['trained']
     return settings | asked
 
 
