@@ -24,6 +24,7 @@ from ipb_nb.growth import OVERLAP
 from ipb_nb.outlines import fill_holes
 from ipb_nb.segment import colony_mask, detect_colonies, drop_small, find_colonies, texture_mask
 from ipb_nb.simulate import colony_objects, draw_frame, simulate_experiment, well_states
+from ipb_nb.strokes import train_segmentation, trained_mask
 from ipb_nb.track import composition_label
 
 SEED = 7  # the settings were chosen on seeds 1 and 2
@@ -48,7 +49,13 @@ if sys.argv[1:]:
     cv2.setNumThreads(1)
     image = np.load(path)
     refined = functools.partial(colony_mask, refine=True)
-    f = dict(mask=colony_mask, texture=texture_mask, refined=refined, chain=chain, all=find_colonies)[what]
+    f = dict(mask=colony_mask, texture=texture_mask, refined=refined, chain=chain, all=find_colonies)
+    if what == 'trained':
+        part = image[:1024, :1024]
+        f['trained'] = functools.partial(
+            trained_mask, segmentation=train_segmentation([part], [texture_mask(part).astype(np.uint8) + 1])
+        )
+    f = f[what]
     if what != 'all':
         f(image[:256, :256])  # tables and imports
     start = time.perf_counter()
@@ -126,7 +133,7 @@ with tempfile.TemporaryDirectory() as d:
     )
     image = draw_frame(p, well_states(p, 'P1', 'P1-A1', False), 'P1-A1', 1)[0]
     np.save(d / 'frame.npy', image)
-    timed = ('chain', 'mask', 'texture', 'refined')
+    timed = ('chain', 'mask', 'texture', 'refined', 'trained')
     runs = {k: np.array([in_own_process(k, d / 'frame.npy') for _ in range(3)]) for k in timed}
     seconds = {k: float(np.median(v[:, 0])) for k, v in runs.items()}
     differ = int((colony_mask(image) != chain(image)).sum())
@@ -147,6 +154,7 @@ with tempfile.TemporaryDirectory() as d:
     show('detect.mask.memory', round(float(runs['mask'][:, 1].max()), 2), 'GB', 'the limit for the whole process', 1)
     show('detect.texture', seconds['texture'], 's', "the default; `detect.mask` is the paper's")
     show('detect.refined', seconds['refined'], 's', 'the mask as in the paper')
+    show('detect.trained', seconds['trained'], 's', 'a trained segmentation (12_strokes); one core', 4, 'lower')
     reps = -(-20000 // 2908)
     np.save(d / 'large.npy', np.tile(image, (reps, reps))[:20000, :20000])
     large = in_own_process('all', d / 'large.npy')
