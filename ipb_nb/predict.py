@@ -261,6 +261,8 @@ def _settings(student, detecting):
     if asked.get('preset') not in (None, known.get('preset')):
         for name in ('refine', 'fill_holes'):  # of the other preset
             settings.pop(name, None)
+    if 'trained' in known and 'outlines' not in asked and 'preset' not in asked:
+        settings['segmentation'] = known['trained']
     return settings | asked
 
 
@@ -648,7 +650,6 @@ def predict(
             how = prior, stride, pixel_size, unscaled, listing, detecting, workers, dask, resume
             _note(student, out, asked, groups, *_start(student, images, content, out, *how))
         return write_answers(student, out, conditions, control, since, audit, min_colonies)
-
 
 # %% ../nbs/53_predict.ipynb #859a9a92
 def _composition_errors(own, found, true, n):

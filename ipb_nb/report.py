@@ -72,6 +72,12 @@ def _detection_words(detection, um):
     "How the colonies were found."
     area = px_and_um(detection['min_area'], um, 2)
     flat = ', and flat-field correction' if detection.get('flat_field') else ''
+    if 'trained' in detection:
+        marks = detection['trained'].get('trained_on', {})
+        return (
+            f'Colonies were detected by a random forest trained on marks of {marks.get("frames")} frames, with an '
+            f'opening of {detection["open_radius"]} px and a minimum area of {area}{flat}.'
+        )
     by = 'the standard deviation' if detection.get('preset') == 'texture' else 'the entropy'
     return (
         f"Colonies were detected by {by} of grey levels within {detection['radius']} px, after a blur of "

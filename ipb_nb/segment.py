@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FILL_HOLES', 'DETECTION_PRESETS', 'DETECTION', 'FLAGS', 'sorting_network', 'local_entropy', 'drop_small',
-           'colony_mask', 'texture_mask', 'relabelled', 'split_touching', 'detect_colonies', 'texture', 'scale_bars',
-           'frame_quality', 'skipped_flags', 'holes_to_fill', 'find_colonies']
+           'without_holes', 'colony_mask', 'texture_mask', 'relabelled', 'split_touching', 'detect_colonies', 'texture',
+           'scale_bars', 'frame_quality', 'skipped_flags', 'holes_to_fill', 'colonies_of_mask', 'find_colonies']
 
 # %% ../nbs/12_segment.ipynb #cb7eaac6
 import functools
@@ -233,8 +233,14 @@ def _kept_holes(holes, which, reach, min_area):
     return holes
 
 
-def _without_holes(mask, which, reach, min_area, excluded=None):
-    "The mask filled and drawn in by `reach` px; `which` of `FILL_HOLES`."
+def without_holes(
+    mask: np.ndarray,  # bool (H, W)
+    which: str,  # of `FILL_HOLES`
+    reach: int,  # px
+    min_area: int,  # px; holes of at least so many are not small
+    excluded: np.ndarray = None,  # bool (H, W), what belongs to no colony
+) -> np.ndarray:  # bool (H, W)
+    "The mask with its holes filled, and drawn in by `reach` px."
     own = mask if excluded is None else mask & ~excluded
     filled = fill_holes(own)
     kept = None if which == 'all' else _kept_holes(filled & ~own, which, reach, min_area)
@@ -250,7 +256,7 @@ def _without_holes(mask, which, reach, min_area, excluded=None):
 def _cleaned(mask, open_radius, reach, min_area, holes, excluded=None):
     "Opened, filled, drawn in by `reach` px, and without small regions."
     mask = cv2.morphologyEx(mask.view(np.uint8), cv2.MORPH_OPEN, disk(open_radius)).view(bool)
-    return drop_small(_without_holes(mask, holes, reach, min_area, excluded), min_area)
+    return drop_small(without_holes(mask, holes, reach, min_area, excluded), min_area)
 
 # %% ../nbs/12_segment.ipynb #1a41ba76
 def colony_mask(
@@ -514,6 +520,24 @@ def _bars_beside(image, excluded):
     return [(y0, x0, y1, x1) for y0, x0, y1, x1 in bars if excluded[y0:y1, x0:x1].mean() < 0.5]
 
 # %% ../nbs/12_segment.ipynb #find0001
+def colonies_of_mask(
+    image: np.ndarray,  # uint8 (H, W)
+    mask: np.ndarray,  # bool (H, W), colonies
+    flags: list,  # of the frame, of `FLAGS`
+    min_area: int,  # px
+    split: int,  # px, as in `detect_colonies`
+    excluded: np.ndarray = None,  # bool (H, W)
+) -> tuple:  # labels (H, W), table, quality, as from `find_colonies`
+    "The colonies of a mask. Those beside something excluded count as touching the border."
+    labels, df = detect_colonies(mask, min_area, split)
+    quality = frame_quality(image, mask, excluded) | dict(colonies=len(df), flag=';'.join(flags))
+    if excluded is not None:
+        beside = np.unique(labels[cv2.dilate(excluded.view(np.uint8), np.ones((3, 3), np.uint8)).view(bool)])
+        df['touches_border'] |= df.number.isin(beside)
+        quality['excluded'] = round(float(excluded.mean()), 4)
+    return labels, df, quality
+
+
 def find_colonies(
     image: np.ndarray,  # uint8 (H, W)
     pixel_size: float = None,  # µm
@@ -535,7 +559,7 @@ def find_colonies(
         mask = np.zeros(image.shape, bool)
     elif s['preset'] == 'texture' and 'confluent' in flags:  # no glass to compare with
         mask = cv2.resize(textured.view(np.uint8), image.shape[::-1], interpolation=cv2.INTER_NEAREST)
-        mask = _without_holes(mask.view(bool), of_mask['holes'], 0, min_area, excluded)
+        mask = without_holes(mask.view(bool), of_mask['holes'], 0, min_area, excluded)
         mask = drop_small(mask, min_area)
     elif s['preset'] == 'texture':
         mask = texture_mask(image, strict='empty' in flags, **of_mask)
@@ -543,10 +567,4 @@ def find_colonies(
         mask = colony_mask(image, refine=s['refine'], **of_mask)
     for y0, x0, y1, x1 in bars:
         mask[y0:y1, x0:x1] = False
-    labels, df = detect_colonies(mask, min_area, split)
-    quality = frame_quality(image, mask, excluded) | dict(colonies=len(df), flag=';'.join(flags))
-    if excluded is not None:
-        beside = np.unique(labels[cv2.dilate(excluded.view(np.uint8), np.ones((3, 3), np.uint8)).view(bool)])
-        df['touches_border'] |= df.number.isin(beside)
-        quality['excluded'] = round(float(excluded.mean()), 4)
-    return labels, df, quality
+    return colonies_of_mask(image, mask, flags, min_area, split, excluded)

@@ -20,8 +20,8 @@ from skimage.morphology import disk
 
 from .core import InputError, in_pixels, read_json, write_json
 from .files import files_below, sha256
-from .outlines import fill_holes, read_outlines, read_rois, roi_mask
-from .segment import detect_colonies, drop_small, frame_quality, scale_bars, skipped_flags
+from .outlines import read_outlines, read_rois, roi_mask
+from .segment import colonies_of_mask, drop_small, scale_bars, skipped_flags, without_holes
 
 # %% ../nbs/12_strokes.ipynb #strk0008
 BACKGROUND, COLONY = 1, 2  # in a picture of marks; 0: unmarked
@@ -333,13 +333,15 @@ def trained_mask(
     segmentation: Segmentation,
     open_radius: int = 3,  # px, of the opening's disk
     min_area: int = 2000,  # px; smaller regions are removed
+    holes: str = 'small',  # those that are filled: small, none or all
+    excluded: np.ndarray = None,  # bool (H, W), what belongs to no colony
 ) -> np.ndarray:  # bool (H, W)
     "Where the share of colony is above the threshold; opened, filled, without small regions."
     share = cv2.GaussianBlur(segmentation.probability(image), (0, 0), 0.8)
     share = cv2.resize(share, None, fx=_STEP, fy=_STEP, interpolation=cv2.INTER_LINEAR)[: len(image), : image.shape[1]]
     mask = (share > segmentation.info['threshold']).astype(np.uint8)
     mask = cv2.morphologyEx(mask, cv2.MORPH_OPEN, disk(open_radius))
-    return drop_small(fill_holes(mask.view(bool)), min_area)
+    return drop_small(without_holes(mask.view(bool), holes, 0, min_area, excluded), min_area)
 
 # %% ../nbs/12_strokes.ipynb #strk0032a
 def find_trained(
@@ -350,18 +352,20 @@ def find_trained(
     min_area=2000,  # px, or text with a unit
     split=0,  # as in `detect_colonies`: px, or text with a unit
     skip=None,  # scale bar: frames with one have no colonies
+    fill_holes=None,  # small, none or all; None is small
+    excluded: np.ndarray = None,  # bool (H, W), where no colony is looked for
     **_,  # other settings of detection
 ) -> tuple:  # labels (H, W), table, quality, as from `find_colonies`
     "The colonies of a frame by a trained segmentation. Whether a frame is empty or confluent is for the marks to say."
     open_radius, min_area, split = (in_pixels(size, pixel_size) for size in (open_radius, min_area, split))
     bars = scale_bars(image)
-    mask = trained_mask(image, segmentation, open_radius, min_area)
+    excluded = excluded if excluded is not None and excluded.any() else None
+    mask = trained_mask(image, segmentation, open_radius, min_area, fill_holes or 'small', excluded)
     for y0, x0, y1, x1 in bars:
         mask[y0:y1, x0:x1] = False
     if bars and 'scale bar' in skipped_flags(dict(preset='texture', skip=skip)):
         mask[:] = False
-    labels, df = detect_colonies(mask, min_area, split)
-    return labels, df, frame_quality(image, mask) | dict(colonies=len(df), flag='scale bar' * bool(bars))
+    return colonies_of_mask(image, mask, ['scale bar'] * bool(bars), min_area, split, excluded)
 
 # %% ../nbs/12_strokes.ipynb #strk0036
 def read_strokes(
