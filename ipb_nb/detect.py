@@ -28,13 +28,13 @@ from ipb_nb.core import (
     MULTI_LABEL,
     PALETTE,
     InputError,
+    allow_pixels,
     atomic_path,
     class_colors,
     command,
     composed,
     in_pixels,
     png_bytes,
-    read_json,
     read_pixels,
     read_table,
     write_csv,
@@ -58,6 +58,7 @@ from .jobs import KILLED, dask_client, in_processes, on_dask
 from .layouts import frame_counts
 from .planes import checked_z
 from .outlines import labels_tiff, read_outlines, rois_zip
+from .records import DatasetFile, ExperimentFile, FrameRecord, Record, ScalesFile, read_record
 from ipb_nb.segment import (
     DETECTION,
     DETECTION_PRESETS,
@@ -258,7 +259,7 @@ def _check_listed(raw, frames, failures, bad, truth, allow_gaps, resample):
         found = f'no frame that can be read; the first: {failures[0]["reason"]}'
         raise InputError(raw, found, 'images', 'Repair them, or take them out.')
     experiment = truth and Path(truth).parent / 'experiment.json'
-    dropped = read_json(experiment).get('dropped', []) if experiment and experiment.exists() else []
+    dropped = read_record(experiment, ExperimentFile).get('dropped', []) if experiment and experiment.exists() else []
     reasons = []
     for text in check_frames(frames, bad, [tuple(o) for o in dropped]):
         gap_allowed = allow_gaps and '--allow_gaps' in text
@@ -334,7 +335,7 @@ def _begin(dest, p, resume):
         found = 'a finished dataset' if done else 'an unfinished detection'
         do = 'Choose another name' + ('.' if done else ', or go on with it: --resume.')
         raise InputError(dest, found, 'a new or empty folder', do)
-    known = read_json(dest / 'dataset.json').get('detection', {}) if done else read_json(state)
+    known = read_record(dest / 'dataset.json', DatasetFile).get('detection', {}) if done else read_record(state, Record)
     for name, value in p.items():
         if known.get(name) != value:
             do = 'Choose another name, or ask for the same to go on.'
@@ -351,7 +352,7 @@ def _scales(dest, frames, p):
         if p['flat_field']:
             gains = {plate: flat_field(own, limits).tolist() for plate, own in frames.groupby('plate')}
         write_json(dict(limits=limits, gains=gains), file)
-    scales = read_json(file)
+    scales = read_record(file, ScalesFile)
     return scales['limits'], {plate: np.array(gain, np.float32) for plate, gain in scales['gains'].items()}
 
 # %% ../nbs/13_detect.ipynb #4e1f0b32
@@ -447,7 +448,7 @@ _QUALITY = 'focus background saturation foreground shift_y_px shift_x_px shift_e
 def _follow(dest, sheets, well):
     "One well: its colonies with their tracks, the quality of its frames, and its contact sheet."
     group, frames = well
-    records = [read_json(dest / '.detect' / f'{stem}.json') for stem in frames.stem]
+    records = [read_record(dest / '.detect' / f'{stem}.json', FrameRecord) for stem in frames.stem]
     thumbs = [dest / '.detect' / f'{stem}.npz' for stem in frames.stem]
     tables = [pd.DataFrame(r['rows'], columns=_ROW) for r in records]
     tables, moved, error = track_well(group, list(zip(tables, thumbs)))
@@ -535,7 +536,9 @@ def _finish(dest, raw, frames, p, failures, scales, sheets, workers):
     if not len(df):
         raise _no_colonies(dest, raw, quality, failures)
     df = df.assign(image='images/' + df.colony_id + '.png', mask='masks/' + df.colony_id + '.png')
-    sources = {r.source: read_json(dest / '.detect' / f'{r.stem}.json')['sha256'] for r in frames.itertuples()}
+    sources = {
+        r.source: read_record(dest / '.detect' / f'{r.stem}.json', FrameRecord)['sha256'] for r in frames.itertuples()
+    }
     if p['true_labels']:
         write_csv(df[['colony_id', 'label']], dest / 'truth' / 'labels.csv')
     if p['annotators']:
@@ -703,7 +706,7 @@ def _print_summary(ds, contact_sheet):
 @command(
     'ipb-detect raw cells --contact_sheet --workers 2',
     groups={
-        'Files': 'list layout pattern pixel_size interval_h channel z',
+        'Files': 'list layout pattern pixel_size interval_h channel z max_pixels',
         'Grey levels': 'scale flat_field',
         'Colonies': 'preset refine skip split min_area blur radius open_radius margin',
         'Labels': 'classes truth annotators seed outlines labels',
@@ -716,9 +719,11 @@ def ipb_detect(
     raw: str,  # folder of images (with its subfolders), or one file; ND2 was tried on one real file only
     dest: Param('dataset folder to make', str, nargs='?', opt=False) = None,
     list: bool = False,  # only show the frames: well, frame, time, pixel size, and where each was read
+    max_pixels: int = None,  # of an image, as a limit before it is decoded; default: 2²⁸, 268 million
     **kwargs,
 ):
     "Find the colonies in microscope images and write them as a dataset."
+    allow_pixels(max_pixels)
     if list:
         reading = ('pattern', 'layout', 'channel', 'z', 'pixel_size', 'interval_h')
         return _print_list(raw, *list_frames(raw, **{name: kwargs.get(name) for name in reading}))

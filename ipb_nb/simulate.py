@@ -41,6 +41,7 @@ from .growth import OVERLAP, TREATMENT, Well
 from .jobs import KILLED, in_processes
 from .optics import Sheet, expose, instrument, paint
 from .outlines import label_image_rows
+from .records import ExperimentFile, read_record
 from .track import composition_label, members, track_colonies
 
 # %% ../nbs/10_simulate.ipynb #6f31176c
@@ -271,7 +272,7 @@ def _resume(dest, params):
     "Note the parameters of a new experiment, or compare them with those of the one that is there."
     f, known = dest / 'experiment.json', None
     if f.exists():
-        known = read_json(f).get('parameters')
+        known = read_record(f, ExperimentFile)['parameters']
     elif dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
         raise InputError(
             dest, 'files that are no simulated experiment', 'a new or empty folder', 'Choose another name.'
@@ -299,7 +300,7 @@ class Experiment:
         self.path = Path(path)
         if not (self.path / 'experiment.json').exists():
             raise InputError(self.path, 'no experiment.json', 'a simulated experiment', 'Make one with ipb-simulate.')
-        self.info = read_json(self.path / 'experiment.json')
+        self.info = read_record(self.path / 'experiment.json', ExperimentFile)
         if self.info['state'] != 'done':
             raise InputError(
                 self.path,
@@ -368,7 +369,7 @@ def simulate_experiment(
     frames = {w: [t for t in range(params['frames']) if (w, t) not in bad['dropped']] for w in wells.well}
     due = [(w, t) for w in frames for t in frames[w]]
     missing = [(dest, params, w, t) for w, t in due if not _frame_files(dest, w, t)[0].exists()]
-    if not missing and read_json(dest / 'experiment.json')['state'] == 'done':
+    if not missing and read_record(dest / 'experiment.json', ExperimentFile)['state'] == 'done':
         return Experiment(dest)
     write_csv(wells, dest / 'wells.csv')
     lives = [(dest, params, row, row.well in bad['empty']) for row in wells.itertuples(index=False)]
