@@ -14,10 +14,11 @@ import pandas as pd
 from filelock import FileLock
 from tqdm import tqdm
 
-from .core import InputError, atomic_path, read_json, stable_hash, write_json
+from .core import InputError, atomic_path, stable_hash, write_json
 from .crop import BOX
 from .dataset import ColonyDataset
 from .metric import macro_difference
+from .records import LoopFile, read_record
 from .split import lineages
 from .worklist import by_margin, few_of_a_track, in_turn
 
@@ -145,10 +146,8 @@ def held_aside(
         drawn = units.drop_duplicates().sample(frac=1, random_state=seed)
         held = units[units.isin(drawn.iloc[: max(round(share * len(drawn)), 1)])]
         write_json(dict(version=1, share=share, seed=seed, held_aside=list(held.index)), f)
-    info = read_json(f)
-    ids = info.get('held_aside')
-    if not isinstance(ids, list) or not all(isinstance(i, str) for i in ids):
-        raise InputError(f'{f}, held_aside', ids, 'a list of colony ids', 'Restore the file.')
+    info = read_record(f, LoopFile)
+    ids = info['held_aside']
     own = units[units.isin(units[units.index.isin(ids)])].sample(frac=1, random_state=info.get('seed', 0))
     return list(own.index[np.argsort(own.groupby(own).cumcount(), kind='stable')])
 

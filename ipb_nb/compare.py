@@ -16,8 +16,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from .core import InputError, read_json
+from .core import InputError
 from .metric import corrected_ttest, holm, published
+from .records import SweepFile, read_record
 from .run import find_runs, macro, run_dataset
 from .split import Split, lineages
 
@@ -254,7 +255,7 @@ def compare(
     path = Path(path)
     runs, unfinished = find_runs(path)
     _check_classes(path, runs)
-    sweep = read_json(path / 'sweep.json') if (path / 'sweep.json').exists() else dict(runs=[])
+    sweep = read_record(path / 'sweep.json', SweepFile) if (path / 'sweep.json').exists() else dict(runs=[])
     planned = list(sweep.get('asked', sweep['runs']))
     names, missing = row_names(runs), _missing_runs(planned, runs, unfinished)
     known = {*names, *missing.row}

@@ -180,7 +180,7 @@ class ExperimentConfig(_Fields):
 @patch
 def _resolve(self: ExperimentConfig):
     "Fill in the fields that were left out, and check all of them."
-    if self.preset not in PRESETS:
+    if not isinstance(self.preset, str) or self.preset not in PRESETS:
         raise InputError('preset', self.preset, ' or '.join(PRESETS), 'Name one of them.')
     if not isinstance(self.method, str) or self.method not in METHODS:
         raise InputError('method', self.method, ' or '.join(METHODS), 'Correct the value.')
@@ -210,6 +210,9 @@ def _need(self: ExperimentConfig, ok, field, expected):
     raise InputError(field, found, expected, 'Correct the value.')
 
 # %% ../nbs/30_config.ipynb #cd067106
+_MOST = 2**31  # no number of a configuration is as large; NaN and infinity are none
+
+
 @patch
 def _check_types(self: ExperimentConfig):
     for field, p in inspect.signature(type(self).__init__).parameters.items():
@@ -219,10 +222,12 @@ def _check_types(self: ExperimentConfig):
         value = getattr(self, field)
         if kind is float:
             expected = 'a number (1e-2 is text in YAML, 1.0e-2 a number)'
-            self._need(isinstance(value, (int, float)), field, expected)
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            self._need(number and abs(value) <= _MOST, field, expected)
         else:
             expected = {int: 'a number without decimals', bool: 'yes or no', str: 'text'}[kind]
-            self._need(isinstance(value, kind), field, expected)
+            same = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+            self._need(same and (kind is not int or abs(value) <= _MOST), field, expected)
 
 # %% ../nbs/30_config.ipynb #018090bc
 CHOICES = {
@@ -240,6 +245,7 @@ _AT_LEAST_0 = (
     *('pretrain_epochs', 'pretrain_steps', 'finetune', 'steps', 'test_patches'),
     *('fold', 'seed', 'max_repeat', 'wd', 'lambda_u', 'finetune_lr'),
 )
+_AT_MOST = dict(width=8, threads=1024, batch_size=1 << 16, pairs=1 << 16, mu=1024)  # memory goes with them
 _FRACTIONS = ('threshold', 'ramp', 'warmup', 'ema', 'momentum', 'tau_plus')
 
 
@@ -247,7 +253,10 @@ _FRACTIONS = ('threshold', 'ramp', 'warmup', 'ema', 'momentum', 'tau_plus')
 def _check(self: ExperimentConfig):
     self._check_types()
     self._need(self.scales.count(',') <= 1, 'scales', 'one or two sides')
-    patch_scales(self.scales, 0.01)  # (the dataset's pixel size is known later)
+    sides = patch_scales(self.scales, 0.01)  # (the dataset's pixel size is known later)
+    self._need('m' in self.scales or max(sides) <= 4096, 'scales', 'sides of at most 4096 px')
+    for field, most in _AT_MOST.items():
+        self._need(getattr(self, field) <= most, field, f'a number of at most {most}')
     for field, values in CHOICES.items():
         self._need(getattr(self, field) in values, field, ' or '.join(values))
     self._need(not (self.amp and self.feedback == 'reference'), 'amp', 'no, with feedback reference')

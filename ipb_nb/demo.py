@@ -13,8 +13,9 @@ from pathlib import Path
 from fastcore.meta import delegates
 
 from .compare import compare
-from .core import InputError, command, read_json, shipped, write_json
+from .core import InputError, command, shipped, write_json
 from .experiment import train, train_in_notebook
+from .records import DemoFile, read_record
 from .report import write_report
 from .simulate import simulate_dataset
 from .split import save_split
@@ -27,7 +28,7 @@ DEMO_CONFIG = shipped('configs/demo.yaml')
 # %% ../nbs/70_demo.ipynb #81d510fb
 def _claim(dest, names):
     "Remove what an earlier demo made in `dest`, and note what this one will make."
-    made = read_json(dest / 'demo.json')['made'] if (dest / 'demo.json').exists() else []
+    made = read_record(dest / 'demo.json', DemoFile)['made'] if (dest / 'demo.json').exists() else []
     for name in names:
         if (dest / name).exists() and name not in made:
             found = 'something that the demo did not make'

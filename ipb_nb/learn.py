@@ -29,11 +29,12 @@ from ipb_nb.active import (
     read_features,
 )
 from .annotate import ColonyAnnotator, shared_dataset
-from .core import InputError, class_colors, command, read_json, write_csv
+from .core import InputError, class_colors, command, write_csv
 from .dataset import ColonyDataset
 from .metric import clustered_interval
 from .page import read_asset, render
 from .panes import THEMES, open_page
+from .records import MetricsFile, read_record
 from .split import Split, lineages, write_split
 from .worklist import Labelling, read_work_list
 
@@ -386,7 +387,7 @@ def score(self: LabelLoop) -> str:
     "What the trained network reaches on the test set (T)."
     if not self.training or self.training.state != 'done':
         return ''
-    recall = read_json(self.training.out / 'metrics.json')['student']['macro_tpr']
+    recall = read_record(self.training.out / 'metrics.json', MetricsFile)['student']['macro_tpr']
     if recall is None:
         return 'no macro recall, because a class is missing in the test set (T)'
     return f'macro recall {recall:.0%} on {len(self.training.split.test)} colonies held aside (T)'

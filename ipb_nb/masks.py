@@ -6,6 +6,8 @@
 __all__ = ['otsu_mask', 'mask_numbers', 'read_mask']
 
 # %% ../nbs/04_masks.ipynb #e0826e76
+import math
+import os
 import warnings
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from scipy import ndimage as ndi
 from skimage.filters import threshold_otsu
 from skimage.measure import label as label_components
 
-from .core import InputError, lossy_format, one_channel, read_pixels
+from .core import InputError, check_file, lossy_format, one_channel, read_pixels
 
 # %% ../nbs/04_masks.ipynb #bbf2ea27
 def otsu_mask(
@@ -44,10 +46,14 @@ def otsu_mask(
 
 # %% ../nbs/04_masks.ipynb #d021bcd2
 def _array(path):
-    "The numbers in a .npy file."
+    "The numbers in a .npy file; they are read from the disk where they are used."
     try:
-        numbers = np.load(path, allow_pickle=False)
-    except ValueError:
+        numbers = np.load(path, mmap_mode='r', allow_pickle=False)
+    except (OSError, EOFError, SyntaxError, OverflowError) as e:
+        raise InputError(path, f'an array that cannot be read ({e})', 'a label image', 'Export it again.') from None
+    except ValueError as e:
+        if 'allow_pickle' not in str(e) and 'Python objects' not in str(e):
+            raise InputError(path, f'an array that cannot be read ({e})', 'a label image', 'Export it again.') from None
         found, do = 'a pickle, which may run any code', 'In Cellpose save the masks: File, Save masks as PNG/TIF.'
         raise InputError(path, found, 'a label image', do) from None
     if numbers.dtype.kind not in 'bui':
@@ -70,6 +76,9 @@ def mask_numbers(
     shape,  # (H, W) of the image that it belongs to
 ) -> np.ndarray:  # (H, W), or (H, W, 3) of a picture in colours
     "The numbers of a mask or label image as stored; one of another size than its image is an `InputError`."
+    check_file(path, 'a mask')
+    if (n := os.path.getsize(path)) > 64 * (math.prod(shape) + 1000):
+        raise InputError(path, f'{n} bytes', f'a mask of {shape[0]}×{shape[1]} px', 'Is it the mask of this image?')
     read = {'.txt': _text_map, '.npy': _array}.get(Path(path).suffix.lower())
     numbers = read(path) if read else read_pixels(path, raw=True)
     if numbers.ndim == 3 and (numbers == numbers[..., :1]).all():

@@ -71,7 +71,8 @@ def _exact_hours(value, unit):
     text = _spelled(unit)
     seconds = next((s for s, names in _SECONDS.items() if re.fullmatch(names, text)), np.nan)
     try:
-        return _number(value) * seconds / 3600
+        found = _number(value) * seconds / 3600
+        return found if abs(found) < 1e9 else np.nan  # (no experiment takes a hundred thousand years)
     except (TypeError, ValueError):
         return np.nan
 
@@ -125,10 +126,13 @@ def _companion(path, text):
     return ET.parse(file).getroot()
 
 # %% ../nbs/10_metadata.ipynb #207e1a2b
+_MOST_ALONG = 1 << 20  # positions along an axis; more are an error of who wrote them
+
+
 def _blocks(pixels, path, own):
     "Pages of a file and their place: (page, {'C': …, 'Z': …, 'T': …})."
     order = pixels.get('DimensionOrder', 'XYCZT')[2:]
-    sizes = [int(pixels.get(f'Size{axis}', 1)) for axis in order]
+    sizes = [min(int(pixels.get(f'Size{axis}', 1)), _MOST_ALONG) for axis in order]
     sizes[order.index('C')] = len(pixels.findall('{*}Channel')) or sizes[order.index('C')]
     for block in pixels.findall('{*}TiffData'):
         uuid = block.find('{*}UUID')
@@ -136,7 +140,7 @@ def _blocks(pixels, path, own):
             continue
         start = np.ravel_multi_index([int(block.get(f'First{a}', 0)) for a in order], sizes, order='F')
         n = int(block.get('PlaneCount', 1 if block.get('IFD') else np.prod(sizes) - start))
-        for k in range(n):
+        for k in range(min(n, int(np.prod(sizes)) - start)):
             at = np.unravel_index(start + k, sizes, order='F')
             yield int(block.get('IFD', 0)) + k, dict(zip(order, map(int, at)))
 

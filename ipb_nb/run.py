@@ -24,6 +24,7 @@ from .core import InputError, class_colors, counter_rng, read_json, stable_hash,
 from .dataset import ColonyDataset
 from .files import sha256
 from .metric import scores
+from .records import MetricsFile, RunFile, read_record
 from .split import SCORED_ON, Split, scored_on
 
 # %% ../nbs/33_run.ipynb #6d25e9f7
@@ -257,15 +258,12 @@ def read_run(
     if not f.exists():
         found = 'no run.json' if path.is_dir() else 'no such folder'
         raise InputError(path, found, 'a run folder', 'Give a folder that ipb-train wrote.')
-    info = read_json(f)
+    info = read_record(f, RunFile)
     _check_state(f, info)
     if bad := damaged(path, info):
         found = 'a damaged file' if (path / bad[0]).exists() else 'no such file'
         raise InputError(path / bad[0], found, f"{info['files'][bad[0]]} bytes, as run.json says", _AGAIN)
-    metrics = read_json(path / 'metrics.json')
-    for k in ('classes', 'n_test', 'selected_on', 'student'):
-        if k not in metrics:
-            raise InputError(path / 'metrics.json', f'no entry {k}', 'scores of the student', _AGAIN)
+    metrics = read_record(path / 'metrics.json', MetricsFile)
     return Run(path, id or path.resolve().name, info, metrics)
 
 # %% ../nbs/33_run.ipynb #33765ebc

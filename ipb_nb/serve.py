@@ -8,6 +8,7 @@ __all__ = ['IDLE_S', 'PageServer']
 # %% ../nbs/59_serve.ipynb #serv0003
 import hmac
 import json
+import re
 import secrets
 import sys
 import time
@@ -180,10 +181,16 @@ def cookie(self: _Handler):
 
 
 @patch
+def local(self: _Handler):
+    "Does the request name this computer (another name may be made to point here), and come from our own page?"
+    host, origin = self.headers.get('Host', ''), self.headers.get('Origin')
+    return host.rpartition(':')[0] in _HERE and (not origin or urlsplit(origin).netloc == host)
+
+
+@patch
 def allowed(self: _Handler, token=''):
     "Does the request come from this computer, from our own page, with the token?"
-    host, origin = self.headers.get('Host', ''), self.headers.get('Origin')
-    if host.rpartition(':')[0] not in _HERE or origin and urlsplit(origin).netloc != host:
+    if not self.local():
         return False
     cookies = dict(c.strip().partition('=')[::2] for c in self.headers.get('Cookie', '').split(';'))
     given = token or cookies.get(self.cookie, '')
@@ -208,32 +215,43 @@ def _opened(server, name):
 
 # %% ../nbs/59_serve.ipynb #serv0014
 _LOGIN = 'the page: it needs the whole address that the command printed, with the token'
+_LOGOUT = 'the page again needs the whole address that the command printed; this browser is logged out'
+_COOKIE = 'HttpOnly; SameSite=Lax; Path=/'  # (strict, it would not follow a link from a mail to the first page)
 
 
 @patch
 def do_GET(self: _Handler):
     path, token = urlsplit(self.path).path, parse_qs(urlsplit(self.path).query).get('token', [''])[0]
+    if not self.local():
+        return self.answer('', code=403)
     if path in ('/panes.js', '/window.js'):
         return self.answer(read_asset(path[1:]), 'text/javascript')
     if path == '/login':
         return self.answer(_page(self.server, _LOGIN, script=False), 'text/html', 403)
+    if path == '/logout':
+        text = _page(self.server, _LOGOUT, script=False)
+        return self.answer(text, 'text/html', **{'Set-Cookie': f'{self.cookie}=; Max-Age=0; {_COOKIE}'})
     if not self.allowed(token):
         return self.answer('', code=302, Location='/login')
     if path == '/doing':
         return self.answer(self.server.doing)
     if path != '/':
         return self.answer('nothing here', code=404)
-    cookie = f'{self.cookie}={self.server.token}; HttpOnly; SameSite=Strict; Path=/'
-    return self.answer(_page(self.server), 'text/html', **{'Set-Cookie': cookie})
+    if token:  # it goes from the address, and so from the history and from what is copied
+        cookie = f'{self.cookie}={self.server.token}; {_COOKIE}'
+        return self.answer('', code=303, Location='/', **{'Set-Cookie': cookie})
+    return self.answer(_page(self.server), 'text/html')
 
 # %% ../nbs/59_serve.ipynb #sv1401
 @patch
 def do_POST(self: _Handler):
-    size = int(self.headers.get('Content-Length') or 0)
-    body = self.rfile.read(min(size, 1_000_000))
-    if size > 1_000_000 or not self.allowed():
+    size = self.headers.get('Content-Length') or '0'
+    if not re.fullmatch('[0-9]{1,6}', size) or not self.allowed():
         return self.answer('', code=403, Connection='close')
-    said = json.loads(body)
+    try:
+        said = dict(json.loads(self.rfile.read(int(size))))
+    except (ValueError, TypeError, RecursionError):
+        return self.answer('', code=400, Connection='close')
     path, name = urlsplit(self.path).path, str(said.pop('window', ''))
     if path == '/open':
         return self.answer(json.dumps(_opened(self.server, name)), 'application/json')

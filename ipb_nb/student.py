@@ -17,33 +17,25 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from scipy import ndimage as ndi
 
-from .core import InputError, read_json
+from .core import InputError
 from .crop import Colony
 from .decision import patch_grid, probabilities
 from .frames import resized
 from .metric import NEIGHBOURS, neighbour_distance
 from .model import create_model
 from .patch import views
+from .records import ModelFile, RunFile, read_record
 
 # %% ../nbs/50_student.ipynb #b3cf6b00
-_FIELDS = (
-    'arch width hidden scales small classes pixel_size normalisation margin detection confusion trust'.split()
-)  # of model.json
-
-
 def _read_info(folder):
     "model.json of a finished run, or of a folder that ipb-export wrote."
     f, run = folder / 'model.json', folder / 'run.json'
     if not f.exists():
         found = 'no model.json' if folder.is_dir() else 'no such folder'
         raise InputError(folder, found, 'a finished run', 'Give a folder that ipb-train or ipb-export wrote.')
-    if run.exists() and (state := read_json(run).get('state')) != 'done':
+    if run.exists() and (state := read_record(run, RunFile)['state']) != 'done':
         raise InputError(folder, f'a run that is {state}', 'a finished one', 'Continue it: ipb-train … --resume.')
-    info = read_json(f)
-    for field in _FIELDS:
-        if field not in info:
-            raise InputError(f, f'no {field}', 'the fields that ipb-train writes', 'Train again.')
-    return info
+    return read_record(f, ModelFile)
 
 # %% ../nbs/50_student.ipynb #96ad9ce9
 def _check_weights(f, weights, network):

@@ -282,6 +282,11 @@ def test_weights_that_are_none(run, tmp_path):
     f.write_bytes(whole)
     model = read_json(run / 'model.json')
     write_json(model | dict(classes=CLASSES[:3]), tmp_path / 'run' / 'model.json')
+    with pytest.raises(InputError, match='found another confusion; expected 3 rows of 3 numbers'):
+        load_student(tmp_path / 'run')
+    trust = {k: v for k, v in model['trust'].items() if k != 'bias'}
+    three = dict(classes=CLASSES[:3], confusion=[[1, 0, 0]] * 3, trust=trust)
+    write_json(model | three, tmp_path / 'run' / 'model.json')
     with pytest.raises(InputError, match=r'found \(4,\) as classifier.bias; expected \(3,\)'):
         load_student(tmp_path / 'run')
 
