@@ -14,11 +14,12 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from .core import PALETTE, InputError, atomic_path, class_colors, read_json, read_table, write_csv
+from .core import PALETTE, InputError, atomic_path, class_colors, read_table, write_csv
 from .dataset import ColonyDataset
 from .folders import new_folder
 from .metric import class_shares
 from .page import PAGE_STYLE, data_uri, picture, portrait, read_asset, render, table_html
+from .records import FinishedPrediction, read_record
 from .run import figure_style
 from .student import Student
 from ipb_nb.timecourse import (
@@ -534,7 +535,10 @@ def write_answers(
 ) -> Path:  # report.html
     "Write everything that follows from colonies.csv and frames.csv: wells, conditions, tests, figures, and the page."
     out, classes = Path(out), student.classes
-    info, failures = read_json(out / 'prediction.json'), read_table(out / 'failures.csv', ['source', 'reason'])
+    info, failures = (
+        read_record(out / 'prediction.json', FinishedPrediction),
+        read_table(out / 'failures.csv', ['source', 'reason']),
+    )
     colonies, frames = _read_predictions(out)
     by = check_questions(conditions, info['groups'], control, audit)
     in_window(frames, since)  # refuses what it cannot do before anything is removed

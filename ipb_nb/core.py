@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'CLASSES', 'MULTI_LABEL', 'PALETTE', 'InputError', 'command', 'command_parser', 'CtrlC',
-           'run_command', 'atomic_path', 'write_json', 'write_csv', 'read_json', 'shipped', 'read_table',
+           'run_command', 'atomic_path', 'write_json', 'write_csv', 'check_file', 'read_json', 'shipped', 'read_table',
            'read_numbers', 'append_csv', 'composed', 'one_channel', 'to_grey8', 'tiff_dtype', 'tiff_pixels',
-           'tiff_plane', 'is_tiff', 'read_pixels', 'read_image', 'lossy_format', 'png_bytes', 'write_png', 'in_pixels',
-           'stable_hash', 'counter_rng', 'seed_all', 'class_colors']
+           'check_pixels', 'allow_pixels', 'tiff_plane', 'is_tiff', 'read_pixels', 'read_image', 'lossy_format',
+           'png_bytes', 'write_png', 'in_pixels', 'stable_hash', 'counter_rng', 'seed_all', 'class_colors']
 
 # %% ../nbs/00_core.ipynb #473e75d3
 import argparse
@@ -23,11 +23,12 @@ import random
 import re
 import shutil
 import signal
+import stat
 import sys
 import threading
 import unicodedata
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import cv2
@@ -36,7 +37,7 @@ import pandas as pd
 import tifffile
 from fastcore.script import anno_parser
 from filelock import FileLock
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 # %% ../nbs/00_core.ipynb #d1fdcc8c
 cv2.utils.logging.setLogLevel(0)  # an unreadable file is reported once, by us
@@ -187,15 +188,35 @@ def write_csv(
         df.to_csv(tmp, index=False)
 
 # %% ../nbs/00_core.ipynb #e3c0209a
+def check_file(
+    path,
+    what: str = 'an image',  # that is expected
+):
+    "Stop at what is no file that can be read: nothing there, a folder, a pipe or a device, or NUL in its name."
+    do = 'Check the file, its path and its permissions.'
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError) as e:
+        raise InputError(path, (getattr(e, 'strerror', None) or str(e)).lower(), what, do) from None
+    if not stat.S_ISREG(mode):
+        raise InputError(path, 'a folder' if stat.S_ISDIR(mode) else 'a pipe or a device', what, do)
+
+
+_MOST_JSON = 1 << 28  # bytes; that of 100,000 colonies has a tenth
+
+
 def read_json(
     path,  # a JSON file, UTF-8
 ):
     "Read a JSON file; an unreadable one is an `InputError`."
+    check_file(path, 'a JSON file')
+    if os.path.getsize(path) > _MOST_JSON:
+        raise InputError(path, f'{os.path.getsize(path)} bytes', f'at most {_MOST_JSON}', 'Restore it, or remove it.')
     try:
         return json.loads(Path(path).read_text(encoding='utf-8'))
-    except FileNotFoundError:
-        raise InputError(path, 'no such file', 'a JSON file', 'Check the path.') from None
-    except ValueError as e:
+    except OSError as e:
+        raise InputError(path, e.strerror.lower(), 'a JSON file', 'Check its permissions.') from None
+    except (ValueError, RecursionError) as e:
         raise InputError(path, f'text that is not JSON ({e})', 'a JSON file', 'Restore it or make it again.') from None
 
 # %% ../nbs/00_core.ipynb #b4b84615
@@ -212,6 +233,7 @@ def shipped(
 # %% ../nbs/00_core.ipynb #aaad3f43
 def _read_text(path):
     "Text in UTF-8, or in UTF-16 with a byte-order mark; the mark is removed."
+    check_file(path, 'a CSV file')
     try:
         raw = Path(path).read_bytes()
     except OSError as e:
@@ -267,15 +289,28 @@ def _cells(path, text, delimiter, above=0):
 # %% ../nbs/00_core.ipynb #fa9a3846
 def _check_lengths(path, text, delimiter, n, above=0):
     "Stop at a row of fewer than `n` fields."
-    reader = csv.reader(io.StringIO(text, newline=''), delimiter=delimiter)
-    for row in reader:
-        if any(row) and len(row) < n:
-            raise InputError(
-                f'{path}, line {reader.line_num + above}',
-                f'{len(row)} fields',
-                f'{n}, as in the first line',
-                'Correct the row; text that holds a delimiter needs quotes.',
-            )
+    reader, do = csv.reader(io.StringIO(text, newline=''), delimiter=delimiter), 'Text with a delimiter needs quotes.'
+    try:
+        for row in reader:
+            if any(row) and len(row) < n:
+                found, expected = f'{len(row)} fields', f'{n}, as in the first line'
+                raise InputError(f'{path}, line {reader.line_num + above}', found, expected, do)
+    except csv.Error as e:
+        raise InputError(
+            f'{path}, line {reader.line_num + above}', e, 'cells of at most 131072 characters', do
+        ) from None
+
+
+_MOST_COLUMNS = 10_000
+
+
+def _check_size(path, text, delimiter, above):
+    "Stop at a table that is too wide to be one, before it is read."
+    if (n := text.split('\n', 1)[0].count(delimiter)) >= _MOST_COLUMNS:
+        where, expected = f'{path}, line {1 + above}', f'at most {_MOST_COLUMNS}'
+        raise InputError(where, f'{n + 1} columns', expected, 'Export the table with one row for each colony.')
+    if '"' in text or max(map(len, text.split('\n'))) > csv.field_size_limit():
+        _check_lengths(path, text, delimiter, 0, above)
 
 # %% ../nbs/00_core.ipynb #77b197f4
 def _check_header(where, header, columns, optional):
@@ -303,6 +338,7 @@ def read_table(
     "Read a CSV file. Unreadable text, wrong columns and rows of another length are `InputError`s that name the line."
     text, delimiter, above = _without_sep(_read_text(path))
     delimiter = delimiter or _delimiter(text.split('\n', 1)[0])
+    _check_size(path, text, delimiter, above)
     df = _cells(path, text, delimiter, above)
     if not len(df):
         raise InputError(path, 'an empty file', f"the columns {', '.join(columns)}", 'Restore or remove it.')
@@ -419,8 +455,11 @@ def to_grey8(
     lo, hi = im.min(where=finite, initial=np.inf), im.max(where=finite, initial=-np.inf)
     if not lo < hi:
         return np.zeros(im.shape, np.uint8)
-    level = np.nan_to_num(im, nan=lo, posinf=hi, neginf=lo)
-    return np.round((level - lo) / (hi - lo) * 255).astype(np.uint8)
+    level = np.nan_to_num(im, copy=False, nan=lo, posinf=hi, neginf=lo)
+    level -= lo
+    level /= hi - lo
+    level *= 255  # (in place: a large image fills the memory)
+    return np.round(level, out=level).astype(np.uint8)
 
 # %% ../nbs/00_core.ipynb #45721ca5
 _COLOUR_SPACES = dict(enumerate('white-is-zero black-is-zero RGB palette mask CMYK YCbCr'.split())) | {8: 'CIELAB'}
@@ -489,6 +528,30 @@ def tiff_pixels(
     return im.astype(tiff_dtype(page), copy=False)
 
 # %% ../nbs/00_core.ipynb #5870e0ba
+Image.MAX_IMAGE_PIXELS = None  # (the limit is ours, and the same for every format)
+
+
+def check_pixels(
+    path,  # an image, for the error
+    height: int,  # as the file declares it
+    width: int,
+):
+    "Stop at an image that has more pixels than allowed (2²⁸, or --max_pixels), before it is decoded."
+    most = int(os.environ.get('IPB_MAX_PIXELS') or 1 << 28)
+    if height * width > most:
+        do = 'Cut it into parts, or allow more with --max_pixels (8 to 16 bytes of memory per pixel are needed).'
+        raise InputError(path, f'{width} × {height} pixels', f'at most {most} pixels', do)
+
+
+def allow_pixels(
+    n: int = None,  # pixels of an image; None: as before
+):
+    "Allow larger images, in this process and those that it starts."
+    if n is not None and n < 1:
+        raise InputError('max_pixels', n, 'at least 1', 'For example 1000000000.')
+    os.environ |= dict(IPB_MAX_PIXELS=str(n)) if n else {}
+
+
 _JPEG = (6, 7, 33007)  # compressions that tifffile decodes to RGB
 
 
@@ -497,6 +560,7 @@ def tiff_plane(
     raw: bool = False,  # as for `tiff_pixels`
 ) -> np.ndarray:  # (H, W) or (H, W, 3) RGB of `tiff_dtype`
     "Decode a page. One whose bytes are not all there is a `ValueError`, never a black picture."
+    check_pixels(page.parent.filehandle.path, max(page.imagelength, page.size // page.imagewidth // 4), page.imagewidth)
     there = page.parent.filehandle.size
     for start, n in zip(page.dataoffsets, page.databytecounts):
         if not start or not n or start + n > there:
@@ -548,8 +612,10 @@ def _indices(buf):
     return numbers
 
 
-def _picture(buf, raw):
+def _picture(path, buf, raw):
     "Pixels of a PNG, JPEG or BMP, or None."
+    with suppress(UnidentifiedImageError), Image.open(io.BytesIO(buf)) as file:
+        check_pixels(path, file.height, file.width)
     if raw and (numbers := _indices(buf)) is not None:
         return numbers
     im = cv2.imdecode(buf, cv2.IMREAD_UNCHANGED)
@@ -560,6 +626,7 @@ def _file_bytes(path, n=-1):
     "The first `n` bytes of an image file, or all of them, uint8."
     try:
         os.fspath(path).encode()
+        check_file(path)
         return np.fromfile(path, np.uint8, n)
     except UnicodeEncodeError:
         raise InputError(path, 'a name that is not UTF-8', 'a name in UTF-8', 'Rename the file.') from None
@@ -582,16 +649,14 @@ def read_pixels(
     "Read one image as it is. A stack, or a file that cannot be decoded, is an `InputError` that names it."
     head, why = _file_bytes(path, 4), ''
     try:
-        im = _tiff(path, raw) if is_tiff(head) else _picture(_file_bytes(path), raw) if head.size else None
+        im = _tiff(path, raw) if is_tiff(head) else _picture(path, _file_bytes(path), raw) if head.size else None
     except InputError:
         raise
     except Exception as e:  # of whatever library decodes it
         im, why = None, f' ({type(e).__name__}: {e})'
     if im is None or not im.size:
-        found, expected = (
-            f'{os.path.getsize(path)} bytes that cannot be read as an image{why}',
-            f"one of {', '.join(IMAGE_SUFFIXES)}",
-        )
+        found = f'{os.path.getsize(path)} bytes that cannot be read as an image{why}'
+        expected = f"one of {', '.join(IMAGE_SUFFIXES)}"
         raise InputError(path, found, expected, 'Export the image again, or take it out.')
     return im
 
@@ -659,12 +724,8 @@ def in_pixels(
     "Convert a length or an area to pixels."
     if m := re.fullmatch(r'\s*([\d.]+)\s*[uµμ]m([2²]?)\s*', str(size)):
         if not pixel_size:
-            raise InputError(
-                'pixel_size',
-                'nothing',
-                f'µm per pixel, to convert {size}',
-                'Give the pixel size, or the size in pixels.',
-            )
+            expected = f'µm per pixel, to convert {size}'
+            raise InputError('pixel_size', 'nothing', expected, 'Give the pixel size, or the size in pixels.')
         return round(float(m[1]) / pixel_size ** (2 if m[2] else 1))
     try:
         return int(size)

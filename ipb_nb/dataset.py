@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 import shutil
+from collections import Counter
 from datetime import datetime, timezone
 from functools import partial
 from itertools import combinations
@@ -32,7 +33,6 @@ from ipb_nb.core import (
     class_colors,
     composed,
     read_image,
-    read_json,
     read_numbers,
     read_table,
     stable_hash,
@@ -42,6 +42,7 @@ from ipb_nb.core import (
 )
 from .crop import BOX, MARGIN, Colony, missing_margin, show_crop
 from .folders import file_name, hold, leads_out, new_folder, remove_leftovers
+from .records import DatasetFile, read_record
 
 # %% ../nbs/03_dataset.ipynb #33354c7d
 TEXT_COLUMNS = 'colony_id image mask label source group track_id parent_ids event'.split()
@@ -67,18 +68,24 @@ def plain_label(
     return MULTI_LABEL if re.sub('[-_ ]', '', low) == 'multilabel' else name
 
 # %% ../nbs/03_dataset.ipynb #59dd841a
+plt.rcParams['text.parse_math'] = False  # a $ in the name of a class or a well is no formula
 _RESERVED = ('nan', 'excluded', 'unlabelled', 'unlabeled', 'multi-label', 'multilabel')  # no class can be called so
 
 
 def check_class_names(
     classes,  # their names
 ):
-    "Stop at class names that cannot be stored or told apart."
+    "Stop at class names that cannot be stored or told apart, and at more than a thousand of them."
+    if len(classes) > 1000:
+        raise InputError('classes', f'{len(classes)} of them', 'at most 1000', 'Is this a folder for each class?')
+    folded = Counter(c.casefold() for c in classes)
     for c in classes:
-        if not c or re.search(r'[;\x00-\x1f]', c) or c != c.strip() or c.casefold() in _RESERVED:
+        if not c or re.search(r'[;\x00-\x1f\ud800-\udfff]', c) or c != c.strip() or c.casefold() in _RESERVED:
             expected = 'a name without semicolons and line ends, other than ' + ', '.join(_RESERVED)
             raise InputError('classes', f'{c!r} as a class', expected, 'Rename the class.')
-        if sum(c.casefold() == o.casefold() for o in classes) > 1:
+        if len(c) > 200:
+            raise InputError('classes', f'{c[:40]!r}… of {len(c)} letters', 'at most 200 letters', 'Rename the class.')
+        if folded[c.casefold()] > 1:
             found = f'{c} twice, if capitals do not count'
             raise InputError('classes', found, 'each class once', 'Rename one, or take it out.')
 
@@ -246,11 +253,7 @@ class ColonyDataset:
         if not self.table.exists():
             found = 'no colonies.csv' if self.path.exists() else 'no such folder'
             raise InputError(self.path, found, 'a colony dataset', 'Make one with ipb-import or ipb-simulate.')
-        self.info = read_json(self.path / 'dataset.json')
-        for k in ('classes', 'margin', 'pixel_size', 'raw_root', 'imports'):
-            if k not in self.info:
-                expected = f'a dataset of format {FORMAT_VERSION}'
-                raise InputError(self.path / 'dataset.json', f'no {k}', expected, 'Import the dataset again.')
+        self.info = read_record(self.path / 'dataset.json', DatasetFile)
         self.classes, self.margin, self.pixel_size = self.info['classes'], self.info['margin'], self.info['pixel_size']
         df = read_table(self.table, COLUMNS, [])
         if not len(df):

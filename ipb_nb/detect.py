@@ -26,12 +26,12 @@ from tqdm import tqdm
 from ipb_nb.core import (
     CLASSES,
     InputError,
+    allow_pixels,
     atomic_path,
     command,
     composed,
     in_pixels,
     png_bytes,
-    read_json,
     read_pixels,
     read_table,
     write_csv,
@@ -40,7 +40,7 @@ from ipb_nb.core import (
 from .crop import BOX, MARGIN, colony_row, cut_crop
 from .dataset import COLUMNS, FORMAT_VERSION, LOG_COLUMNS, TEXT_COLUMNS, ColonyDataset, write_tables
 from .exclude import excluded_by_frame, excluded_region
-from .folders import check_new, file_name, hold, read_record, remove_leftovers
+from .folders import check_new, file_name, hold, remove_leftovers
 from ipb_nb.frames import (
     check_frames,
     common_limits,
@@ -57,6 +57,7 @@ from .jobs import KILLED, dask_client, in_processes, on_dask
 from .layouts import frame_counts
 from .planes import checked_z
 from .outlines import labels_tiff, read_outlines, rois_zip
+from .records import DatasetFile, ExperimentFile, FrameRecord, Record, ScalesFile, finished_record, read_record
 from ipb_nb.segment import (
     DETECTION,
     DETECTION_PRESETS,
@@ -232,7 +233,7 @@ def _check_listed(raw, frames, failures, bad, truth, allow_gaps, resample):
         found = f'no frame that can be read; the first: {failures[0]["reason"]}'
         raise InputError(raw, found, 'images', 'Repair them, or take them out.')
     experiment = truth and Path(truth).parent / 'experiment.json'
-    dropped = read_json(experiment).get('dropped', []) if experiment and experiment.exists() else []
+    dropped = read_record(experiment, ExperimentFile).get('dropped', []) if experiment and experiment.exists() else []
     reasons = []
     for text in check_frames(frames, bad, [tuple(o) for o in dropped]):
         gap_allowed = allow_gaps and '--allow_gaps' in text
@@ -307,7 +308,7 @@ def _begin(dest, p, resume):
         found = 'a finished dataset' if done else 'an unfinished detection'
         do = 'Choose another name' + ('.' if done else ', or go on with it: --resume.')
         raise InputError(dest, found, 'a new or empty folder', do)
-    known = read_json(dest / 'dataset.json').get('detection', {}) if done else read_json(state)
+    known = read_record(dest / 'dataset.json', DatasetFile).get('detection', {}) if done else read_record(state, Record)
     for name, value in p.items():
         if known.get(name) != value:
             do = 'Choose another name, or ask for the same to go on.'
@@ -325,7 +326,7 @@ def _scales(dest, frames, p):
         if p['flat_field']:
             gains = {plate: flat_field(own, limits).tolist() for plate, own in frames.groupby('plate')}
         write_json(dict(limits=limits, gains=gains), file)
-    scales = read_json(file)
+    scales = read_record(file, ScalesFile)
     return scales['limits'], {plate: np.array(gain, np.float32) for plate, gain in scales['gains'].items()}
 
 # %% ../nbs/13_detect.ipynb #segm0002
@@ -404,7 +405,7 @@ _RECORD = ('stem', 'rows', 'quality', 'sha256')
 
 def _record(dest, stem):
     "The record of a frame, or None."
-    return read_record(dest / '.detect' / f'{stem}.json', _RECORD)
+    return finished_record(dest / '.detect' / f'{stem}.json', FrameRecord)
 
 
 def _store(dest, r):
@@ -770,7 +771,7 @@ def _print_summary(ds, contact_sheet):
 @command(
     'ipb-detect raw cells --contact_sheet --workers 2',
     groups={
-        'Files': 'list layout pattern pixel_size interval_h channel z',
+        'Files': 'list layout pattern pixel_size interval_h channel z max_pixels',
         'Grey levels': 'scale flat_field',
         'Colonies': 'preset segmentation refine skip exclude fill_holes split min_area blur radius open_radius margin',
         'Labels': 'classes truth annotators seed outlines labels',
@@ -783,9 +784,11 @@ def ipb_detect(
     raw: str,  # folder of images (with its subfolders), or one file; ND2 was tried on one real file only
     dest: Param('dataset folder to make', str, nargs='?', opt=False) = None,
     list: bool = False,  # only show the frames: well, frame, time, pixel size, and where each was read
+    max_pixels: int = None,  # of an image, as a limit before it is decoded; default: 2²⁸, 268 million
     **kwargs,
 ):
     "Find the colonies in microscope images and write them as a dataset."
+    allow_pixels(max_pixels)
     if list:
         reading = ('pattern', 'layout', 'channel', 'z', 'pixel_size', 'interval_h')
         return _print_list(raw, *list_frames(raw, **{name: kwargs.get(name) for name in reading}))

@@ -43,6 +43,7 @@ from .method import METHODS
 from .metric import calibration_error, fit_calibration, reliability, scores, usual_distance
 from .model import create_model
 from .patch import Crops, check_scale, normalisation, patch_scales
+from .records import MetricsFile, RunFile, read_record
 from .simclr import loader_of_l
 from .split import Split, scored_on
 from .training import Training, create_network, estimate_in_words, run_loaders
@@ -53,7 +54,7 @@ def run_state(
 ) -> str:  # none, running, stopped (or it says running, but is dead), failed or done
     "The state of a run."
     out = Path(out)
-    state = read_json(out / 'run.json').get('state', '?') if (out / 'run.json').exists() else 'none'
+    state = read_record(out / 'run.json', RunFile)['state'] if (out / 'run.json').exists() else 'none'
     if state != 'running' or not (out / '.lock').exists():
         return 'stopped' if state == 'running' else state
     lock = FileLock(out / '.lock', timeout=0)
@@ -95,7 +96,7 @@ def _same_run(run, cfg, data, out):
 def _check_folder(cfg, data, out, resume):
     "Raise an `InputError` unless a run can begin in a folder, or be resumed there."
     if (out / 'run.json').exists():
-        run = read_json(out / 'run.json')
+        run = read_record(out / 'run.json', RunFile)
         if resume:
             return _same_run(run, cfg, data, out)
         done = run.get('state') == 'done'
@@ -151,9 +152,10 @@ def _now():
 # %% ../nbs/32_experiment.ipynb #25d2eee9
 def _begin(cfg, ds, out) -> dict:
     "The contents of run.json when a run starts, or starts again."
-    old = read_json(out / 'run.json') if (out / 'run.json').exists() else {}
+    old = read_record(out / 'run.json', RunFile) if (out / 'run.json').exists() else {}
     split = Split(ds, cfg.split)
     return dict(
+        format_version=1,
         name=cfg.name,
         state='running',
         config=cfg.dict(),
@@ -293,6 +295,7 @@ def _write(training, tested, networks):
             with atomic_path(out / f'{name}.safetensors') as f:
                 save_file({k: v.contiguous() for k, v in networks[name].items()}, f)
     model = dict(
+        format_version=1,
         method=cfg.method,
         arch=cfg.arch,
         width=cfg.width,
@@ -312,7 +315,7 @@ def _write(training, tested, networks):
         trust=trust,
     )
     write_json(model, out / 'model.json')
-    about = dict(classes=ds.classes, n_test=len(loaders.test.items), selected_on=training.selected_on)
+    about = dict(format_version=1, classes=ds.classes, n_test=len(loaders.test.items), selected_on=training.selected_on)
     write_json(metrics | about, out / 'metrics.json')
 
 # %% ../nbs/32_experiment.ipynb #dd9d827e
@@ -522,7 +525,7 @@ _GROUPS = {
 
 
 def _scores_in_words(out):
-    for name, score in read_json(out / 'metrics.json').items():
+    for name, score in read_record(out / 'metrics.json', MetricsFile).items():
         if isinstance(score, dict):
             recall, precision, f1 = (score[f'macro_{k}'] for k in ('tpr', 'precision', 'f1'))
             yield f'{name:20} macro recall {recall:.3f}   precision {precision:.3f}   F1 {f1:.3f}'

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OTHER_SUFFIXES', 'MASK_ENDINGS', 'is_dataset', 'folder_of_images', 'files_below', 'match_files', 'find_file',
-           'path_id', 'sha256', 'list_failure', 'list_skipped']
+           'path_id', 'sha256', 'list_failure', 'list_skipped', 'own_files']
 
 # %% ../nbs/06_files.ipynb #02b5cc2d
 import hashlib
@@ -13,7 +13,7 @@ import re
 from functools import lru_cache
 from pathlib import Path
 
-from .core import IMAGE_SUFFIXES, composed
+from .core import IMAGE_SUFFIXES, InputError, composed
 from .folders import file_name
 
 # %% ../nbs/06_files.ipynb #4702eef9
@@ -41,16 +41,25 @@ def folder_of_images(
     return not path.name.startswith('.') and path.name.casefold() not in _SYSTEM and not is_dataset(path)
 
 # %% ../nbs/06_files.ipynb #75414c68
-def _walk(tops, root, seen):
-    "Folders below `tops` and their files; `seen` holds real paths, those above the root do not count. Returns links."
+def _inode(folder):
+    "What tells a folder from all others, whatever path leads to it; None if it is gone."
+    try:
+        found = os.stat(folder)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _walk(tops, seen):
+    "Files below `tops`, and links to folders; a folder in `seen` is passed over."
     links, found = [], []
     for top in tops:
         for folder, below, files in os.walk(top):
-            real = os.path.realpath(folder)
-            if real in seen or root.startswith(real.rstrip(os.sep) + os.sep):
+            here = _inode(folder)
+            if here is None or here in seen:
                 below.clear()
                 continue
-            seen.add(real)
+            seen.add(here)
             below[:] = [o for o in below if folder_of_images(Path(folder, o))]
             links += [Path(folder, o) for o in below if os.path.islink(Path(folder, o))]
             found += [Path(folder, f) for f in files if not f.startswith('.')]
@@ -62,9 +71,10 @@ def files_below(
     suffixes=IMAGE_SUFFIXES,  # lower case
 ) -> list:  # relative paths, sorted
     "List all files of some kinds below a folder, without thumbnails; hidden files and datasets are left out."
-    found, links, seen = [], [Path(path)], set()
+    found, links = [], [Path(path)]
+    seen = {_inode(o) for o in Path(path).resolve().parents}  # (a link to a folder above leads to this one again)
     while links:
-        more, links = _walk(sorted(links), os.path.realpath(path), seen)
+        more, links = _walk(sorted(links), seen)
         found += [f for f in more if f.suffix.lower() in suffixes and not re.fullmatch(_THUMBNAIL, f.stem)]
     return sorted(f.relative_to(path) for f in found)
 
@@ -170,7 +180,13 @@ def list_failure(
     e,  # error or message
     item: str = '',  # in the file
 ):
-    "Add a bad file to the list of failures."
+    "Add a bad file to the list of failures; an error of some library with its type."
+    if isinstance(e, Exception) and not isinstance(e, (InputError, OSError)):
+        e = (
+            f'{source}: it cannot be read ({type(e).__name__}: {str(e)[:300]})'
+            if str(e)
+            else f'{source}: {type(e).__name__}'
+        )
     source = str(source).encode('utf-8', 'backslashreplace').decode()
     failures.append(dict(source=source, item=item, kind='bad file', reason=str(e)))
 
@@ -183,3 +199,21 @@ def list_skipped(
 ):
     "Add an item that was left out for a good reason."
     failures.append(dict(source=str(source), item=item, kind='skipped', reason=reason))
+
+# %% ../nbs/06_files.ipynb #own00002
+def own_files(
+    path,  # folder of class folders
+    inside: list,  # of tuples (…, class folder, path below `path`)
+    failures: list,  # as for `list_failure`
+) -> list:
+    "The files of classes, without links that lead into the folder of another class."
+    homes, own = {os.path.realpath(c): c for *_, c, _ in inside if c != path}, []
+    for place in inside:
+        *_, c, f = place
+        real = Path(os.path.realpath(path / f))
+        other = next((homes[str(o)] for o in real.parents if str(o) in homes), c)
+        if other == c:
+            own.append(place)
+        else:
+            list_skipped(failures, f.as_posix(), f'a link to a picture of the class folder {other.name}')
+    return own

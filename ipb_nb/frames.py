@@ -22,6 +22,8 @@ from tqdm import tqdm
 from ipb_nb.core import (
     IMAGE_SUFFIXES,
     InputError,
+    check_file,
+    check_pixels,
     composed,
     is_tiff,
     one_channel,
@@ -47,6 +49,7 @@ from .planes import PROJECTIONS, NoChoice, check_choice, checked_z, chosen_files
 # %% ../nbs/11_frames.ipynb #22f47335
 def _frame(path, reader, index, plane, timed, position, says, dtype, height, width, series=-1, sample=-1):
     "One frame: where it is, and what the metadata say of it."
+    check_pixels(path, height, width)
     return dict(
         path=Path(path),
         reader=reader,
@@ -230,7 +233,7 @@ def file_frames(
     z: int | str = None,  # number of the focal plane, of several; or max or focus
 ) -> list:  # of dicts: path, index, plane (time index), position, name, time_h, pixel_size (µm), dtype, height, width …
     "The frames of a file, from its metadata alone."
-    Image.MAX_IMAGE_PIXELS = None  # microscopes write large ones
+    check_file(path)
     try:
         return _frames_by_content(path, dict(C=channel, Z=checked_z(z)))
     except InputError:
@@ -296,6 +299,8 @@ def _read_tiff(frame):
 # %% ../nbs/11_frames.ipynb #9005f78b
 def _numbered(stem):
     "A file name without the number at its end, and the number, or None."
+    if re.search(r'\d{10}$', stem):  # a date with its time, or an identifier
+        return stem, None
     m = re.fullmatch(r'(?:(.*?)[ _.-]+)?(?:t|time|frame|tp)?(\d+)', stem, re.I)
     m = m or re.fullmatch(r'(.*\D)(\d{3,})', stem)
     return (m[1] or '', int(m[2])) if m else (stem, None)
@@ -566,13 +571,23 @@ def check_frames(
     return [odd] * bool(odd) + _gaps(df, bad, known) + _sizes(df[df.pixel_from.ne('--pixel_size')])
 
 # %% ../nbs/11_frames.ipynb #66c8aca4
+_MOST_LOST = 1000  # missing frames for each one that is there
+
+
 def _gaps(df, bad, known):
     "Wells with missing frames; the usual step between frames may be more than 1."
     out = []
     for group, numbers in pd.concat([df, bad]).groupby('group').frame if len(df) else ():
         at = np.unique(numbers.astype(int))
         step = Counter(np.diff(at)).most_common(1)[0][0] if len(at) > 1 else 1
-        lost = [t for t in range(at[0], at[-1], step) if t not in at and (group, t) not in known]
+        if (at[-1] - at[0]) // step > _MOST_LOST * len(at):
+            out.append(
+                f'well {group}: found {len(at)} frames from {at[0]} to {at[-1]}; expected numbers of frames. '
+                'Name what counts the frames with a --pattern, or go on: --allow_gaps'
+            )
+            continue
+        there = {*at}
+        lost = [t for t in range(at[0], at[-1], step) if t not in there and (group, t) not in known]
         if lost:
             first = ', '.join(map(str, lost[:5])) + ' …' * (len(lost) > 5)
             out.append(

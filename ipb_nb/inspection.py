@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import roifile
 from fastcore.basics import patch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from scipy.ndimage import binary_fill_holes
 
 from .core import InputError, atomic_path, class_colors, read_table, write_csv
@@ -532,9 +532,15 @@ def _read_features(run, ds):
         return _NO_FEATURES
     split = read_table(split_file(ds, run.config['split']), ['colony_id', 'fold', 'label'])
     labels = split[split.fold.eq(str(run.config['fold']))].set_index('colony_id').label
-    with safe_open(f, 'np') as o:
-        ids = {k: json.loads(v) for k, v in o.metadata().items()}
-        labelled, tested = (_normalised(o.get_tensor(k).astype(np.float32)) for k in ('L', 'T'))
+    try:
+        with safe_open(f, 'np') as o:
+            ids = {k: json.loads(v) for k, v in o.metadata().items()}
+            labelled, tested = (_normalised(o.get_tensor(k).astype(np.float32)) for k in ('L', 'T'))
+            if [len(ids[k]) for k in 'LT'] != [len(labelled), len(tested)]:
+                raise ValueError('other numbers of colonies and of rows')
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+        do = 'Restore it, or remove it; then no neighbours are shown.'
+        raise InputError(f, f'a damaged file ({e})', 'features of colonies', do) from None
     return _Features(labelled, ids['L'], tested, {i: k for k, i in enumerate(ids['T'])}, labels)
 
 # %% ../nbs/62_inspection.ipynb #66f310d2

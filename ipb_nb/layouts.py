@@ -69,7 +69,10 @@ def _time(got):
     if not got.keys() & set('dhm') and 'year' not in got:
         return None
     if 'year' in got:
-        days = date(*(int(got.get(k, 1)) for k in ('year', 'month', 'day'))).toordinal()
+        try:
+            days = date(*(int(got.get(k, 1)) for k in ('year', 'month', 'day'))).toordinal()
+        except ValueError:
+            return None  # month 13
     else:
         days = int(got.get('d', 0))
     return days * 24 + int(got.get('h', 0)) + int(got.get('m', 0)) / 60
@@ -86,6 +89,8 @@ def _fields(path, layout):
     for pattern in LAYOUTS[layout]:
         if m := re.search(rf'(?:^|/){pattern}' if not pattern.startswith('(?:^') else pattern, path, re.I):
             got = {k: v for k, v in m.groupdict().items() if v}
+            if len(got.get('frame', '')) > 9:  # a date or an identifier, and no number of a frame
+                continue
             if 'row' in got:
                 got['well'] = _well(got)
             above = [o for o in path[: m.start()].split('/') if o and not re.fullmatch(_NOT_IN_WELL, o)]

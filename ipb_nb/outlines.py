@@ -21,7 +21,7 @@ import tifffile
 from skimage.draw import ellipse, polygon2mask
 from skimage.measure import regionprops
 
-from .core import InputError, lossy_format
+from .core import InputError, check_file, lossy_format
 from .crop import MARGIN, colony_row
 from .dataset import plain_label
 from .masks import mask_numbers
@@ -110,13 +110,21 @@ _SUBTYPES = {
 }
 
 
+_MOST_ROIS, _MOST_BYTES = 100_000, 1 << 28  # of a file
+
+
 def _roi_files(path):
     "Name and content of every ROI in a zip, in its order, or of a single one. Other entries do not count."
+    check_file(path, 'Fiji ROIs')
     if not zipfile.is_zipfile(path):
+        if Path(path).stat().st_size > _MOST_BYTES:
+            raise ValueError(f'an ROI of more than {_MOST_BYTES} bytes')
         return [(Path(path).stem, Path(path).read_bytes())]
     with zipfile.ZipFile(path) as z:
         entries = [o for o in z.infolist() if o.filename.lower().endswith('.roi') and not o.is_dir()]
         own = [o for o in entries if not re.search(r'(^|/)(__MACOSX/|\._)', o.filename)]
+        if len(own) > _MOST_ROIS or sum(o.file_size for o in own) > _MOST_BYTES:
+            raise ValueError(f'{len(own)} ROIs of {sum(o.file_size for o in own)} bytes: too many, or too large')
         return [(Path(o.filename).stem, z.read(o)) for o in own]
 
 # %% ../nbs/04_outlines.ipynb #7a93e41f

@@ -24,18 +24,19 @@ from PIL import Image
 from tqdm import tqdm
 
 from .answers import check_questions, frame_table, write_answers
-from .core import InputError, class_colors, command, read_json, read_table, write_csv, write_json
+from .core import InputError, allow_pixels, class_colors, command, read_json, read_table, write_csv, write_json
 from .crop import BOX
 from .dataset import ColonyDataset
 from .detect import NoColonies, detect_dataset
 from .exclude import excluded_files
-from .folders import check_new, file_name, hold, read_record, remove_leftovers
+from .folders import check_new, file_name, hold, remove_leftovers
 from .frames import check_frames, dataset_frame, list_frames, shows
 from .files import list_failure, path_id, sha256
 from .jobs import KILLED, dask_client, in_processes, on_dask
 from .metric import class_shares
 from .patch import check_scale
 from .planes import checked_z
+from .records import FinishedPrediction, PredictionFile, TaskRecord, finished_record, read_record
 from .segment import DETECTION, DETECTION_PRESETS
 from .student import Student, load_student, rescaled
 from .timecourse import RESERVED
@@ -370,7 +371,7 @@ def _stems(ds, sources):
 # %% ../nbs/53_predict.ipynb #b4e59937
 def _record(out, stem):
     "The record of a source, or None."
-    return read_record(out / '.predict' / f'{stem}.json', ('rows', 'failures', 'grey'))
+    return finished_record(out / '.predict' / f'{stem}.json', TaskRecord)
 
 # %% ../nbs/53_predict.ipynb #bace709a
 def _tasks(student, ds, stride, factor, area, workers, out, least=16):
@@ -506,9 +507,9 @@ def _same_task(out, asked, resume):
     f = out / 'prediction.json'
     if not f.exists():
         check_new(out)
-        write_json(asked | dict(state='running'), f)
+        write_json(dict(format_version=1) | asked | dict(state='running'), f)
         return False
-    known = dict(prior='equal', refine=False) | read_json(f)
+    known = dict(prior='equal', refine=False) | read_record(f, PredictionFile)
     for k, value in asked.items():
         if known.get(k) != value:
             do = 'Choose another --out, or ask for the same.'
@@ -596,7 +597,7 @@ def _note(student, out, asked, groups, departures, ds, left):
         classes=student.classes,
         prior_shares=student.prior and dict(zip(student.classes, student.prior)),
     )
-    write_json(asked | result, out / 'prediction.json')
+    write_json(dict(format_version=1) | asked | result, out / 'prediction.json')
     if not left:
         shutil.rmtree(out / '.predict', ignore_errors=True)
 
@@ -683,7 +684,7 @@ def against_truth(
 ):  # table, one row per class: iou, true_area and found_area (shares of all area); composition error per colony
     "A prediction of a simulated experiment against the true class of every pixel."
     out, truth = Path(out), Path(truth)
-    info, colonies = read_json(out / 'prediction.json'), pd.read_csv(out / 'colonies.csv')
+    info, colonies = read_record(out / 'prediction.json', FinishedPrediction), pd.read_csv(out / 'colonies.csv')
     n, errors = len(info['classes']) + 1, {}
     counts = np.zeros((n, n), int)  # rows true, columns found; 0 is the background
     for _, own in colonies.groupby('source'):
@@ -704,7 +705,7 @@ def against_truth(
 @command(
     'ipb-predict run raw --out answers --conditions wells.csv',
     groups={
-        'Images': 'pixel_size unscaled layout pattern channel z interval_h',
+        'Images': 'pixel_size unscaled layout pattern channel z interval_h max_pixels',
         'Colonies': 'detect_preset min_area refine outlines exclude',
         'Classes': 'prior',
         'Comparison': 'conditions control since audit min_colonies',
@@ -718,9 +719,11 @@ def ipb_predict(
     model: str,  # run folder, or one that ipb-export wrote
     images: str,  # folder of raw images (or one file), or a colony dataset
     out: str = 'predictions',  # folder to make
+    max_pixels: int = None,  # of an image, as a limit before it is decoded; default: 2²⁸, 268 million
     **kwargs,
 ):
     "Classify the colonies of new images with a trained student: tables, class maps, time courses, tests, a page."
+    allow_pixels(max_pixels)
     page = predict(model, images, out, **kwargs)
     out = Path(out)
     frames, failures = read_table(out / 'frames.csv', ['colonies']), read_table(out / 'failures.csv', ['source'])

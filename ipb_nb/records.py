@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['Record', 'check_record', 'read_record', 'DatasetFile', 'SplitFile', 'LoopFile', 'WorklistFile', 'MetricsFile',
            'RunFile', 'SweepFile', 'ModelFile', 'PredictionFile', 'FinishedPrediction', 'ExperimentFile', 'DemoFile',
-           'FrameRecord', 'ScalesFile', 'TaskRecord']
+           'FrameRecord', 'ScalesFile', 'TaskRecord', 'finished_record']
 
 # %% ../nbs/01_records.ipynb #rec00003
 import re
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -309,3 +310,15 @@ class TaskRecord(Record):
     rows: list[dict]
     failures: list[dict]
     grey: list[float]
+
+# %% ../nbs/01_records.ipynb #rec00028
+def finished_record(
+    path: Path,  # JSON file, named after its entry `stem`
+    shape: type,  # a `Record`
+) -> dict:  # None where there is no such record
+    "The record of finished work."
+    try:
+        record = read_record(path, shape)
+    except InputError:
+        return None
+    return record if record.get('stem') == path.stem else None

@@ -42,6 +42,7 @@ from .growth import OVERLAP, TREATMENT, Well
 from .jobs import KILLED, in_processes
 from .optics import Sheet, expose, instrument, paint
 from .outlines import label_image_rows
+from .records import ExperimentFile, read_record
 from .track import composition_label, members, track_colonies
 
 # %% ../nbs/10_simulate.ipynb #6f31176c
@@ -272,7 +273,7 @@ def _resume(dest, params):
     "Note the parameters of a new experiment, or compare them with those of the one that is there."
     f, known = dest / 'experiment.json', None
     if f.exists():
-        known = read_json(f).get('parameters')
+        known = read_record(f, ExperimentFile)['parameters']
         remove_leftovers(dest)
     else:
         check_new(dest, 'files that are no simulated experiment')
@@ -299,7 +300,7 @@ class Experiment:
         self.path = Path(path)
         if not (self.path / 'experiment.json').exists():
             raise InputError(self.path, 'no experiment.json', 'a simulated experiment', 'Make one with ipb-simulate.')
-        self.info = read_json(self.path / 'experiment.json')
+        self.info = read_record(self.path / 'experiment.json', ExperimentFile)
         if self.info['state'] != 'done':
             raise InputError(
                 self.path,

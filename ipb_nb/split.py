@@ -32,7 +32,6 @@ from ipb_nb.core import (
     class_colors,
     command,
     composed,
-    read_json,
     read_numbers,
     read_table,
     write_csv,
@@ -40,6 +39,7 @@ from ipb_nb.core import (
 )
 from .dataset import ColonyDataset, shorten
 from .folders import file_name, new_file
+from .records import SplitFile, read_record
 
 # %% ../nbs/05_split.ipynb #31f73f14
 PARTS = ['L', 'V', 'U', 'T']  # labelled, validation, unlabelled and test set
@@ -421,7 +421,7 @@ class Split:
             names = ', '.join(sorted(o.stem for o in self.path.parent.glob('[!.]*.csv')))
             expected = f'one of {names}' if names else 'one that was drawn'
             raise InputError(self.path, 'no such split', expected, 'Draw it with ipb-split.')
-        self.info = read_json(self.path.with_name(f'{name}.json'))
+        self.info = read_record(self.path.with_name(f'{name}.json'), SplitFile)
         self.table = _read_split(self.path, ds)
         if _digest(self.test) != self.info.get('test_sha256'):
             found, expected = 'a test set (T) that was changed after it was drawn', 'the colonies and labels as drawn'
@@ -751,7 +751,8 @@ def print_summary(
         print(f'{annotators.to_string()}\n\n{ds.agreement().round(3).to_string()}\n')
         print(ds.disagreements().drop(columns='colonies').head(10).to_string(index=False) + '\n')
     for f in sorted((ds.path / 'splits').glob('[!.]*.csv')):
-        print(f'split {f.stem}: {Split(ds, f.stem).folds} folds by {read_json(f.with_suffix(".json"))["by"]}')
+        by = read_record(f.with_suffix('.json'), SplitFile)['by']
+        print(f'split {f.stem}: {Split(ds, f.stem).folds} folds by {by}')
 
 # %% ../nbs/05_split.ipynb #67d4da0d
 @command('ipb-dataset cells', groups={'Output': 'out groups'})

@@ -16,10 +16,11 @@ from fastcore.basics import patch
 from fastcore.meta import delegates
 from tqdm import trange
 
-from .core import MULTI_LABEL, InputError, read_json, read_table, stable_hash, write_csv, write_json
+from .core import MULTI_LABEL, InputError, read_table, stable_hash, write_csv, write_json
 from .dataset import ColonyDataset, annotator_log
 from .folders import new_file
 from .panes import contrast, frame_beside, track_names, verdict_text
+from .records import WorklistFile, read_record
 
 # %% ../nbs/60_worklist.ipynb #5a2bff76
 def _probabilities_from_table(ds, f):
@@ -182,7 +183,7 @@ def _remark(ds, name, asked):
     f = _asked_file(ds, name)
     if not f.exists():  # of an older version
         return ''
-    made = read_json(f)
+    made = read_record(f, WorklistFile)
     other = [f'{k} {v}' for k, v in asked.items() if v is not None and v != _DEFAULTS[k] and made.get(k) != str(v)]
     if not other:
         return ''
