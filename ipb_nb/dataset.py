@@ -46,11 +46,8 @@ from .records import DatasetFile, read_record
 
 # %% ../nbs/03_dataset.ipynb #33354c7d
 TEXT_COLUMNS = 'colony_id image mask label source group track_id parent_ids event'.split()
-COLUMNS = 'colony_id image mask label source group frame time_h track_id parent_ids event'.split() + [
-    'touches_border',
-    *BOX,
-    'area_px',
-]
+COLUMNS = 'colony_id image mask label source group frame time_h track_id parent_ids event touches_border'.split()
+COLUMNS += [*BOX, 'area_px']
 FORMAT_VERSION = 2
 
 # %% ../nbs/03_dataset.ipynb #92ee7e7d

@@ -7,7 +7,6 @@ __all__ = ['true_label', 'detect_frame', 'NoColonies', 'detect_dataset', 'ipb_de
 
 # %% ../nbs/13_detect.ipynb #bd625a90
 import hashlib
-import io
 import os
 import shutil
 from contextlib import nullcontext
@@ -32,6 +31,7 @@ from ipb_nb.core import (
     composed,
     in_pixels,
     png_bytes,
+    read_json,
     read_pixels,
     read_table,
     write_csv,
@@ -70,7 +70,7 @@ from ipb_nb.segment import (
     relabelled,
     skipped_flags,
 )
-from .sheets import contact_sheet, frames_page, outlined_jpg
+from .sheets import contact_sheet, frames_page, outlined_jpg, small_frame
 from .simulate import simulate_annotators
 from .strokes import MARKS, find_trained, learn_segmentation, marks_digest, read_segmentation
 from .track import are_fields, composition_label, track_well
@@ -140,19 +140,6 @@ def _objects(job, image, shape):
     flag = _NO_OUTLINE if not len(df) else 'outlines cover all of it' if labels.all() else ''
     return labels, df, frame_quality(image, labels > 0) | dict(colonies=len(df), flag=flag)
 
-# %% ../nbs/13_detect.ipynb #e9a9c939
-_THUMB = 768  # px, the longer side
-
-
-def _thumbs(image, labels):
-    "Small picture and small labels, as the bytes of an npz file."
-    step = max(-(-max(image.shape) // _THUMB), 1)
-    small = labels[step // 2 :: step, step // 2 :: step]
-    picture = cv2.resize(image, small.shape[::-1], interpolation=cv2.INTER_AREA)
-    out = io.BytesIO()
-    np.savez_compressed(out, step=step, labels=small, picture=picture)
-    return out.getvalue()
-
 # %% ../nbs/13_detect.ipynb #a9767435
 def _colony(o, name, image, labels, truth, margin):
     "Row and files of one colony; `o` is its row from `find_colonies`."
@@ -190,7 +177,7 @@ def _detected(job):
         row, own = _colony(o, f'{stem}-{o.number:04d}', image, labels, truth, job['margin'])
         rows.append(row)
         files |= own
-    return dict(stem=stem, rows=rows, quality=quality, sha256=digest, files=files, thumbs=_thumbs(image, labels))
+    return dict(stem=stem, rows=rows, quality=quality, sha256=digest, files=files, thumbs=small_frame(image, labels))
 
 # %% ../nbs/13_detect.ipynb #cce5396c
 def _digest(image):
