@@ -46,7 +46,7 @@ def _typical(colonies, n):
     again = tracks.groupby(tracks).cumcount().sort_values(kind='stable')
     return list(again.index[:n])
 
-
+# %% ../nbs/61_annotate.ipynb #b6853c31
 @patch
 def guide(
     self: Labelling,
@@ -100,13 +100,13 @@ def _guide_html(state, thumbs, examples, texts, brush=None):
 # %% ../nbs/61_annotate.ipynb #brsh0001
 _RADII = (2, 4, 8, 16, 32, 64, 128)  # px, of the brush
 
-
+# %% ../nbs/61_annotate.ipynb #d36a5119
 def _corner(ds, i, at):
     "Where the stored crop begins in a picture of the surroundings, from where the crop with its whole margin would."
     (top, _), (left, _) = cached_colony(ds, i).missing
     return at[0] + top, at[1] + left
 
-
+# %% ../nbs/61_annotate.ipynb #6b662cfd
 def _tint(image, painted, corner, classes):
     "Colour the painted pixels of a BGR picture, which changes."
     y, x = np.nonzero(painted)
@@ -114,7 +114,7 @@ def _tint(image, painted, corner, classes):
     at = y + corner[0], x + corner[1]
     image[at] = 0.6 * image[at] + 0.4 * colors
 
-
+# %% ../nbs/61_annotate.ipynb #ae8a601a
 def _painted_words(painted, inside, classes):
     "Shares of a colony by what is painted."
     n = np.bincount(painted.ravel(), minlength=len(classes) + 1) / max(inside.sum(), 1)
@@ -130,7 +130,7 @@ def _cell(state, thumbs, k, colors):
     entry = dict(k=k, uri=thumbs.uri(i), said=said.replace('_', ' '), color=colors.get(said, '#999'), alt=alt)
     return entry | dict(now=k == state.at, selected=k in state.selected, large=thumbs.larger[i])
 
-
+# %% ../nbs/61_annotate.ipynb #0a12863b
 def _page_html(state, thumbs):
     "The items of a page side by side."
     ds, colors = state.ds, class_colors(state.ds.classes)
@@ -159,7 +159,7 @@ def _when(moment, hours):
     text = f'{abs(moment)} frame{"s" * (abs(moment) > 1)} {"before" if moment < 0 else "after"}'
     return text + (f', {abs(hours):g} h' if hours is not None else '') + '; the verdict is about its own frame'
 
-
+# %% ../nbs/61_annotate.ipynb #8619427a
 def _picture_of(state, i, painted=None):
     "An item in its surroundings, now or in another frame; whether from the raw frame; when."
     if state.moment and (other := frame_beside(state.ds, i, state.moment)):
@@ -169,7 +169,7 @@ def _picture_of(state, i, painted=None):
         _tint(image, painted, _corner(state.ds, i, at), state.ds.classes)
     return image, whole, _when(0, None)
 
-
+# %% ../nbs/61_annotate.ipynb #5dc2e64a
 def _large_html(state, thumbs, paint=None):
     "The current item in its surroundings; where a tie is settled, with the votes; `paint` is what the brush says."
     i, kind = state.items[state.at]
@@ -204,7 +204,7 @@ def _large_html(state, thumbs, paint=None):
 def _read_dataset(path, stamp):
     return ColonyDataset(path)
 
-
+# %% ../nbs/61_annotate.ipynb #4a29753a
 def shared_dataset(
     ds,  # dataset folder, or a `ColonyDataset`
 ) -> ColonyDataset:
@@ -280,7 +280,7 @@ def paints(self: ColonyAnnotator) -> bool:
     seen = self.tab == 'label' and s.single and not s.moment and s.items and s.items[s.at][1] != 'repeat'
     return bool(seen) and self.brush is not None
 
-
+# %% ../nbs/61_annotate.ipynb #2d1d6edb
 @patch
 def paint(self: ColonyAnnotator):
     "What the large picture shows of the brush and of this annotator's strokes; None for a second look."
@@ -307,19 +307,19 @@ def do_brush(self: ColonyAnnotator, value, **_):
     state.single, state.moment, state.selected = True, 0, set()
     self.brush = self.brush or state.ds.classes[0]
 
-
+# %% ../nbs/61_annotate.ipynb #48e9ef98
 @patch
 def _need_brush(self: ColonyAnnotator):
     if not self.paints:
         raise InputError('brush', 'none', 'one that is on', 'Take it with b.')
 
-
+# %% ../nbs/61_annotate.ipynb #3cd8e893
 @patch
 def do_erase(self: ColonyAnnotator, value, **_):
     self._need_brush()
     self.brush = ''
 
-
+# %% ../nbs/61_annotate.ipynb #d0b75d3c
 @patch
 def do_thick(self: ColonyAnnotator, value, **_):
     self._need_brush()
@@ -335,7 +335,7 @@ def do_fill(self: ColonyAnnotator, value, **_):
     self.regions.fill(self.state.items[self.state.at][0], self.state.log, self.brush)
     return f'What was not painted is {self.brush}. Take it back with z.'
 
-
+# %% ../nbs/61_annotate.ipynb #cc89c82b
 @patch
 def do_stroke(self: ColonyAnnotator, value, field='', **_):
     "A line like `x y;x y` in px of the picture of item number `field`."
@@ -351,7 +351,7 @@ def do_stroke(self: ColonyAnnotator, value, field='', **_):
 def _items_in_words(numbers):
     return f'item {numbers[0] + 1}' if len(numbers) == 1 else f'{len(numbers)} items'
 
-
+# %% ../nbs/61_annotate.ipynb #4cf8760f
 @patch
 def do_class(self: ColonyAnnotator, value, **_):
     if self.paints and value != MULTI_LABEL:
@@ -360,18 +360,18 @@ def do_class(self: ColonyAnnotator, value, **_):
     n = self.state.judge(value)
     return f'{n} items: {value}.' if n > 1 else ''
 
-
+# %% ../nbs/61_annotate.ipynb #98074166
 @patch
 def do_exclude(self: ColonyAnnotator, value, **_):
     n = self.state.judge(exclude=value)
     return f'{n} items excluded: {value}.' if n > 1 else ''
 
-
+# %% ../nbs/61_annotate.ipynb #da6d5fa5
 @patch
 def do_accept(self: ColonyAnnotator, value, **_):
     return f'{self.state.accept(value)} items: {value}. Take them back with z, go on with Enter.'
 
-
+# %% ../nbs/61_annotate.ipynb #f8534fef
 @patch
 def do_undo(self: ColonyAnnotator, value, **_):
     if self.paints:
@@ -381,12 +381,12 @@ def do_undo(self: ColonyAnnotator, value, **_):
     stays = f'; {before - len(numbers)} second looks stay' if before > len(numbers) else ''
     return f'Taken back: {_items_in_words(numbers)}{stays}.'
 
-
+# %% ../nbs/61_annotate.ipynb #fa12c8e1
 @patch
 def do_reload(self: ColonyAnnotator, value, **_):
     self.state.reload()
 
-
+# %% ../nbs/61_annotate.ipynb #0dc3f066
 @patch
 def do_next(self: ColonyAnnotator, value, **_):
     self.state.to_next()
@@ -397,22 +397,22 @@ def do_next(self: ColonyAnnotator, value, **_):
 def do_page(self: ColonyAnnotator, value, **_):
     self.state.turn(int(value))
 
-
+# %% ../nbs/61_annotate.ipynb #0606c3f6
 @patch
 def do_step(self: ColonyAnnotator, value, **_):
     self.state.step(int(value))
 
-
+# %% ../nbs/61_annotate.ipynb #c7f8cdab
 @patch
 def do_row(self: ColonyAnnotator, value, **_):
     self.state.step(self.state.columns * int(value))
 
-
+# %% ../nbs/61_annotate.ipynb #7fb8af9c
 @patch
 def do_select(self: ColonyAnnotator, value, **_):
     self.state.select(int(value or self.state.at))
 
-
+# %% ../nbs/61_annotate.ipynb #86dbd71d
 @patch
 def do_large(self: ColonyAnnotator, value='', **_):
     self.state.enlarge(int(value) if value else None)
@@ -423,24 +423,24 @@ def do_fit(self: ColonyAnnotator, value, **_):
     self.state.fit(*map(int, value.split(',')))
     return self.message
 
-
+# %% ../nbs/61_annotate.ipynb #172b3764
 @patch
 def do_only(self: ColonyAnnotator, value, **_):
     self.state.single = False
     self.state.show(only=value)
 
-
+# %% ../nbs/61_annotate.ipynb #979a8901
 @patch
 def do_find(self: ColonyAnnotator, value, **_):
     if value.strip():
         self.state.find(value.strip())
 
-
+# %% ../nbs/61_annotate.ipynb #4f4e5b7f
 @patch
 def do_time(self: ColonyAnnotator, value, **_):
     self.state.look_beside(int(value))
 
-
+# %% ../nbs/61_annotate.ipynb #d689def7
 @patch
 def do_look(self: ColonyAnnotator, value, **_):
     "Enlarge an example of the guide: numbers of its class, and of the example."

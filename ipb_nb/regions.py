@@ -42,7 +42,7 @@ def class_palette(
     colors = class_colors(classes)
     return np.round(255 * np.array([(0.0, 0, 0), *(to_rgb(colors[c]) for c in classes)])).astype(np.uint8)
 
-
+# %% ../nbs/16_regions.ipynb #74fef955
 def class_map_png(
     class_map: np.ndarray,  # uint8 (H, W): 0 outside colonies, else the number of a class plus 1
     classes,  # class names
@@ -74,7 +74,7 @@ def stroke(
 _COLUMNS = ['colony_id', 'action', 'label', 'radius', 'points', 'time']
 _POINTS = r'-?\d+ -?\d+(;-?\d+ -?\d+)*'  # y x;y x;…, px of the stored crop
 
-
+# %% ../nbs/16_regions.ipynb #5b4a6074
 def _check_strokes(ds, file, log):
     "Stop at a line that is no stroke."
     good = [
@@ -90,7 +90,7 @@ def _check_strokes(ds, file, log):
             found = f'{column} {log[column][line][:40] or "nothing"}'
             raise InputError(f'{file}, line {line}', found, expected, 'Correct the line, or take it out.')
 
-
+# %% ../nbs/16_regions.ipynb #23db8267
 def _read_strokes(ds, file):
     "The strokes of a log that stand, by colony: of each the action, the class, the radius and the points."
     log, standing = read_table(file, _COLUMNS, []), {}
@@ -134,7 +134,7 @@ class Regions:
 # %% ../nbs/16_regions.ipynb #regn0015
 _KEPT = 64  # maps in memory
 
-
+# %% ../nbs/16_regions.ipynb #fd6b0ca4
 def _apply(out, strokes, inside, classes):
     "Paint strokes on a map, which changes."
     for action, label, radius, points in strokes:
@@ -146,7 +146,7 @@ def _apply(out, strokes, inside, classes):
             out[stroke(out.shape, np.array(at, float), int(radius)) & inside] = value
     return out
 
-
+# %% ../nbs/16_regions.ipynb #df46d3fe
 @patch
 def own(
     self: Regions,
@@ -171,13 +171,13 @@ def ids(self: Regions) -> list:
     known = {i for by in self.logs() for i in self.strokes(by)} | {f.stem for f in self.folder.glob('*.png')}
     return [i for i in self.ds.colonies.index if i in known]
 
-
+# %% ../nbs/16_regions.ipynb #f668c9fb
 @patch
 def painters(self: Regions, colony_id: str) -> list:
     "The annotators who have strokes on a colony, or had."
     return [by for by in self.logs() if colony_id in self.strokes(by)]
 
-
+# %% ../nbs/16_regions.ipynb #7f69d9c6
 @patch
 def _drawn_elsewhere(self: Regions, colony_id):
     "A map that another program has put into the folder."
@@ -189,7 +189,7 @@ def _drawn_elsewhere(self: Regions, colony_id):
         raise InputError(file, found, expected, 'Make it from the stored crop, or take it out.')
     return drawn.astype(np.uint8) * inside
 
-
+# %% ../nbs/16_regions.ipynb #d1406ea1
 @patch
 def of(
     self: Regions,
@@ -220,7 +220,7 @@ def write(self: Regions, colony_id: str):
         with atomic_path(file) as tmp:
             tmp.write_bytes(class_map_png(drawn, self.ds.classes))
 
-
+# %% ../nbs/16_regions.ipynb #68b0638b
 @patch
 def refresh(self: Regions):
     "Bring the pictures in step with the last lines of the logs: the only ones that can be behind."
@@ -229,7 +229,7 @@ def refresh(self: Regions):
         for i in last:
             self.write(i)
 
-
+# %% ../nbs/16_regions.ipynb #0922d09f
 @patch
 def _check_stroke(self: Regions, colony_id, by, label):
     def stop(field, found, expected, do='Nothing was written.'):
@@ -258,7 +258,7 @@ def _log(self: Regions, colony_id, by, action, label='', radius='', points=''):
     append_csv(self.folder / f'{by}.csv', dict(zip(_COLUMNS, map(str, values))))
     self.write(colony_id)
 
-
+# %% ../nbs/16_regions.ipynb #bb5a6559
 @patch
 def paint(
     self: Regions,
@@ -275,13 +275,13 @@ def paint(
         raise InputError('stroke', found, 'a point, and 1 to 9999 px', 'Nothing was written.')
     self._log(colony_id, by, 'paint', label, round(radius), ';'.join(f'{y} {x}' for y, x in at))
 
-
+# %% ../nbs/16_regions.ipynb #3d32dc86
 @patch
 def fill(self: Regions, colony_id: str, by: str, label: str):
     "Give a class to all of a colony that the annotator has not painted."
     self._log(colony_id, by, 'fill', label)
 
-
+# %% ../nbs/16_regions.ipynb #f0c46f6c
 @patch
 def undo(self: Regions, colony_id: str, by: str):
     "Take back the annotator's last stroke on a colony."
@@ -292,7 +292,7 @@ def undo(self: Regions, colony_id: str, by: str):
 # %% ../nbs/16_regions.ipynb #regn0027
 _PAINTED, _MOST = 0.5, 0.75  # of a patch's pixels of the colony; of those that are painted
 
-
+# %% ../nbs/16_regions.ipynb #8d4bb9ae
 def region_class(
     colony: Colony,
     painted: np.ndarray,  # uint8, from `Regions.of`
@@ -328,7 +328,7 @@ def region_corners(
 # %% ../nbs/16_regions.ipynb #regn0032
 _CORNERS = 4096  # of a part, at most
 
-
+# %% ../nbs/16_regions.ipynb #467e2bdc
 def region_items(
     ds: ColonyDataset,
     ids,  # colonies
@@ -350,7 +350,7 @@ def region_items(
                 out[part.id] = part, name
     return out
 
-
+# %% ../nbs/16_regions.ipynb #05b34b23
 @patch(as_prop=True)
 def sha256(self: Regions) -> str:
     "A hash of all files in the folder."
