@@ -18,9 +18,9 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as T
 
 from ipb_nb.core import write_csv, write_json
-from ipb_nb.crop import BOX
+from ipb_nb.crop import BOX, grey_statistics
 from ipb_nb.dataset import COLUMNS, ColonyDataset, write_dataset
-from ipb_nb.patch import Crops, MultiScalePatchBlock, grey_statistics, views
+from ipb_nb.patch import Crops, MultiScalePatchBlock, views
 
 BATCH, MARGIN = 32, 112
 torch.set_num_threads(1)

@@ -6,6 +6,7 @@
 __all__ = ['shared_dataset', 'ColonyAnnotator', 'ipb_annotate']
 
 # %% ../nbs/61_annotate.ipynb #1e59f1a7
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -14,9 +15,9 @@ import pandas as pd
 from fastcore.basics import patch
 from fastcore.meta import delegates
 
-from .core import InputError, class_colors, command
+from .core import MULTI_LABEL, InputError, class_colors, command
 from .dataset import ColonyDataset
-from .page import apply_contrast, crop_picture, data_uri, read_asset, render
+from .page import apply_contrast, cached_colony, crop_picture, data_uri, read_asset, render
 from ipb_nb.panes import (
     BUTTONS,
     THEMES,
@@ -28,10 +29,12 @@ from ipb_nb.panes import (
     open_page,
     scale_bar,
     select_html,
+    surroundings,
     tools_html,
     track_names,
     with_outline,
 )
+from .regions import Regions, class_palette
 from .worklist import AMONG, ORDERS, Labelling, assign, student_probabilities, work_list  # noqa: F401
 
 # %% ../nbs/61_annotate.ipynb #ead46a14
@@ -43,7 +46,7 @@ def _typical(colonies, n):
     again = tracks.groupby(tracks).cumcount().sort_values(kind='stable')
     return list(again.index[:n])
 
-
+# %% ../nbs/61_annotate.ipynb #b6853c31
 @patch
 def guide(
     self: Labelling,
@@ -83,16 +86,40 @@ class _Thumbnails:
         return f'{length * size:.0f} µm' if size else f'{length} px'
 
 # %% ../nbs/61_annotate.ipynb #4c31fe49
-def _guide_html(state, thumbs, examples, texts):
-    "The classes with examples, counts and keys, and the other buttons."
+def _guide_html(state, thumbs, examples, texts, brush=None):
+    "The classes with examples, counts and keys, and the other buttons; `brush` is the class that is painted."
     colors = class_colors(state.ds.classes)
     counts = pd.Series(list(state.said.values())).value_counts()
     classes = []
     for k, name in enumerate(state.ds.classes):
         entry = dict(name=name, number=k, color=colors[name], key=k + 1 if k < 9 else '', n=counts.get(name, 0))
         shown = [(thumbs.uri(i), f'a typical {name} colony, {thumbs.width(i)} long') for i in examples[name]]
-        classes.append(entry | dict(examples=shown, text=texts.get(name, '')))
+        classes.append(entry | dict(examples=shown, text=texts.get(name, ''), painted=name == brush))
     return render(read_asset('annotator-guide.html'), classes=classes, buttons=BUTTONS)
+
+# %% ../nbs/61_annotate.ipynb #brsh0001
+_RADII = (2, 4, 8, 16, 32, 64, 128)  # px, of the brush
+
+# %% ../nbs/61_annotate.ipynb #d36a5119
+def _corner(ds, i, at):
+    "Where the stored crop begins in a picture of the surroundings, from where the crop with its whole margin would."
+    (top, _), (left, _) = cached_colony(ds, i).missing
+    return at[0] + top, at[1] + left
+
+# %% ../nbs/61_annotate.ipynb #6b662cfd
+def _tint(image, painted, corner, classes):
+    "Colour the painted pixels of a BGR picture, which changes."
+    y, x = np.nonzero(painted)
+    colors = class_palette(classes)[painted[y, x], ::-1]
+    at = y + corner[0], x + corner[1]
+    image[at] = 0.6 * image[at] + 0.4 * colors
+
+# %% ../nbs/61_annotate.ipynb #ae8a601a
+def _painted_words(painted, inside, classes):
+    "Shares of a colony by what is painted."
+    n = np.bincount(painted.ravel(), minlength=len(classes) + 1) / max(inside.sum(), 1)
+    shares = [f'{c} {v:.0%}' for c, v in zip(classes, n[1:]) if v]
+    return f'painted: {", ".join(shares)}' if shares else 'nothing painted yet'
 
 # %% ../nbs/61_annotate.ipynb #3096e331
 def _cell(state, thumbs, k, colors):
@@ -103,7 +130,7 @@ def _cell(state, thumbs, k, colors):
     entry = dict(k=k, uri=thumbs.uri(i), said=said.replace('_', ' '), color=colors.get(said, '#999'), alt=alt)
     return entry | dict(now=k == state.at, selected=k in state.selected, large=thumbs.larger[i])
 
-
+# %% ../nbs/61_annotate.ipynb #0a12863b
 def _page_html(state, thumbs):
     "The items of a page side by side."
     ds, colors = state.ds, class_colors(state.ds.classes)
@@ -132,25 +159,28 @@ def _when(moment, hours):
     text = f'{abs(moment)} frame{"s" * (abs(moment) > 1)} {"before" if moment < 0 else "after"}'
     return text + (f', {abs(hours):g} h' if hours is not None else '') + '; the verdict is about its own frame'
 
-
-def _picture_of(state, i):
+# %% ../nbs/61_annotate.ipynb #8619427a
+def _picture_of(state, i, painted=None):
     "An item in its surroundings, now or in another frame; whether from the raw frame; when."
     if state.moment and (other := frame_beside(state.ds, i, state.moment)):
         return apply_contrast(other[0], state.limits), True, _when(state.moment, other[1])
-    image, _, whole = with_outline(state.ds, i, state.limits)
+    image, at, whole = with_outline(state.ds, i, state.limits)
+    if painted is not None:
+        _tint(image, painted, _corner(state.ds, i, at), state.ds.classes)
     return image, whole, _when(0, None)
 
-
-def _large_html(state, thumbs):
-    "The current item in its surroundings; where a tie is settled, with the votes."
+# %% ../nbs/61_annotate.ipynb #5dc2e64a
+def _large_html(state, thumbs, paint=None):
+    "The current item in its surroundings; where a tie is settled, with the votes; `paint` is what the brush says."
     i, kind = state.items[state.at]
     done, total = state.progress
-    image, whole, when = _picture_of(state, i)
+    image, whole, when = _picture_of(state, i, paint and paint['map'])
     votes, said = '', state.said.get((i, kind), '')
     if kind == 'settle':
         own = state.ds.votes().loc[i]
         votes = ', '.join(f'{v} {n}' for v, n in own[own.ne('')].value_counts().items())
     alt = f'item {state.at + 1}: a colony, {thumbs.width(i)} long, in its surroundings; {said or "no verdict yet"}'
+    alt += f'; {paint["words"]}' if paint else ''
     return render(
         read_asset('annotator-large.html'),
         done=done,
@@ -164,6 +194,9 @@ def _large_html(state, thumbs):
         picture=fitted_picture(image, state.ds.pixel_size, alt, 760, 560),
         said=said,
         votes=votes,
+        paint=paint,
+        size=image.shape,
+        repeat=kind == 'repeat',
     )
 
 # %% ../nbs/61_annotate.ipynb #share001
@@ -171,7 +204,7 @@ def _large_html(state, thumbs):
 def _read_dataset(path, stamp):
     return ColonyDataset(path)
 
-
+# %% ../nbs/61_annotate.ipynb #4a29753a
 def shared_dataset(
     ds,  # dataset folder, or a `ColonyDataset`
 ) -> ColonyDataset:
@@ -186,6 +219,7 @@ class ColonyAnnotator(PicturePanes):
     "Label colonies one by one or a page at a time. `state` does the work; this shows it."
 
     parts = ['tools', 'guide', 'main', 'foot', 'large']
+    tab = 'label'  # (the loop has more)
 
     @delegates(Labelling.__init__)
     def __init__(
@@ -201,8 +235,12 @@ class ColonyAnnotator(PicturePanes):
         self.texts = state.ds.info.get('descriptions', {}) | (texts or {})
         self.thumbs = _Thumbnails(state.ds, state.limits)
         self.examples = state.guide()
+        self.regions, self.brush, self.radius = Regions(state.ds), None, _RADII[2]
+        with suppress(OSError):  # (the folder may be read-only)
+            self.regions.refresh()
         more = {'ArrowDown': ['row', '1'], 'ArrowUp': ['row', '-1'], 'v': ['large', ''], 's': ['select', '']}
         more |= {'Enter': ['next', ''], ',': ['time', '-1'], '.': ['time', '1']}
+        more |= {'b': ['brush', ''], 'e': ['erase', ''], 'x': ['fill', ''], '(': ['thick', '-1'], ')': ['thick', '1']}
         keys = keyboard_shortcuts(state.ds.classes, more)
         title = f'{state.ds.path.resolve().name}: labelling by {state.log}'
         super().__init__('annotator', self.parts, keys, title)
@@ -216,11 +254,12 @@ class ColonyAnnotator(PicturePanes):
         return tools_html('item or colony', more=more)
 
     def html_guide(self):
-        return _guide_html(self.state, self.thumbs, self.examples, self.texts)
+        return _guide_html(self.state, self.thumbs, self.examples, self.texts, self.brush if self.paints else None)
 
     def html_main(self):
-        large = self.state.single and self.state.items
-        return (_large_html if large else _page_html)(self.state, self.thumbs)
+        if self.state.single and self.state.items:
+            return _large_html(self.state, self.thumbs, self.paint())
+        return _page_html(self.state, self.thumbs)
 
     def html_foot(self):
         side, size = self.thumbs.side, self.state.ds.pixel_size
@@ -233,41 +272,121 @@ class ColonyAnnotator(PicturePanes):
             width=f'{side * size:.0f} µm' if size else f'{side} px',
         )
 
+# %% ../nbs/61_annotate.ipynb #brsh0003
+@patch(as_prop=True)
+def paints(self: ColonyAnnotator) -> bool:
+    "Is the brush on, over a picture that can be painted?"
+    s = self.state
+    seen = self.tab == 'label' and s.single and not s.moment and s.items and s.items[s.at][1] != 'repeat'
+    return bool(seen) and self.brush is not None
+
+# %% ../nbs/61_annotate.ipynb #2d1d6edb
+@patch
+def paint(self: ColonyAnnotator):
+    "What the large picture shows of the brush and of this annotator's strokes; None for a second look."
+    i, kind = self.state.items[self.state.at]
+    if kind == 'repeat':
+        return None
+    ds, drawn = self.state.ds, self.regions.own(i, self.state.log)
+    color = class_colors(ds.classes).get(self.brush, '#ffffff')
+    words = _painted_words(drawn, cached_colony(ds, i).inside, ds.classes)
+    size = f'{2 * self.radius * ds.pixel_size:.0f} µm' if ds.pixel_size else f'{2 * self.radius} px'
+    return dict(map=drawn, words=words, on=self.paints, label=self.brush, color=color, radius=self.radius, size=size)
+
+# %% ../nbs/61_annotate.ipynb #brsh0004
+@patch
+def do_brush(self: ColonyAnnotator, value, **_):
+    "Take the brush, or put it away."
+    state = self.state
+    if self.paints:
+        self.brush = None
+        return
+    if not state.items or state.items[state.at][1] == 'repeat':
+        do = 'Go to an item that is seen for the first time.'
+        raise InputError('brush', 'a second look, which is about the verdict', 'a first one', do)
+    state.single, state.moment, state.selected = True, 0, set()
+    self.brush = self.brush or state.ds.classes[0]
+
+# %% ../nbs/61_annotate.ipynb #48e9ef98
+@patch
+def _need_brush(self: ColonyAnnotator):
+    if not self.paints:
+        raise InputError('brush', 'none', 'one that is on', 'Take it with b.')
+
+# %% ../nbs/61_annotate.ipynb #3cd8e893
+@patch
+def do_erase(self: ColonyAnnotator, value, **_):
+    self._need_brush()
+    self.brush = ''
+
+# %% ../nbs/61_annotate.ipynb #d0b75d3c
+@patch
+def do_thick(self: ColonyAnnotator, value, **_):
+    self._need_brush()
+    k = _RADII.index(self.radius) + int(value)
+    self.radius = _RADII[int(np.clip(k, 0, len(_RADII) - 1))]
+
+# %% ../nbs/61_annotate.ipynb #brsh0005
+@patch
+def do_fill(self: ColonyAnnotator, value, **_):
+    self._need_brush()
+    if not self.brush:
+        raise InputError('fill', 'the eraser', 'a class', 'Choose one.')
+    self.regions.fill(self.state.items[self.state.at][0], self.state.log, self.brush)
+    return f'What was not painted is {self.brush}. Take it back with z.'
+
+# %% ../nbs/61_annotate.ipynb #cc89c82b
+@patch
+def do_stroke(self: ColonyAnnotator, value, field='', **_):
+    "A line like `x y;x y` in px of the picture of item number `field`."
+    self._need_brush()
+    i = self.state.items[int(field)][0]
+    at = np.array([p.split() for p in value.split(';')], float)
+    _, (y, x), _ = surroundings(self.state.ds, i)
+    margin = self.state.ds.margin
+    corner = _corner(self.state.ds, i, (y - margin, x - margin))
+    self.regions.paint(i, self.state.log, self.brush, at[:, ::-1] - corner - 0.5, self.radius)
+
 # %% ../nbs/61_annotate.ipynb #a30746fa
 def _items_in_words(numbers):
     return f'item {numbers[0] + 1}' if len(numbers) == 1 else f'{len(numbers)} items'
 
-
+# %% ../nbs/61_annotate.ipynb #4cf8760f
 @patch
 def do_class(self: ColonyAnnotator, value, **_):
+    if self.paints and value != MULTI_LABEL:
+        self.brush = value
+        return
     n = self.state.judge(value)
     return f'{n} items: {value}.' if n > 1 else ''
 
-
+# %% ../nbs/61_annotate.ipynb #98074166
 @patch
 def do_exclude(self: ColonyAnnotator, value, **_):
     n = self.state.judge(exclude=value)
     return f'{n} items excluded: {value}.' if n > 1 else ''
 
-
+# %% ../nbs/61_annotate.ipynb #da6d5fa5
 @patch
 def do_accept(self: ColonyAnnotator, value, **_):
     return f'{self.state.accept(value)} items: {value}. Take them back with z, go on with Enter.'
 
-
+# %% ../nbs/61_annotate.ipynb #f8534fef
 @patch
 def do_undo(self: ColonyAnnotator, value, **_):
+    if self.paints:
+        return self.regions.undo(self.state.items[self.state.at][0], self.state.log)
     before = len(self.state.trail[-1]) if self.state.trail else 0
     numbers = self.state.undo()
     stays = f'; {before - len(numbers)} second looks stay' if before > len(numbers) else ''
     return f'Taken back: {_items_in_words(numbers)}{stays}.'
 
-
+# %% ../nbs/61_annotate.ipynb #fa12c8e1
 @patch
 def do_reload(self: ColonyAnnotator, value, **_):
     self.state.reload()
 
-
+# %% ../nbs/61_annotate.ipynb #0dc3f066
 @patch
 def do_next(self: ColonyAnnotator, value, **_):
     self.state.to_next()
@@ -278,22 +397,22 @@ def do_next(self: ColonyAnnotator, value, **_):
 def do_page(self: ColonyAnnotator, value, **_):
     self.state.turn(int(value))
 
-
+# %% ../nbs/61_annotate.ipynb #0606c3f6
 @patch
 def do_step(self: ColonyAnnotator, value, **_):
     self.state.step(int(value))
 
-
+# %% ../nbs/61_annotate.ipynb #c7f8cdab
 @patch
 def do_row(self: ColonyAnnotator, value, **_):
     self.state.step(self.state.columns * int(value))
 
-
+# %% ../nbs/61_annotate.ipynb #7fb8af9c
 @patch
 def do_select(self: ColonyAnnotator, value, **_):
     self.state.select(int(value or self.state.at))
 
-
+# %% ../nbs/61_annotate.ipynb #86dbd71d
 @patch
 def do_large(self: ColonyAnnotator, value='', **_):
     self.state.enlarge(int(value) if value else None)
@@ -304,24 +423,24 @@ def do_fit(self: ColonyAnnotator, value, **_):
     self.state.fit(*map(int, value.split(',')))
     return self.message
 
-
+# %% ../nbs/61_annotate.ipynb #172b3764
 @patch
 def do_only(self: ColonyAnnotator, value, **_):
     self.state.single = False
     self.state.show(only=value)
 
-
+# %% ../nbs/61_annotate.ipynb #979a8901
 @patch
 def do_find(self: ColonyAnnotator, value, **_):
     if value.strip():
         self.state.find(value.strip())
 
-
+# %% ../nbs/61_annotate.ipynb #4f4e5b7f
 @patch
 def do_time(self: ColonyAnnotator, value, **_):
     self.state.look_beside(int(value))
 
-
+# %% ../nbs/61_annotate.ipynb #d689def7
 @patch
 def do_look(self: ColonyAnnotator, value, **_):
     "Enlarge an example of the guide: numbers of its class, and of the example."

@@ -238,7 +238,10 @@ def _quality_in_words(ds, i):
 
 def _patches_in_words(s, i):
     found, _ = s.all_patches(i)
-    return f'{len(found)} patches: ' + ', '.join(f'{c} {n}' for c, n in found.predicted.value_counts().items())
+    words = f'{len(found)} patches: ' + ', '.join(f'{c} {n}' for c, n in found.predicted.value_counts().items())
+    if len(painted := s.painted_patches(i)):
+        words += f'; {painted.predicted.eq(painted.painted).sum()} of {len(painted)} as they were painted'
+    return words
 
 # %% ../nbs/63_inspect.ipynb #577b5490
 def _context_html(s, i):

@@ -48,6 +48,7 @@ from .frozen import remember_features
 from .method import EMA, METHODS, STAGES, Ranks, SelectNetwork, fit_schedule
 from .model import BFloat16, autocast, create_model
 from .patch import colony_dataloaders, normalisation
+from .regions import painted_parts
 
 # %% ../nbs/31_training.ipynb #7a5e411c
 def run_loaders(
@@ -56,6 +57,7 @@ def run_loaders(
 ):  # as `colony_dataloaders` gives them
     "The loaders of the run's fold."
     steps = -(-cfg.steps // cfg.epochs) if cfg.steps else None
+    painted = painted_parts(ds, cfg.split, cfg.fold, cfg.sides[0], cfg.small) if cfg.regions else None
     loaders = colony_dataloaders(
         ds,
         cfg.split,
@@ -68,6 +70,7 @@ def run_loaders(
         cfg.strong,
         small=cfg.small,
         labeled_in_u=cfg.labeled_in_u,
+        more=painted,
     )
     if cfg.select == 'test':
         loaders.labeled, loaders.unlabeled = (

@@ -11,9 +11,10 @@ from selenium.webdriver import ActionChains
 from selenium.webdriver.common.keys import Keys
 
 from ipb_nb.annotate import ColonyAnnotator
-from ipb_nb.core import CLASSES, read_table, write_csv
+from ipb_nb.core import CLASSES, read_pixels, read_table, write_csv
 from ipb_nb.dataset import ColonyDataset
 from ipb_nb.panes import page_server
+from ipb_nb.regions import Regions
 from ipb_nb.toy import toy_dataset
 
 
@@ -161,6 +162,72 @@ def test_enlarge_zoom_contrast_and_frames(cells, page, driver):
     ):
         page.press(key)
         page.wait(lambda: said in page.text(pane))  # noqa: B023
+
+
+def brushed(page, driver, item):
+    "The brush is on over an item that is seen large; the numbers of its picture: middle on the page, px in one of it."
+    page.all('[data-field=find]')[0].send_keys(str(item + 1), Keys.ENTER)
+    page.wait(lambda: page.all(f'[data-value="{item}"][aria-current]'))
+    page.press('b')
+    page.wait(lambda: page.all('.zoom[data-paint] canvas'))
+    return js(
+        page,
+        'window.scrollTo(0, 0); const z = document.querySelector(".zoom"), w = z.dataset.size.split(" ")[0]; '
+        'const r = z.querySelector("img").getBoundingClientRect(); '
+        'return [r.x + r.width / 2, r.y + r.height / 2, r.width / w]',
+    )
+
+
+def test_a_brush_paints_by_mouse_touch_and_keys(cells, page, driver):
+    ds = ColonyDataset(cells)
+    items = read_table(cells / 'worklists' / 'ana.csv', ['colony_id', 'kind']).colony_id.tolist()
+    regions, i = Regions(ds), items[7]
+    x, y, zoom = brushed(page, driver, 7)
+    said = lambda text: page.wait(lambda: text in page.text('main'))  # noqa: E731
+    said('nothing painted yet')
+    for kind, apart in (('mousePressed', -6), ('mouseMoved', 0), ('mouseMoved', 6), ('mouseReleased', 6)):
+        at = dict(type=kind, x=x + apart * zoom, y=y, button='left', buttons=1, clickCount=1)
+        driver.execute_cdp_cmd('Input.dispatchMouseEvent', at)
+    said('painted: Debris')
+    own, inside = regions.own(i, 'ana'), ds.colony(i).inside
+    r = ds.colonies.loc[i]
+    middle = min(r.y0, ds.margin) + (r.y1 - r.y0) // 2, min(r.x0, ds.margin) + (r.x1 - r.x0) // 2
+    assert own[middle] == 1 and not own[inside == 0].any() and 0 < (own > 0).sum() < inside.sum()
+    page.press('2')
+    said('painting Dense')
+    for kind, points in (('touchStart', 1), ('touchMove', 1), ('touchEnd', 0)):
+        at = [dict(x=x, y=y + 3 * zoom * (kind == 'touchMove'), id=0)] * points
+        driver.execute_cdp_cmd('Input.dispatchTouchEvent', dict(type=kind, touchPoints=at))
+    said('Dense')
+    page.wait(lambda: regions.own(i, 'ana')[middle] == 2)
+    strokes = len(regions.strokes('ana')[i])
+    for kind, apart in (('touchStart', 20), ('touchMove', 40), ('touchEnd', 0)):  # two fingers zoom, and paint nothing
+        at = [dict(x=x + s * apart, y=y, id=k) for k, s in enumerate((-1, 1))] if apart else []
+        driver.execute_cdp_cmd('Input.dispatchTouchEvent', dict(type=kind, touchPoints=at))
+    page.wait(lambda: zoomed(page) > 1.5)
+    page.press('0')
+    page.press('e')
+    said('erasing')
+    before = regions.own(i, 'ana')
+    for key in (Keys.SPACE, Keys.ARROW_RIGHT, Keys.SPACE):  # from the middle of the picture
+        page.press(key)
+    page.wait(lambda: len(regions.strokes('ana')[i]) == strokes + 1)
+    assert regions.own(i, 'ana')[middle] == 0
+    page.press('z')
+    page.wait(lambda: np.array_equal(regions.own(i, 'ana'), before))
+    page.press('(')
+    page.press('3')
+    page.press('x')
+    page.wait(lambda: (regions.own(i, 'ana') > 0).sum() == inside.sum())
+    assert np.array_equal(read_pixels(cells / 'regions' / f'{i}.png', raw=True), regions.of(i))
+    assert js(page, CONTRAST) == []
+    page.press('m')  # the verdict, and on to the next colony
+    page.wait(lambda: '1 of' in page.text('main') and 'nothing painted yet' in page.text('main'))
+    assert (read_table(cells / 'annotations' / 'ana.csv', ['colony_id']).colony_id == i).any()
+    page.press('b')
+    page.wait(lambda: not page.all('.zoom[data-paint]'))
+    page.press('z')
+    page.wait(lambda: '0 of' in page.text('main'))
 
 
 def test_find_filter_and_examples(cells, page):

@@ -4,8 +4,85 @@ const SIZE = 'ipb-size', PLAIN = { contrast: 1, brightness: 1 };
 const KEYS = { '[': ['contrast', -1], ']': ['contrast', 1], '{': ['brightness', -1], '}': ['brightness', 1] };
 const clamp = (v, low, high) => Math.min(Math.max(v, low), high);
 
-// Wheel, drag, pinch and + - 0 in a picture that can be zoomed.
-function zoomable(root) {
+// A brush on a picture with data-paint: what a pointer or the keyboard draws is sent as one line when it is lifted.
+function brushOf(root, tell) {
+  const place = { x: 0, y: 0, key: '' }, keys = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+  let line = null, ring = false;
+  const box = () => root.querySelector('.zoom[data-paint]');
+  const size = () => box().dataset.size.split(' ').map(Number);
+  const show = () => {
+    const b = box();
+    if (!b) return line = null;
+    const shot = b.firstElementChild, canvas = shot.querySelector('canvas') ?? document.createElement('canvas');
+    if (b.dataset.key != place.key) {
+      const [w, h] = size();
+      Object.assign(place, { key: b.dataset.key, x: w / 2, y: h / 2 });
+      line = null;
+    }
+    if (!canvas.isConnected) shot.appendChild(canvas).setAttribute('aria-hidden', 'true');
+    [canvas.width, canvas.height] = size();
+    const c = canvas.getContext('2d'), r = +b.dataset.radius;
+    Object.assign(c, { lineCap: 'round', lineJoin: 'round', lineWidth: 2 * r, strokeStyle: b.dataset.paint });
+    if (line) {
+      c.beginPath();
+      for (const [x, y] of [line[0], ...line]) c.lineTo(x, y);
+      c.stroke();
+    }
+    if (!ring) return;
+    const on = canvas.width / (canvas.clientWidth || 1);  // px of the picture in one of the page
+    for (const [width, color] of [[3, '#000'], [1.5, '#fff']]) {
+      Object.assign(c, { lineWidth: width * on, strokeStyle: color });
+      c.beginPath();
+      c.arc(place.x, place.y, r, 0, 7);
+      c.stroke();
+    }
+  };
+  const go = (x, y) => {
+    const [w, h] = size(), last = line?.at(-1);
+    Object.assign(place, { x: clamp(x, 0, w), y: clamp(y, 0, h) });
+    const far = last && Math.hypot(place.x - last[0], place.y - last[1]);
+    if (far > Math.max(box().dataset.radius / 4, 0.7)) line.push([place.x, place.y]);
+  };
+  const to = e => {
+    const r = box().querySelector('img').getBoundingClientRect(), [w, h] = size();
+    go((e.clientX - r.left) / r.width * w, (e.clientY - r.top) / r.height * h);
+  };
+  const move = e => {
+    ring = e.pointerType != 'touch';
+    for (const one of e.getCoalescedEvents?.().length ? e.getCoalescedEvents() : [e]) to(one);
+    show();
+  };
+  const begin = e => {
+    if (e) to(e);
+    line = [[place.x, place.y]];
+    show();
+  };
+  const end = () => {
+    if (!line || !box()) return;
+    const last = line.at(-1);
+    if (last[0] != place.x || last[1] != place.y) line.push([place.x, place.y]);
+    tell('stroke', line.map(p => p.map(v => v.toFixed(1)).join(' ')).join(';'), { field: box().dataset.key });
+    line = null;
+  };
+  const cancel = () => {
+    line = null;
+    show();
+  };
+  const key = k => {
+    if (!box() || !keys[k] && k != ' ') return false;
+    const step = Math.max(box().dataset.radius / 2, 1);
+    ring = true;
+    if (keys[k]) go(place.x + step * keys[k][0], place.y + step * keys[k][1]);
+    else if (line) end();
+    else begin();
+    show();
+    return true;
+  };
+  return { on: box, show, begin, move, end, cancel, key };
+}
+
+// Wheel, drag, pinch and + - 0 in a picture that can be zoomed; where there is a brush, one pointer paints.
+function zoomable(root, brush) {
   const z = { key: '', k: 1, x: 0, y: 0 }, points = new Map();
   const box = () => root.querySelector('.zoom');
   const show = () => {
@@ -34,10 +111,12 @@ function zoomable(root) {
     if (!e.target.closest('.zoom')) return;
     e.preventDefault();
     points.set(e.pointerId, at(e));
-    e.target.setPointerCapture?.(e.pointerId);
+    root.setPointerCapture?.(e.pointerId);  // (the picture may be drawn anew meanwhile)
+    if (brush.on()) points.size == 1 && e.button == 0 ? brush.begin(e) : brush.cancel();
   });
   root.addEventListener('pointermove', e => {
     const before = points.get(e.pointerId);
+    if (brush.on() && (before ? points.size == 1 : e.target.closest('.zoom'))) return brush.move(e);
     if (!before || !box()) return;
     const now = at(e);
     points.set(e.pointerId, now);
@@ -48,7 +127,11 @@ function zoomable(root) {
     z.y += now[1] - before[1];
     show();
   });
-  for (const end of ['pointerup', 'pointercancel']) root.addEventListener(end, e => points.delete(e.pointerId));
+  for (const end of ['pointerup', 'pointercancel']) {
+    root.addEventListener(end, e => {
+      if (points.delete(e.pointerId) && brush.on()) end == 'pointerup' ? brush.end() : brush.cancel();
+    });
+  }
   const key = k => {
     const b = box(), factor = { '+': 1.4, '-': 1 / 1.4, '0': 1 / 12 }[k];
     if (b && factor) by(factor, b.clientWidth / 2, b.clientHeight / 2);
@@ -133,7 +216,7 @@ function render({ model, el }) {
     clearTimeout(later);
     later = setTimeout(fit, 120);
   };
-  const look = lookOf(root, soon), zoom = zoomable(root);
+  const look = lookOf(root, soon), brush = brushOf(root, tell), zoom = zoomable(root, brush);
 
   for (const name of model.get('names')) {
     const pane = root.appendChild(document.createElement('div'));
@@ -145,6 +228,7 @@ function render({ model, el }) {
       pane.innerHTML = model.get('pane_' + name);
       look.show();
       zoom.show();
+      brush.show();
       if (inside) {
         const same = [...pane.querySelectorAll('[data-do], [data-local]')].find(e =>
           ['do', 'value', 'field', 'local'].every(k => e.dataset[k] == inside[k]));
@@ -200,6 +284,7 @@ function render({ model, el }) {
     if (e.key == 'Escape' && dialog) return tell('close', '');
     if (e.target.matches('input, select, textarea')) return e.key == 'Escape' && root.focus();
     if (e.target.matches('button') && (e.key == 'Enter' || e.key == ' ')) return;
+    if (brush.key(e.key)) return e.preventDefault();
     const k = model.get('shortcuts')[e.key];
     if (!k && !look.key(e.key) && !zoom.key(e.key)) return;
     e.preventDefault();
