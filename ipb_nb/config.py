@@ -134,6 +134,7 @@ class ExperimentConfig(_Fields):
         student_from_teacher: bool_arg = None,  # the student begins with the weights of the pre-trained teacher
         labeled_in_u: bool_arg = None,  # the colonies of L, without their labels, belong to U, too
         multi_label: bool = True,  # use multi-label colonies in the unlabelled set (U)
+        regions: bool = False,  # painted parts of multi-label colonies belong to the labelled set (L)
         arch: str = None,  # hrnet, vgg19, or any timm network
         width: float = 1.0,  # of hrnet and vgg19: channels of every layer, as a factor
         pretrained: bool_arg = None,  # begin with weights learnt from photographs: yes or no

@@ -44,6 +44,7 @@ from .metric import calibration_error, fit_calibration, reliability, scores, usu
 from .model import create_model
 from .patch import Crops, check_scale, normalisation, patch_scales
 from .records import MetricsFile, RunFile, read_record
+from .regions import Regions, painted_parts
 from .simclr import loader_of_l
 from .split import Split, scored_on
 from .training import Training, create_network, estimate_in_words, run_loaders
@@ -91,6 +92,9 @@ def _same_run(run, cfg, data, out):
     if run['data_sha256'] != _sha256(table):
         todo = 'Restore it, or start a new run in another folder.'
         raise InputError(table, 'a table that has changed', f"the one that {out / 'run.json'} began with", todo)
+    if cfg.regions and run['regions_sha256'] != Regions(ColonyDataset(data)).sha256:
+        todo = 'Start a new run in another folder.'
+        raise InputError(Path(data) / 'regions', 'regions painted since', 'those that the run began with', todo)
 
 # %% ../nbs/32_experiment.ipynb #f14130c5
 def _check_folder(cfg, data, out, resume):
@@ -130,6 +134,8 @@ def check_run(
     parts = Split(ds, cfg.split).fold(cfg.fold)
     _check_parts(cfg, parts)
     check_scale(ds, parts.index, cfg.sides[0], cfg.small)
+    if cfg.regions:
+        painted_parts(ds, cfg.split, cfg.fold, cfg.sides[0], cfg.small)
     create_model(cfg.arch, cfg.sides, len(ds.classes), width=cfg.width)
     Crops(ds, cache_gb=0)  # reads every file once, and caches it
     return ds
@@ -169,6 +175,7 @@ def _begin(cfg, ds, out) -> dict:
         started=old.get('started', _now()),
         flops=old.get('flops'),
         resumed=[*old.get('resumed', []), _now()] if old else [],
+        **({'regions_sha256': Regions(ds).sha256} if cfg.regions else {}),
         seconds=None,
         cpu_seconds=None,
         load=None,
@@ -258,7 +265,7 @@ def _trust(net, ds, loaders, seed, out):
     seen = torch.cat([net.features(x).cpu() for x, *_ in loaders.labeled.test_dl(ids)]).half()
     with atomic_path(out / 'reference.safetensors') as f:
         save_file(dict(seen=seen), f)
-    own = ds.colonies.loc[ids]
+    own = ds.colonies.loc[[i.partition('/')[0] for i in ids]]  # (of a painted part, its colony)
     units = own.group if own.group.nunique() > 1 else own.track_id.where(own.track_id.ne(''), own.colony_id)
     trust = dict(seen=len(ids), usual_distance=usual_distance(seen, units), temperature=1.0, calibrated_on=None)
     return trust | (_calibration(net, loaders.labeled.valid) if loaders.valid_is == 'V' else {})
@@ -517,7 +524,7 @@ _GROUPS = {
     'schedule': 'pretrain_epochs pretrain_steps epochs finetune finetune_lr steps batch_size lr wd momentum warmup '
     'select ema',
     'IPB and meta pseudo labels': 'feedback teacher_frozen balance balance_by balance_on max_repeat label multi_label '
-    'labeled_in_u student_labeled student_from_teacher threshold temperature lambda_u ramp',
+    'regions labeled_in_u student_labeled student_from_teacher threshold temperature lambda_u ramp',
     'patches': 'strong small test_patches tta',
     'other methods': 'pairs tau_plus mu align generations',
     'computing': 'threads amp save_memory compile',

@@ -28,6 +28,7 @@ from .metric import scores
 from .outlines import outline
 from .page import apply_contrast, cached_colony, hex_to_bgr
 from .panes import contrast, track_names, verdict_text, with_outline
+from .regions import Regions, region_class
 from .run import Run, read_run, run_dataset
 from .split import split_file
 
@@ -116,6 +117,7 @@ class Inspection:
         self.sort, self.cell, self.filters = 'loss', None, {}
         self.page, self.picked, self.grid = 0, None, False
         self._patches = {}  # colony_id: as from `all_patches`
+        self.regions = Regions(self.ds)
         if not unchanged:
             self.note('colonies.csv is not as it was when the run was trained.')
         self.limits = contrast(self.ds)
@@ -491,6 +493,22 @@ def all_patches(
     if colony_id not in self._patches:
         self._patches[colony_id] = _classify_patches(self.student, cached_colony(self.ds, colony_id))
     return self._patches[colony_id]
+
+# %% ../nbs/62_inspection.ipynb #pntd0002
+@patch
+def painted_patches(
+    self: Inspection,
+    colony_id: str,
+) -> pd.DataFrame:  # predicted and painted, one row per patch that has a painted class
+    "The predictions for patches all over the colony, beside the class that was painted there."
+    painted = self.regions.of(colony_id)
+    if painted is None:
+        return pd.DataFrame(columns=['predicted', 'painted'])
+    found, side = self.all_patches(colony_id)
+    colony = cached_colony(self.ds, colony_id)
+    true = [region_class(colony, painted, (y, x, y + side, x + side)) for y, x in zip(found.y, found.x)]
+    names = pd.Series(true, found.index).map(dict(enumerate(self.ds.classes, 1)))
+    return pd.DataFrame(dict(predicted=found.predicted, painted=names)).dropna()
 
 # %% ../nbs/62_inspection.ipynb #dc3be22c
 @patch
