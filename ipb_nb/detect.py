@@ -317,9 +317,9 @@ def _scales(dest, frames, p):
     return scales['limits'], {plate: np.array(gain, np.float32) for plate, gain in scales['gains'].items()}
 
 # %% ../nbs/13_detect.ipynb #segm0002
-def _check_segmentation(segmentation, **others):
+def _check_segmentation(segmentation, preset, **others):
     "The checksum of a segmentation or of its marks; settings of another way to find colonies are an `InputError`."
-    for name, own in others.items():
+    for name, own in (others | dict(preset=preset != 'texture' and preset)).items():
         if own:
             raise InputError(name, f'{own}, with a segmentation', 'one of both', f'Leave out --{name}, or it.')
     return marks_digest(segmentation)
@@ -552,6 +552,7 @@ def _check_all_done(dest, frames, done, failures):
 
 def _finish(dest, raw, frames, p, failures, scales, sheets, workers):
     "Write the tables of the dataset, from the records of its frames."
+    raw = raw if raw.is_dir() else raw.parent
     digests = {o.source: r['sha256'] for o in frames.itertuples() if (r := _record(dest, o.stem))}
     _check_all_done(dest, frames, digests, failures)
     frames = frames[frames.source.isin(digests)]
@@ -608,6 +609,7 @@ def _complete(ds, truth, annotators, seed):
         shutil.rmtree(ds.path / 'annotations', ignore_errors=True)  # of an interrupted run
         simulate_annotators(ds, n=annotators, seed=seed)
     shutil.rmtree(ds.path / '.detect')
+    return ds
 
 # %% ../nbs/13_detect.ipynb #760a192e
 def detect_dataset(
@@ -660,9 +662,7 @@ def detect_dataset(
     p |= dict(true_labels=bool(truth), annotators=annotators, seed=seed, outlines=bool(outlines))
     p |= dict(labels=labels and os.path.relpath(labels, dest), resample=resample)
     excluded, p['exclude'] = excluded_by_frame(exclude, frames) if exclude else ({}, None)
-    p['segmentation'] = segmentation and _check_segmentation(
-        segmentation, refine=refine, outlines=outlines, preset=preset != 'texture' and preset
-    )
+    p['segmentation'] = segmentation and _check_segmentation(segmentation, preset, refine=refine, outlines=outlines)
     with hold(dest, 'a detection'):
         if _begin(dest, p, resume):
             return ColonyDataset(dest)
@@ -670,10 +670,8 @@ def detect_dataset(
         trained = segmentation and _trained(dest, frames, p, scales, factors, segmentation)
         jobs = _jobs(frames, p, scales, truth, outlines, excluded, factors, failures, contact_sheet, trained)
         _detect_all(dest, jobs, workers, dask, failures)
-        root = raw if raw.is_dir() else raw.parent
-        ds = _finish(dest, root, frames, p, failures, scales, contact_sheet, workers)
-        _complete(ds, truth, annotators, seed)
-    return ds
+        ds = _finish(dest, raw, frames, p, failures, scales, contact_sheet, workers)
+        return _complete(ds, truth, annotators, seed)
 
 # %% ../nbs/13_detect.ipynb #c8a4b369
 def _print_list(raw, frames, failures, bad):

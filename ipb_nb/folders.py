@@ -85,7 +85,7 @@ def _who():
         command += f' of {getpass.getuser()}'
     return f'{command} on {platform.node()}, process {os.getpid()}, since {datetime.now():%Y-%m-%d %H:%M:%S}'
 
-
+# %% ../nbs/01_folders.ipynb #f01d0014b
 @contextmanager
 def _locked(file, where, what, timeout):
     "Hold a lock file, which is removed at the end; where another process has it, an `InputError` says which."
@@ -116,7 +116,7 @@ def _is_alive(pid):
         pass
     return True
 
-
+# %% ../nbs/01_folders.ipynb #f01d0016b
 def remove_leftovers(
     folder,  # that this process holds
 ):
@@ -130,7 +130,7 @@ def remove_leftovers(
                 _remove(Path(top, name))
         below[:] = [name for name in below if '.partial' not in name]
 
-
+# %% ../nbs/01_folders.ipynb #f01d0016c
 def _remove(path):
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
