@@ -11,7 +11,6 @@ import hashlib
 import io
 from dataclasses import replace
 from datetime import datetime, timezone
-from pathlib import Path
 
 import numpy as np
 from fastcore.basics import patch
