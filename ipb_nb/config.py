@@ -224,11 +224,13 @@ def _check_types(self: ExperimentConfig):
         if kind is float:
             expected = 'a number (1e-2 is text in YAML, 1.0e-2 a number)'
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            self._need(number and abs(value) <= _MOST, field, expected)
+            self._need(number, field, expected)
         else:
             expected = {int: 'a number without decimals', bool: 'yes or no', str: 'text'}[kind]
             same = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-            self._need(same and (kind is not int or abs(value) <= _MOST), field, expected)
+            self._need(same, field, expected)
+        if kind in (int, float):
+            self._need(abs(value) <= _MOST, field, f'a number of at most {_MOST:,}')
 
 # %% ../nbs/30_config.ipynb #018090bc
 CHOICES = {

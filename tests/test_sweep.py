@@ -161,7 +161,7 @@ def test_two_runners(grid, dataset, undisturbed, tmp_path):
 
 def test_what_fails_does_not_stop_the_rest(grid, dataset, tmp_path):
     bad, out = tmp_path / 'bad.yaml', tmp_path / 'runs'
-    rows = '  blown: {lr: 1.0e+20, warmup: 0.0, fold: 0}\n  supervised: {method: supervised, fold: 0}\n'
+    rows = '  blown: {lr: 2.0e+9, warmup: 0.0, fold: 0}\n  supervised: {method: supervised, fold: 0}\n'
     bad.write_text(GRID.partition('  ipb:')[0] + rows)
     r = subprocess.run(command(bad, dataset, out), capture_output=True, text=True)
     assert r.returncode == 1 and 'Traceback' not in r.stderr
