@@ -512,16 +512,24 @@ def test_any_number_of_workers_gives_the_same_files(exp, tmp_path):
 
 def test_killed_and_resumed_it_is_the_same(exp, tmp_path):
     def command(name, *more):
-        return [IPB_DETECT, exp.path / 'raw', tmp_path / name, '--truth', exp.path / 'truth', '--contact_sheet', *more]
+        return [
+            IPB_DETECT,
+            exp.path / 'raw',
+            tmp_path / name / 'cells',
+            '--truth',
+            exp.path / 'truth',
+            '--contact_sheet',
+            *more,
+        ]
 
     subprocess.run(command('through'), check=True, capture_output=True)
     run = subprocess.Popen(command('killed'), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    records = tmp_path / 'killed' / '.detect'
+    records = tmp_path / 'killed' / 'cells' / '.detect'
     while run.poll() is None and len([*records.glob('P1*.json')]) < 3:
         time.sleep(0.01)
     run.send_signal(signal.SIGKILL)
     run.wait()
-    assert 3 <= len([*records.glob('P1*.json')]) < 10 and not (tmp_path / 'killed' / 'colonies.csv').exists()
+    assert 3 <= len([*records.glob('P1*.json')]) < 10 and not (tmp_path / 'killed' / 'cells' / 'colonies.csv').exists()
     said = subprocess.run(command('killed'), capture_output=True, text=True)
     assert (
         said.returncode == 1
@@ -532,7 +540,7 @@ def test_killed_and_resumed_it_is_the_same(exp, tmp_path):
     said = subprocess.run(command('killed', '--resume', '--split', '3'), capture_output=True, text=True)
     assert said.returncode == 1 and 'found split 0; expected split 3' in said.stderr
     subprocess.run(command('killed', '--resume'), check=True, capture_output=True)
-    same(tmp_path / 'through', tmp_path / 'killed')
+    same(tmp_path / 'through' / 'cells', tmp_path / 'killed' / 'cells')
 
 
 def test_a_worker_that_is_killed_loses_nothing(exp, whole, tmp_path):
@@ -657,7 +665,13 @@ def test_outlines_of_nothing_and_of_everything_are_named(frame, tmp_path, capsys
 
 def test_the_command_has_the_options_of_the_function():
     options = {action.dest for action in command_parser(detect.ipb_detect)._actions}
-    assert set(signature(detect_dataset).parameters) - {'resample'} == options - {'help', 'list', 'pdb', 'xtra'}
+    assert set(signature(detect_dataset).parameters) - {'resample'} == options - {
+        'help',
+        'list',
+        'max_pixels',
+        'pdb',
+        'xtra',
+    }
     args = command_parser(detect.ipb_detect).parse_args(['raw', '--min_area', '1280um2', '--split', '5'])
     assert (args.dest, args.min_area, args.split, args.radius, args.margin) == (None, '1280um2', 5, 3, 112)
 
