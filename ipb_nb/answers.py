@@ -577,10 +577,8 @@ def write_answers(
 ) -> Path:  # report.html
     "Write everything that follows from colonies.csv and frames.csv: wells, conditions, tests, figures, and the page."
     out, classes = Path(out), student.classes
-    info, failures = (
-        read_record(out / 'prediction.json', FinishedPrediction),
-        read_table(out / 'failures.csv', ['source', 'reason']),
-    )
+    info = read_record(out / 'prediction.json', FinishedPrediction)
+    failures = read_table(out / 'failures.csv', ['source', 'reason'])
     colonies, frames = _read_predictions(out)
     by = check_questions(conditions, info['groups'], control, audit)
     in_window(frames, since)  # refuses what it cannot do before anything is removed

@@ -70,10 +70,10 @@ from ipb_nb.segment import (
     relabelled,
     skipped_flags,
 )
-from .sheets import contact_sheet, frames_page, outlined_jpg, small_frame
+from .sheets import contact_sheet, frames_page, outlined_jpg
 from .simulate import simulate_annotators
 from .strokes import MARKS, find_trained, learn_segmentation, marks_digest, read_segmentation
-from .track import are_fields, composition_label, track_well
+from .track import are_fields, composition_label, small_frame, track_well
 
 # %% ../nbs/13_detect.ipynb #42f86f5c
 def true_label(
@@ -362,7 +362,7 @@ def _companions(folder, frames, suffixes, by_well):
     return out
 
 # %% ../nbs/13_detect.ipynb #7c602928
-def _jobs(frames, p, scales, truth, outlines, excluded, factors, failures, sheet=False, segmentation=None):
+def _jobs(frames, p, scales, truth, outlines, excluded, factors, failures, sheet, segmentation):
     "A task per frame; frames without their truth or outlines are failures."
     truth, outlines = (Path(folder) if folder else None for folder in (truth, outlines))
     class_maps = _companions(truth, frames, ('.png',), True)
@@ -534,7 +534,8 @@ def _write_page(dest, frames, quality):
     pictures = {r.source: f'frames/{r.stem}.jpg' for r in frames.itertuples()}
     there = {source: name for source, name in pictures.items() if (dest / 'contact_sheets' / name).exists()}
     lost = len(pictures) - len(there)
-    note = f'{int(quality.colonies.sum())} colonies in {len(quality)} frames of {quality.group.nunique()} wells.'
+    wells = quality.group.nunique()
+    note = f'{int(quality.colonies.sum())} colonies in {len(quality)} frames of {wells} well{"s" * (wells > 1)}.'
     note += f' {lost} frames have no picture: they were detected without --contact_sheet.' if lost else ''
     first = frames.iloc[0]
     page = frames_page(quality, there, dest.resolve().name, note, first.width / first.height)
@@ -550,7 +551,7 @@ def _check_all_done(dest, frames, done, failures):
         raise InputError(dest, found, 'one of them for every frame', 'Go on with --resume.')
 
 
-def _finish(dest, raw, frames, p, failures, scales, sheets, workers):
+def _finish(dest, raw, frames, p, failures, sheets, workers):
     "Write the tables of the dataset, from the records of its frames."
     raw = raw if raw.is_dir() else raw.parent
     digests = {o.source: r['sha256'] for o in frames.itertuples() if (r := _record(dest, o.stem))}
@@ -574,13 +575,13 @@ def _finish(dest, raw, frames, p, failures, scales, sheets, workers):
         df['label'] = ''
     if p['labels']:
         df['label'] = _carry_labels(dest, df, digests, ColonyDataset(dest / p['labels']))
-    write_tables(dest, df[COLUMNS], digests, failures, _info(dest, raw, frames, p, scales, len(df)))
+    write_tables(dest, df[COLUMNS], digests, failures, _info(dest, raw, frames, p, len(df)))
     return ColonyDataset(dest)
 
 # %% ../nbs/13_detect.ipynb #9021893e
-def _info(dest, raw, frames, p, scales, colonies):
+def _info(dest, raw, frames, p, colonies):
     "The content of dataset.json."
-    limits, gains = scales
+    limits, gains = _scales(dest, frames, p)
     if limits:
         intensity = f'8-bit grey; deeper images scaled from {limits[0]:g}–{limits[1]:g} to 0–255'
     elif frames.dtype.eq('uint8').all():
@@ -610,6 +611,14 @@ def _complete(ds, truth, annotators, seed):
         simulate_annotators(ds, n=annotators, seed=seed)
     shutil.rmtree(ds.path / '.detect')
     return ds
+
+# %% ../nbs/13_detect.ipynb #plan0001
+def _plan(dest, frames, p, factors, failures, sheet, segmentation, beside):
+    "The tasks, with what all frames share: limits of grey, flat fields, a trained segmentation."
+    scales = _scales(dest, frames, p)
+    trained = segmentation and _trained(dest, frames, p, scales, factors, segmentation)
+    how = dict(factors=factors, failures=failures, sheet=sheet, segmentation=trained)
+    return _jobs(frames, p, scales, **beside, **how)
 
 # %% ../nbs/13_detect.ipynb #760a192e
 def detect_dataset(
@@ -666,11 +675,10 @@ def detect_dataset(
     with hold(dest, 'a detection'):
         if _begin(dest, p, resume):
             return ColonyDataset(dest)
-        scales = _scales(dest, frames, p)
-        trained = segmentation and _trained(dest, frames, p, scales, factors, segmentation)
-        jobs = _jobs(frames, p, scales, truth, outlines, excluded, factors, failures, contact_sheet, trained)
+        beside = dict(truth=truth, outlines=outlines, excluded=excluded)
+        jobs = _plan(dest, frames, p, factors, failures, contact_sheet, segmentation, beside)
         _detect_all(dest, jobs, workers, dask, failures)
-        ds = _finish(dest, raw, frames, p, failures, scales, contact_sheet, workers)
+        ds = _finish(dest, raw, frames, p, failures, contact_sheet, workers)
         return _complete(ds, truth, annotators, seed)
 
 # %% ../nbs/13_detect.ipynb #c8a4b369

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Record', 'check_record', 'read_record', 'DatasetFile', 'SplitFile', 'LoopFile', 'WorklistFile', 'MetricsFile',
            'RunFile', 'SweepFile', 'ModelFile', 'PredictionFile', 'FinishedPrediction', 'ExperimentFile', 'DemoFile',
-           'FrameRecord', 'ScalesFile', 'TaskRecord', 'finished_record']
+           'FrameRecord', 'ScalesFile', 'SegmentationFile', 'TaskRecord', 'finished_record']
 
 # %% ../nbs/01_records.ipynb #rec00003
 import re
@@ -301,6 +301,19 @@ class ScalesFile(Record):
     _do = 'Remove the folder .detect, and detect again.'
     limits: list[float] | None
     gains: dict[str, list]
+
+# %% ../nbs/01_records.ipynb #00024c
+class SegmentationFile(Record):
+    "A trained segmentation."
+
+    _do = 'Restore the file, or train again.'
+    format_version: Annotated[int, Field(ge=1, le=1)]
+    pixel_size: _PixelSize | None
+    channel: _Count | None
+    threshold: _Share
+    feature: str  # (these three are numbers in base64)
+    level: str
+    share: str
 
 # %% ../nbs/01_records.ipynb #00024b
 class TaskRecord(Record):

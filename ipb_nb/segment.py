@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['FILL_HOLES', 'DETECTION_PRESETS', 'DETECTION', 'FLAGS', 'sorting_network', 'local_entropy', 'drop_small',
            'without_holes', 'colony_mask', 'texture_mask', 'relabelled', 'split_touching', 'detect_colonies', 'texture',
-           'scale_bars', 'frame_quality', 'skipped_flags', 'holes_to_fill', 'colonies_of_mask', 'find_colonies']
+           'scale_bars', 'frame_quality', 'skipped_flags', 'holes_to_fill', 'checked_region', 'bars_beside',
+           'colonies_of_mask', 'find_colonies']
 
 # %% ../nbs/12_segment.ipynb #cb7eaac6
 import functools
@@ -502,8 +503,11 @@ def holes_to_fill(
     return which
 
 # %% ../nbs/12_segment.ipynb #some0001
-def _some(excluded, shape):
-    "The excluded region, or None where nothing is; one that leaves nothing, or of another shape, is an `InputError`."
+def checked_region(
+    excluded: np.ndarray,  # bool (H, W), or None
+    shape: tuple,  # (H, W) of the frame
+) -> np.ndarray:  # the same, or None where nothing is excluded
+    "An excluded region that leaves nothing of the frame, or of another shape, is an `InputError`."
     if excluded is None or not excluded.any():
         return None
     if excluded.shape != shape or excluded.all():
@@ -512,7 +516,10 @@ def _some(excluded, shape):
     return np.ascontiguousarray(excluded)
 
 
-def _bars_beside(image, excluded):
+def bars_beside(
+    image: np.ndarray,  # uint8 (H, W)
+    excluded: np.ndarray,  # bool (H, W), or None
+) -> list:  # of y0, x0, y1, x1
     "The scale bars of a frame that are not excluded already."
     bars = scale_bars(image)
     if excluded is None:
@@ -524,11 +531,14 @@ def colonies_of_mask(
     image: np.ndarray,  # uint8 (H, W)
     mask: np.ndarray,  # bool (H, W), colonies
     flags: list,  # of the frame, of `FLAGS`
+    bars: list,  # scale bars (y0, x0, y1, x1), taken out of the mask
     min_area: int,  # px
     split: int,  # px, as in `detect_colonies`
     excluded: np.ndarray = None,  # bool (H, W)
 ) -> tuple:  # labels (H, W), table, quality, as from `find_colonies`
     "The colonies of a mask. Those beside something excluded count as touching the border."
+    for y0, x0, y1, x1 in bars:
+        mask[y0:y1, x0:x1] = False
     labels, df = detect_colonies(mask, min_area, split)
     quality = frame_quality(image, mask, excluded) | dict(colonies=len(df), flag=';'.join(flags))
     if excluded is not None:
@@ -548,9 +558,9 @@ def find_colonies(
     as touching the border there."""
     s = DETECTION | settings
     min_area, split = (in_pixels(s[size], pixel_size) for size in ('min_area', 'split'))
-    excluded = _some(excluded, image.shape)
+    excluded = checked_region(excluded, image.shape)
     looked_at = s['preset'] != 'paper'
-    bars = _bars_beside(image, excluded) if looked_at else []
+    bars = bars_beside(image, excluded) if looked_at else []
     flags, textured = _flags(image, min_area, excluded) if looked_at else ([], None)
     flags += ['scale bar'] * bool(bars)
     of_mask = {k: s[k] for k in ('blur', 'radius', 'open_radius', 'min_area')} | dict(pixel_size=pixel_size)
@@ -565,6 +575,4 @@ def find_colonies(
         mask = texture_mask(image, strict='empty' in flags, **of_mask)
     else:
         mask = colony_mask(image, refine=s['refine'], **of_mask)
-    for y0, x0, y1, x1 in bars:
-        mask[y0:y1, x0:x1] = False
-    return colonies_of_mask(image, mask, flags, min_area, split, excluded)
+    return colonies_of_mask(image, mask, flags, bars, min_area, split, excluded)

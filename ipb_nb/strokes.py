@@ -21,7 +21,16 @@ from skimage.morphology import disk
 from .core import InputError, in_pixels, read_json, write_json
 from .files import files_below, sha256
 from .outlines import read_outlines, read_rois, roi_mask
-from .segment import colonies_of_mask, drop_small, scale_bars, skipped_flags, without_holes
+from .records import SegmentationFile, check_record
+from ipb_nb.segment import (
+    bars_beside,
+    checked_region,
+    colonies_of_mask,
+    drop_small,
+    holes_to_fill,
+    skipped_flags,
+    without_holes,
+)
 
 # %% ../nbs/12_strokes.ipynb #strk0008
 BACKGROUND, COLONY = 1, 2  # in a picture of marks; 0: unmarked
@@ -240,28 +249,11 @@ def _unpacked(info, name, where):
         raise InputError(where, f'another {name}', expected, 'Restore the file, or train again.') from None
     return out
 
-# %% ../nbs/12_strokes.ipynb #strk0024b
-def _is_number(value, low, high):
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and low < value < high
-
-# %% ../nbs/12_strokes.ipynb #strk0025
-_FIELDS = ('format_version', 'pixel_size', 'channel', 'threshold', *_KINDS)
-
 # %% ../nbs/12_strokes.ipynb #strk0025a
 def _checked_forest(info, where):
     "Features, levels, shares; a model that is none is an `InputError`."
+    check_record(info, where, SegmentationFile)
     do = 'Restore the file, or train again.'
-    missing = [name for name in _FIELDS if name not in info] if isinstance(info, dict) else ['content']
-    if missing:
-        raise InputError(where, f'no {missing[0]}', 'a trained segmentation', do)
-    if info['format_version'] != _VERSION:
-        found, expected = (f'format version {o}' for o in (info['format_version'], _VERSION))
-        raise InputError(where, found, expected, 'Train again with this version.')
-    limits = dict(threshold=(0, 1), pixel_size=(0, 1e4), channel=(-1, 1e4))
-    for name, (low, high) in limits.items():
-        unknown = info[name] is None and name in ('pixel_size', 'channel')
-        if not unknown and not _is_number(info[name], low, high):
-            raise InputError(where, f'{name} {info[name]!r}', f'a number between {low:g} and {high:g}', do)
     feature, level, share = (_unpacked(info, name, where) for name in _KINDS)
     for name, right in dict(
         feature=(feature < _N_FEATURES).all(), level=np.isfinite(level).all(), share=((share >= 0) & (share <= 1)).all()
@@ -358,14 +350,13 @@ def find_trained(
 ) -> tuple:  # labels (H, W), table, quality, as from `find_colonies`
     "The colonies of a frame by a trained segmentation. Whether a frame is empty or confluent is for the marks to say."
     open_radius, min_area, split = (in_pixels(size, pixel_size) for size in (open_radius, min_area, split))
-    bars = scale_bars(image)
-    excluded = excluded if excluded is not None and excluded.any() else None
-    mask = trained_mask(image, segmentation, open_radius, min_area, fill_holes or 'small', excluded)
-    for y0, x0, y1, x1 in bars:
-        mask[y0:y1, x0:x1] = False
-    if bars and 'scale bar' in skipped_flags(dict(preset='texture', skip=skip)):
+    settings = dict(preset='texture', skip=skip, fill_holes=fill_holes)
+    excluded = checked_region(excluded, image.shape)
+    bars = bars_beside(image, excluded)
+    mask = trained_mask(image, segmentation, open_radius, min_area, holes_to_fill(settings), excluded)
+    if bars and 'scale bar' in skipped_flags(settings):
         mask[:] = False
-    return colonies_of_mask(image, mask, ['scale bar'] * bool(bars), min_area, split, excluded)
+    return colonies_of_mask(image, mask, ['scale bar'] * bool(bars), bars, min_area, split, excluded)
 
 # %% ../nbs/12_strokes.ipynb #strk0036
 def read_strokes(

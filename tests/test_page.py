@@ -4,10 +4,12 @@ import time
 from threading import Thread
 
 import numpy as np
+import pandas as pd
 import pytest
 from browser import DARK, LIGHT, Widget, look, settled
 from selenium import webdriver
 from selenium.webdriver import ActionChains
+from selenium.webdriver.common.actions.wheel_input import ScrollOrigin
 from selenium.webdriver.common.keys import Keys
 
 from ipb_nb.annotate import ColonyAnnotator
@@ -15,6 +17,7 @@ from ipb_nb.core import CLASSES, read_pixels, read_table, write_csv
 from ipb_nb.dataset import ColonyDataset
 from ipb_nb.panes import page_server
 from ipb_nb.regions import Regions
+from ipb_nb.sheets import frames_page, outlined_jpg
 from ipb_nb.toy import toy_dataset
 
 
@@ -339,3 +342,45 @@ def test_two_windows_of_one_person_stay_in_step(cells, server, page, driver):
                 driver.switch_to.window(handle)
                 driver.close()
         driver.switch_to.window(first)
+
+
+def test_the_page_of_frames(driver, tmp_path):
+    "A click opens a frame in full, the wheel zooms, a drag moves, a click or Esc closes; a tick leaves those flagged."
+    image = np.random.default_rng(0).integers(90, 130, (300, 400)).astype(np.uint8)
+    labels = np.zeros(image.shape, np.int32)
+    labels[100:200, 100:250] = 1
+    table = pd.DataFrame(dict(number=[1], y0=[100], x0=[100]))
+    (tmp_path / 'frames').mkdir()
+    for k in range(2):
+        (tmp_path / 'frames' / f'A1 #{k}.jpg').write_bytes(outlined_jpg(image, labels, table))
+    quality = pd.DataFrame(dict(source=['A1/0.tif', 'A1/1.tif'], group='A1', frame=[0, 1], time_h=np.nan, colonies=1))
+    pictures = {f'A1/{k}.tif': f'frames/A1 #{k}.jpg' for k in range(2)}
+    page = frames_page(quality.assign(flag=['', 'confluent']), pictures, 'cells', aspect=4 / 3)
+    (tmp_path / 'index.html').write_text(page, encoding='utf-8')
+    w = Widget(driver)
+    for width, theme in ((420, DARK), (1280, LIGHT)):
+        look(driver, width, 900, theme)
+        driver.get((tmp_path / 'index.html').as_uri())
+        assert js(w, 'return document.documentElement.scrollWidth <= innerWidth')
+    assert not js(w, 'return document.querySelector("dialog").open')
+    w.wait(lambda: js(w, 'return document.querySelector("figure img").naturalWidth') == 1200)
+    w.click('figure a')
+    large = 'return document.querySelector("dialog img").getBoundingClientRect().toJSON()'
+    w.wait(lambda: js(w, large)['width'] >= 1190)
+    before = js(w, large)
+    ActionChains(driver).scroll_from_origin(ScrollOrigin.from_viewport(640, 450), 0, -400).perform()
+    w.wait(lambda: js(w, large)['width'] > 2 * before['width'])
+    before = js(w, large)
+    ActionChains(driver).move_by_offset(640, 450).click_and_hold().move_by_offset(60, 30).release().perform()
+    moved = js(w, large)
+    assert (round(moved['x'] - before['x']), round(moved['y'] - before['y'])) == (60, 30)
+    assert js(w, 'return document.querySelector("dialog").open')
+    ActionChains(driver).click().perform()
+    assert not js(w, 'return document.querySelector("dialog").open')
+    w.click('figure a')
+    w.wait(lambda: js(w, 'return document.querySelector("dialog").open'))
+    w.press(Keys.ESCAPE)
+    w.wait(lambda: not js(w, 'return document.querySelector("dialog").open'))
+    w.click('#only')
+    shown = [e.is_displayed() for e in w.all('figure')]
+    assert shown == [False, True]

@@ -17,6 +17,7 @@ from PIL import Image
 from ipb_nb.answers import write_answers
 from ipb_nb.config import ExperimentConfig
 from ipb_nb.core import CLASSES, InputError, read_json, write_json
+from ipb_nb.crop import BOX
 from ipb_nb.dataset import ColonyDataset
 from ipb_nb.detect import detect_dataset
 from ipb_nb.experiment import train
@@ -576,6 +577,21 @@ def test_regions_excluded_in_training_are_not_those_of_new_images(run, exp, tmp_
     assert not (tmp_path / 'small').exists()
     predict(model, raw, tmp_path / 'none')
     assert 'In training, regions were excluded from the frames' in departures(tmp_path / 'none')
+
+
+def test_a_trained_segmentation_goes_with_the_student(run, exp, tmp_path):
+    raw, marks = exp.path / 'raw', tmp_path / 'marks'
+    for well in exp.wells.well[:2]:
+        (marks / well).mkdir(parents=True)
+        Image.fromarray((exp.frame(well, 0)[1] > 0).astype(np.uint8)).save(marks / f'{well}-000.png')
+    ds = detect_dataset(raw, tmp_path / 'cells', segmentation=marks)
+    model = changed(run, tmp_path / 'model', detection=ds.info['detection'])
+    predict(model, raw, tmp_path / 'out')
+    found = ColonyDataset(tmp_path / 'out' / 'cells')
+    pd.testing.assert_frame_equal(found.colonies[[*BOX, 'area_px']], ds.colonies[[*BOX, 'area_px']])
+    assert (found.path / 'segmentation.json').read_bytes() == (ds.path / 'segmentation.json').read_bytes()
+    predict(model, raw, tmp_path / 'texture', detect_preset='texture')
+    assert not (tmp_path / 'texture' / 'cells' / 'segmentation.json').exists()
 
 
 def test_along_given_outlines(run, exp, answers, tmp_path):
