@@ -222,7 +222,8 @@ def test_a_brush_paints_by_mouse_touch_and_keys(cells, page, driver):
     page.press('3')
     page.press('x')
     page.wait(lambda: (regions.own(i, 'ana') > 0).sum() == inside.sum())
-    assert np.array_equal(read_pixels(cells / 'regions' / f'{i}.png', raw=True), regions.of(i))
+    drawn = cells / 'regions' / f'{i}.png'  # written after the log
+    page.wait(lambda: np.array_equal(read_pixels(drawn, raw=True), regions.of(i)))
     assert js(page, CONTRAST) == []
     page.press('m')  # the verdict, and on to the next colony
     page.wait(lambda: '1 of' in page.text('main') and 'nothing painted yet' in page.text('main'))
@@ -371,7 +372,8 @@ def test_the_page_of_frames(driver, tmp_path):
     ActionChains(driver).scroll_from_origin(ScrollOrigin.from_viewport(640, 450), 0, -400).perform()
     w.wait(lambda: js(w, large)['width'] > 2 * before['width'])
     before = js(w, large)
-    ActionChains(driver).move_by_offset(640, 450).click_and_hold().move_by_offset(60, 30).release().perform()
+    held = ActionChains(driver).move_to_element(w.all('dialog img')[0]).click_and_hold()
+    held.move_by_offset(60, 30).release().perform()
     moved = js(w, large)
     assert (round(moved['x'] - before['x']), round(moved['y'] - before['y'])) == (60, 30)
     assert js(w, 'return document.querySelector("dialog").open')
