@@ -182,7 +182,8 @@ def _close_pairs(xy, radius):
     pairs, wide = [cKDTree(xy).query_pairs(26.0, output_type='ndarray')], np.flatnonzero(radius > 12)
     if len(wide) > 1:
         pairs.append(wide[cKDTree(xy[wide]).query_pairs(50.0, output_type='ndarray')])
-    return np.unique(np.concatenate(pairs), axis=0)
+    i, j = np.concatenate(pairs).T
+    return np.stack(np.divmod(np.unique(i * len(xy) + j), len(xy)), 1)
 
 # %% ../nbs/08_growth.ipynb #03cd94ca
 def _settle(cells, rounds):
