@@ -41,6 +41,8 @@ class Figure:
         "Write the figure as PNG, PDF and CSV."
         folder = Path(folder)
         write_csv(self.data, folder / f'{self.name}.csv')
+        self.figure.draw_without_rendering()
+        self.figure.set_layout_engine('none')  # (all files, and the page, have the layout that has been found)
         for suffix in ('png', 'pdf'):
             with atomic_path(folder / f'{self.name}.{suffix}') as tmp:
                 self.figure.savefig(tmp, dpi=200, facecolor='w')

@@ -44,12 +44,12 @@ def test_import(cells):
 def test_train_and_report(cells, tmp_path):
     save_split(cells, labeled=0.2, test=0.2, folds=5)
     out = train(
-        ExperimentConfig(pretrain_epochs=25, epochs=2, steps=20, finetune=2, batch_size=16, ema=0.0, threads=1),
+        ExperimentConfig(pretrain_epochs=10, epochs=2, steps=20, finetune=2, batch_size=16, ema=0.0, threads=1),
         cells.path,
         tmp_path / 'run',
     )
     m, balance = read_json(out / 'metrics.json'), pd.read_csv(out / 'balance.csv')
-    assert m['teacher_pretrained']['macro_tpr'] > 0.5  # three classes: guessing gives .33
+    assert m['teacher_pretrained']['macro_tpr'] > 0.7  # three classes: guessing gives .33
     first = balance[balance.epoch == 0].set_index('class')
     assert first.share['RBC'] > 0.5 and abs(first.draws / first.draws.sum() - 1 / 3).max() < 0.15
     assert write_report(out).stat().st_size > 1e5
