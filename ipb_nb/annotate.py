@@ -35,7 +35,7 @@ from ipb_nb.panes import (
     with_outline,
 )
 from .regions import Regions, class_palette
-from .worklist import AMONG, ORDERS, Labelling, assign, student_probabilities, work_list  # noqa: F401
+from .worklist import AMONG, ORDERS, Labelling, add_class, assign, student_probabilities, work_list  # noqa: F401
 
 # %% ../nbs/61_annotate.ipynb #ead46a14
 def _typical(colonies, n):
@@ -93,7 +93,7 @@ def _guide_html(state, thumbs, examples, texts, brush=None):
     classes = []
     for k, name in enumerate(state.ds.classes):
         entry = dict(name=name, number=k, color=colors[name], key=k + 1 if k < 9 else '', n=counts.get(name, 0))
-        shown = [(thumbs.uri(i), f'a typical {name} colony, {thumbs.width(i)} long') for i in examples[name]]
+        shown = [(thumbs.uri(i), f'a typical {name} colony, {thumbs.width(i)} long') for i in examples.get(name, ())]
         classes.append(entry | dict(examples=shown, text=texts.get(name, ''), painted=name == brush))
     return render(read_asset('annotator-guide.html'), classes=classes, buttons=BUTTONS)
 
@@ -215,6 +215,11 @@ def shared_dataset(
     return _read_dataset(str(ds), tuple((f.stat().st_size, f.stat().st_mtime_ns) for f in files))
 
 # %% ../nbs/61_annotate.ipynb #5091f811
+_MORE_KEYS = {'ArrowDown': ['row', '1'], 'ArrowUp': ['row', '-1'], 'v': ['large', ''], 's': ['select', '']}
+_MORE_KEYS |= {'Enter': ['next', ''], ',': ['time', '-1'], '.': ['time', '1']}
+_MORE_KEYS |= {'b': ['brush', ''], 'e': ['erase', ''], 'x': ['fill', ''], '(': ['thick', '-1'], ')': ['thick', '1']}
+
+
 class ColonyAnnotator(PicturePanes):
     "Label colonies one by one or a page at a time. `state` does the work; this shows it."
 
@@ -238,12 +243,8 @@ class ColonyAnnotator(PicturePanes):
         self.regions, self.brush, self.radius = Regions(state.ds), None, _RADII[2]
         with suppress(OSError):  # (the folder may be read-only)
             self.regions.refresh()
-        more = {'ArrowDown': ['row', '1'], 'ArrowUp': ['row', '-1'], 'v': ['large', ''], 's': ['select', '']}
-        more |= {'Enter': ['next', ''], ',': ['time', '-1'], '.': ['time', '1']}
-        more |= {'b': ['brush', ''], 'e': ['erase', ''], 'x': ['fill', ''], '(': ['thick', '-1'], ')': ['thick', '1']}
-        keys = keyboard_shortcuts(state.ds.classes, more)
         title = f'{state.ds.path.resolve().name}: labelling by {state.log}'
-        super().__init__('annotator', self.parts, keys, title)
+        super().__init__('annotator', self.parts, keyboard_shortcuts(state.ds.classes, _MORE_KEYS), title)
 
     def changed(self):
         return self.state.changed()
@@ -254,6 +255,7 @@ class ColonyAnnotator(PicturePanes):
         return tools_html('item or colony', more=more)
 
     def html_guide(self):
+        self.shortcuts = keyboard_shortcuts(self.state.ds.classes, _MORE_KEYS)  # (a class may be new)
         return _guide_html(self.state, self.thumbs, self.examples, self.texts, self.brush if self.paints else None)
 
     def html_main(self):
@@ -365,6 +367,13 @@ def do_class(self: ColonyAnnotator, value, **_):
 def do_exclude(self: ColonyAnnotator, value, **_):
     n = self.state.judge(exclude=value)
     return f'{n} items excluded: {value}.' if n > 1 else ''
+
+# %% ../nbs/61_annotate.ipynb #cls0001a
+@patch
+def do_add_class(self: ColonyAnnotator, value, **_):
+    if value.strip():
+        add_class(self.state.ds, value)
+        return f'{value.strip()} is a class now, the last one.'
 
 # %% ../nbs/61_annotate.ipynb #da6d5fa5
 @patch

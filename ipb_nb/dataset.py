@@ -466,6 +466,8 @@ def _read_log(ds, file):
     "The lines of one annotator's log, checked, with a column `vote`."
     nothing = pd.DataFrame(columns=LOG_COLUMNS)  # a disk was full at the first verdict
     df = read_table(file, LOG_COLUMNS, []) if Path(file).stat().st_size else nothing
+    if not {*';'.join(df.classes).split(';')} <= {*ds.classes, MULTI_LABEL, ''}:
+        ds.classes[:] = read_record(ds.path / 'dataset.json', DatasetFile)['classes']  # one was added elsewhere
     known = {*ds.classes, MULTI_LABEL, ''}
     unknown, vote = {}, {}  # for each entry that occurs in the column classes
     for entry in df.classes.unique():

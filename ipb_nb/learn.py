@@ -200,7 +200,7 @@ def predicted(
 ) -> dict:  # class: Series of probabilities, index colony_id, the surest first
     "Colonies without a label, by predicted class."
     state = self.ds.labels().state
-    p = self.p[state.eq('unlabelled') & ~self.p.index.isin(self.held)]
+    p = self.p[state.eq('unlabelled') & ~self.p.index.isin(self.held)].reindex(columns=self.ds.classes, fill_value=0)
     best = p.idxmax(axis=1)
     return {c: p.loc[best.eq(c), c].nlargest(n) for c in self.ds.classes}
 

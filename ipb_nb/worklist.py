@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ORDERS', 'AMONG', 'student_probabilities', 'in_turn', 'by_margin', 'few_of_a_track', 'work_list', 'assign',
-           'read_work_list', 'Labelling']
+           'read_work_list', 'Labelling', 'add_class']
 
 # %% ../nbs/60_worklist.ipynb #work0004
 from inspect import signature
@@ -17,10 +17,10 @@ from fastcore.meta import delegates
 from tqdm import trange
 
 from .core import MULTI_LABEL, InputError, read_table, stable_hash, write_csv, write_json
-from .dataset import ColonyDataset, annotator_log
-from .folders import new_file
+from .dataset import ColonyDataset, annotator_log, check_class_names
+from .folders import hold, new_file
 from .panes import contrast, frame_beside, track_names, verdict_text
-from .records import WorklistFile, read_record
+from .records import DatasetFile, WorklistFile, read_record
 
 # %% ../nbs/60_worklist.ipynb #5a2bff76
 def _probabilities_from_table(ds, f):
@@ -562,3 +562,17 @@ def changed(self: Labelling) -> bool:
     before = self.said
     self.reload()
     return self.said != before
+
+# %% ../nbs/60_worklist.ipynb #cls00002
+def add_class(
+    ds: ColonyDataset,  # its `classes` get the new one, too
+    name: str,
+):
+    "Add a class to a dataset, after the others. A name that does not fit is an `InputError`, and nothing is written."
+    file = ds.path / 'dataset.json'
+    with hold(ds.path, 'an import or a detection', timeout=5):
+        info = read_record(file, DatasetFile)
+        classes = [*info['classes'], name.strip()]
+        check_class_names(classes)
+        write_json(info | dict(classes=classes), file)
+    ds.classes[:] = classes

@@ -345,6 +345,20 @@ def test_two_windows_of_one_person_stay_in_step(cells, server, page, driver):
         driver.switch_to.window(first)
 
 
+def test_a_class_is_added(cells, page):
+    ds = ColonyDataset(cells)
+    field = page.all('[data-field=add_class]')[0]
+    field.send_keys(ds.classes[0].upper(), Keys.ENTER)
+    page.wait(lambda: 'if capitals do not count' in page.text('foot'))
+    page.all('[data-field=add_class]')[0].send_keys('Bleb', Keys.ENTER)
+    page.wait(lambda: 'Bleb' in page.text('guide') and 'is a class now' in page.text('foot'))
+    page.press(str(len(ds.classes) + 1))  # its key; the field has lost the focus
+    page.wait(lambda: ColonyDataset(cells).labels().label.eq('Bleb').sum() == 1)
+    assert js(page, CONTRAST) == []
+    page.press('z')
+    page.wait(lambda: 'Taken back' in page.text('foot'))
+
+
 def test_the_page_of_frames(driver, tmp_path):
     "A click opens a frame in full, the wheel zooms, a drag moves, a click or Esc closes; a tick leaves those flagged."
     image = np.random.default_rng(0).integers(90, 130, (300, 400)).astype(np.uint8)

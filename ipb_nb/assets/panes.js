@@ -272,8 +272,8 @@ function render({ model, el }) {
     const b = e.target.closest('[data-do]');
     if (!b) return;
     const { value } = b;
-    if (b.dataset.do == 'find') b.value = '';
-    if (b.matches('select, [data-do=find]')) root.focus({ preventScroll: true });  // keys are for the patches again
+    if (b.matches('[data-do=find], [data-do=add_class]')) b.value = '';
+    if (b.matches('select, [data-do=find], [data-do=add_class]')) root.focus({ preventScroll: true });  // keys are for the patches again
     tell(b.dataset.do, value, { field: b.dataset.field });
   });
 
