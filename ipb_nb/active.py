@@ -253,14 +253,14 @@ def gain_of_more(
     curve: pd.DataFrame,  # from `learning_curve`
     more: int = 10,  # labels
 ) -> float:  # macro recall, at least 0; nan with fewer than four points
-    "What more labels would add, by a line through the end of the curve over the logarithm of the number of labels."
+    "What more labels would add, by a line through the end of the curve over the log of their number; 1 is the most."
     if len(curve) < 4:
         return np.nan
     n = curve.index.to_numpy(float)
     late = np.log(n) >= np.log(n[-1]) - (np.log(n[-1]) - np.log(n[0])) / 3
     late[-4:] = True
     slope = np.polyfit(np.log(n[late]), curve.recall.to_numpy()[late], 1)[0]
-    return max(float(slope * np.log((n[-1] + more) / n[-1])), 0.0)
+    return float(np.clip(slope * np.log((n[-1] + more) / n[-1]), 0.0, 1 - curve.recall.iloc[-1]))
 
 
 def curve_in_words(
