@@ -246,7 +246,7 @@ def learning_curve(
     return pd.DataFrame(rows, pd.Index(counts, name='labels'), ['recall', 'low', 'high'])
 
 # %% ../nbs/64_active.ipynb #act053
-_HARDLY, _FEW = 0.005, 20
+_HARDLY, _FEW, _WIDE = 0.005, 20, 0.3
 
 
 def gain_of_more(
@@ -274,7 +274,7 @@ def curve_in_words(
     last, gain = curve.iloc[-1], gain_of_more(curve, more)
     sure = f' (95 % {last.low:.0%} to {last.high:.0%})' if last.low == last.low else ''
     said = f'{curve.index[-1]} labels: macro recall {last.recall:.0%}{sure} on {n_held} colonies held aside. '
-    if not gain == gain or n_held < _FEW:
+    if not gain == gain or n_held < _FEW or last.high - last.low > _WIDE:
         return said + 'These are too few to tell whether more labels would help.'
     if gain < _HARDLY:
         return said + f'{more} more labels would hardly move it.'
