@@ -17,6 +17,7 @@ from ipb_nb.core import MULTI_LABEL, write_csv, write_json
 from ipb_nb.crop import BOX
 from ipb_nb.dataset import COLUMNS, ColonyDataset
 from ipb_nb.importers import import_voc
+from ipb_nb.manifest import check_pictures, renew_manifest
 from ipb_nb.split import _NEAR_BITS, _NEAR_CORRELATION, _box_pixels, _looks, save_split, similar_pairs
 
 N = {'Debris': 3587, 'Dense': 3934, 'Diff': 656, 'Spread': 10506, MULTI_LABEL: 2659}  # the paper's Table 1: 21,342
@@ -163,6 +164,14 @@ with tempfile.TemporaryDirectory() as d:
         seconds(lambda _: plain_open(folder))[0],
         's',
         'csv.DictReader and a look at each file, three checks only',
+    )
+    renew_manifest(folder)
+    show(
+        'dataset.pictures',
+        seconds(lambda _: check_pictures(folder))[0],
+        's',
+        'the limit for sizes and times of 21,342 crops and masks, when a run begins',
+        1,
     )
     for by, k in dict(random=StratifiedKFold, track=StratifiedGroupKFold, group=StratifiedGroupKFold).items():
         ours, split = seconds(lambda n: save_split(ds, f'{by}{n}', by=by))

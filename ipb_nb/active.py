@@ -145,7 +145,7 @@ def held_aside(
             raise InputError('share', share, 'between 0 and 1', 'For example 0.25.')
         drawn = units.drop_duplicates().sample(frac=1, random_state=seed)
         held = units[units.isin(drawn.iloc[: max(round(share * len(drawn)), 1)])]
-        write_json(dict(version=1, share=share, seed=seed, held_aside=list(held.index)), f)
+        write_json(dict(format_version=1, share=share, seed=seed, held_aside=list(held.index)), f)
     info = read_record(f, LoopFile)
     ids = info['held_aside']
     own = units[units.isin(units[units.index.isin(ids)])].sample(frac=1, random_state=info.get('seed', 0))

@@ -34,6 +34,7 @@ from tqdm import tqdm
 
 from .core import InputError, atomic_path, class_colors, write_csv
 from .distributed import average, rank
+from .records import CheckpointFile, read_record
 from .split import SCORED_ON
 
 # %% ../nbs/19_checkpoint.ipynb #5041cd35
@@ -129,7 +130,8 @@ class Checkpoints:
                 save_file(tensors, f)
                 digest = hashlib.sha256(f.read_bytes()).hexdigest()
             with atomic_path(self.folder / f'{name}.json') as f:
-                f.write_text(json.dumps(about | dict(sha256=digest, state=rest), default=lambda o: o.item()))
+                content = dict(format_version=1) | about | dict(sha256=digest, state=rest)
+                f.write_text(json.dumps(content, default=lambda o: o.item()), encoding='utf-8')
         except (OSError, SafetensorError) as e:
             raise _no_room(e, self, tensors) from None
         self.n += 1
@@ -146,7 +148,7 @@ class Checkpoints:
         "The newest state that is whole."
         for f in sorted(self.folder.glob('*.json'), reverse=True):
             try:
-                found, tensors = json.loads(f.read_text()), f.with_suffix('.safetensors')
+                found, tensors = read_record(f, CheckpointFile), f.with_suffix('.safetensors')
                 if hashlib.sha256(tensors.read_bytes()).hexdigest() != found['sha256']:
                     raise ValueError('not the tensors that were saved')
                 self.n = int(f.stem)

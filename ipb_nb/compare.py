@@ -362,15 +362,17 @@ def _data_notes(c):
         yield f'Missing: {len(c.missing)} of {len(c.runs) + len(c.missing)} runs. They are listed at the end.'
     if len({r.info['data_sha256'] for r in c.runs}) > 1:
         yield 'The runs were not made on the same dataset (their colonies.csv differ): their scores are not comparable.'
+    elif len({known for r in c.runs if (known := r.info.get('pictures_sha256'))}) > 1:
+        yield 'The runs were not made with the same crops and masks: their scores are not comparable.'
     try:
-        same = run_dataset(c.rows[c.main][0])[1]
+        changed = run_dataset(c.rows[c.main][0])[1]
     except InputError as e:
         where = f'{Path(e.where).name}: {e.found}'
         yield f'The dataset is not where it was ({where}): everything that is taken from it is missing.'
         return
-    if not same:
+    if changed:
         yield (
-            'The dataset has changed since the runs were made: '
+            f'The dataset has changed since the runs were made ({" and ".join(changed)}): '
             'its table, its patches and the methods paragraph show it as it is now.'
         )
     try:

@@ -711,10 +711,11 @@ def png_bytes(
 def write_png(
     im: np.ndarray,  # uint8 (H, W) or bool, as for `png_bytes`
     path,  # the file to write
-):
+) -> str:  # its SHA-256
     "Write a PNG, atomically."
     with atomic_path(path) as tmp:
-        tmp.write_bytes(png_bytes(im))
+        tmp.write_bytes(content := png_bytes(im))
+    return hashlib.sha256(content).hexdigest()
 
 # %% ../nbs/00_core.ipynb #1a71e844
 def in_pixels(

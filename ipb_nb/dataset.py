@@ -42,6 +42,7 @@ from ipb_nb.core import (
 )
 from .crop import BOX, MARGIN, Colony, missing_margin, show_crop
 from .folders import file_name, hold, leads_out, new_folder, remove_leftovers
+from .manifest import DIGESTS, begin_addition, end_addition, write_manifest
 from .records import DatasetFile, read_record
 
 # %% ../nbs/03_dataset.ipynb #33354c7d
@@ -137,11 +138,10 @@ def _label_again(row, twin, label, failures):
 
 def _write_crop(row, folder):
     "Write a colony's pictures; return its row of colonies.csv."
-    i = row['colony_id']
+    i, columns = row['colony_id'], {k: v for k, v in row.items() if k in COLUMNS}
     for kind, name in dict(pixels='images', mask='masks', truth='truth').items():
         if kind in row:
-            write_png(row[kind], folder / name / f'{i}.png')
-    columns = {k: v for k, v in row.items() if k in COLUMNS}
+            columns[f'{name}_sha256'] = write_png(row[kind], folder / name / f'{i}.png')
     files = dict(image=f'images/{i}.png', mask=f'masks/{i}.png')
     box = dict(zip(BOX, map(int, row['box'])))
     return dict(touches_border=False) | columns | box | files | dict(area_px=int(row['mask'].sum()))
@@ -171,12 +171,12 @@ def _store(rows, folder, known, sources, classes, failures):
         if content[0]:
             stored[content], sources[row['source']], shapes[i] = i, content[0], digest
         table.append(_write_crop(row, folder))
-    return pd.DataFrame(table, columns=COLUMNS), label, sources, again
+    return pd.DataFrame(table, columns=[*COLUMNS, *DIGESTS]), label, sources, again
 
 # %% ../nbs/03_dataset.ipynb #661082d6
 def write_tables(
     folder,  # of the dataset
-    df: pd.DataFrame,  # colonies.csv
+    df: pd.DataFrame,  # colonies.csv, and `DIGESTS` of new colonies
     sources: dict,  # file: its SHA-256
     failures: list,  # of dicts `source, item, kind, reason`
     info: dict,  # dataset.json
@@ -188,7 +188,8 @@ def write_tables(
     if failures:
         write_csv(pd.DataFrame(failures), folder / 'failures.csv')
     write_json(info, folder / 'dataset.json')
-    write_csv(df, folder / 'colonies.csv')
+    write_manifest(folder, df)
+    write_csv(df.drop(columns=DIGESTS, errors='ignore'), folder / 'colonies.csv')
 
 # %% ../nbs/03_dataset.ipynb #d3c36168
 def _stop(df, file, bad, found, expected, do='Correct the line, or take it out.'):
@@ -391,12 +392,13 @@ def _add(dest, rows, classes, failures, importer, raw_root, pixel_size, margin, 
         facts = ds.info | dict(
             classes=classes,
             raw_root=root,
-            imports=[*ds.info['imports'], new],
+            imports=begin_addition(dest, ds.info['imports'], new),
             pixel_size=ds.info['pixel_size'] or pixel_size,
         )
         write_tables(dest, df.assign(label=df.colony_id.map(label)), sources, failures, facts)
     finally:
         shutil.rmtree(tmp, ignore_errors=True)
+    end_addition(dest)
 
 # %% ../nbs/03_dataset.ipynb #94b42073
 def write_dataset(

@@ -38,7 +38,7 @@ def _claim(dest, names):
             shutil.rmtree(dest / name)
         else:
             (dest / name).unlink(missing_ok=True)
-    write_json(dict(made=list(names)), dest / 'demo.json')
+    write_json(dict(format_version=1, made=list(names)), dest / 'demo.json')
 
 # %% ../nbs/70_demo.ipynb #fbdc8199
 def demo(

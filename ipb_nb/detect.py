@@ -55,6 +55,7 @@ from ipb_nb.frames import (
 from .files import files_below, list_failure, list_skipped, sha256
 from .jobs import KILLED, dask_client, in_processes, on_dask
 from .layouts import frame_counts
+from .manifest import DIGESTS
 from .planes import checked_z
 from .outlines import labels_tiff, read_outlines, rois_zip
 from .records import DatasetFile, ExperimentFile, FrameRecord, Record, ScalesFile, finished_record, read_record
@@ -146,13 +147,14 @@ def _colony(o, name, image, labels, truth, margin):
     box = o.y0, o.x0, o.y1, o.x1
     own = colony_row(image, box, labels[o.y0 : o.y1, o.x0 : o.x1] == o.number, margin)
     files = {f'images/{name}.png': png_bytes(own['pixels']), f'masks/{name}.png': png_bytes(own['mask'])}
+    digests = dict(zip(DIGESTS, (hashlib.sha256(o).hexdigest() for o in files.values())))
     label = ''
     if truth is not None:
         crop = cut_crop(truth, box, margin)
         files[f'truth/{name}.png'] = png_bytes(crop)
         label = true_label(crop, own['mask'])
     row = dict(number=o.number, colony_id=name, label=label)
-    row |= dict(area_px=o.area_px, touches_border=bool(o.touches_border)) | dict(zip(BOX, box))
+    row |= dict(area_px=o.area_px, touches_border=bool(o.touches_border)) | dict(zip(BOX, box)) | digests
     return row, files
 
 # %% ../nbs/13_detect.ipynb #52fe5515
@@ -446,7 +448,7 @@ def _detect_all(dest, jobs, workers, dask, failures):
             bar.update()
 
 # %% ../nbs/13_detect.ipynb #221020cc
-_ROW = ['number', 'colony_id', 'label', 'area_px', 'touches_border', *BOX]
+_ROW = ['number', 'colony_id', 'label', 'area_px', 'touches_border', *BOX, *DIGESTS]
 _QUALITY = 'focus background saturation foreground excluded shift_y_px shift_x_px shift_error colonies flag'.split()
 
 
@@ -490,7 +492,8 @@ def _follow_all(dest, frames, sheets, workers):
 # %% ../nbs/13_detect.ipynb #417d9cc4
 def _read_wells(dest, names, kind):
     "The tables of all wells as one."
-    how = dict(dtype=dict.fromkeys([*TEXT_COLUMNS, 'flag'], str), na_values=dict(time_h=['']), keep_default_na=False)
+    text = dict.fromkeys([*TEXT_COLUMNS, *DIGESTS, 'flag'], str)
+    how = dict(dtype=text, na_values=dict(time_h=['']), keep_default_na=False)
     files = [dest / '.detect' / 'wells' / f'{name}.{kind}.csv' for name in names]
     return pd.concat([pd.read_csv(file, **how) for file in files], ignore_index=True)
 
@@ -575,7 +578,7 @@ def _finish(dest, raw, frames, p, failures, sheets, workers):
         df['label'] = ''
     if p['labels']:
         df['label'] = _carry_labels(dest, df, digests, ColonyDataset(dest / p['labels']))
-    write_tables(dest, df[COLUMNS], digests, failures, _info(dest, raw, frames, p, len(df)))
+    write_tables(dest, df[[*COLUMNS, *DIGESTS]], digests, failures, _info(dest, raw, frames, p, len(df)))
     return ColonyDataset(dest)
 
 # %% ../nbs/13_detect.ipynb #9021893e

@@ -39,6 +39,7 @@ from .folders import hold
 from .decision import network_outputs, outputs_of_networks, several_patches
 from .distributed import from_lead, launched, n_ranks, rank
 from .kernel import execute_notebook, kernel_ahead
+from .manifest import check_pictures, pictures_sha256
 from .method import METHODS
 from .metric import calibration_error, fit_calibration, reliability, scores, usual_distance
 from .model import create_model
@@ -92,6 +93,9 @@ def _same_run(run, cfg, data, out):
     if run['data_sha256'] != _sha256(table):
         todo = 'Restore it, or start a new run in another folder.'
         raise InputError(table, 'a table that has changed', f"the one that {out / 'run.json'} began with", todo)
+    if run.get('pictures_sha256', now := pictures_sha256(data)) != now:
+        todo = 'Restore it with the pictures, or start a new run in another folder.'
+        raise InputError(Path(data) / 'manifest.csv', 'other pictures', 'those that the run began with', todo)
     if cfg.regions and run['regions_sha256'] != Regions(ColonyDataset(data)).sha256:
         todo = 'Start a new run in another folder.'
         raise InputError(Path(data) / 'regions', 'regions painted since', 'those that the run began with', todo)
@@ -138,6 +142,7 @@ def check_run(
         painted_parts(ds, cfg.split, cfg.fold, cfg.sides[0], cfg.small)
     create_model(cfg.arch, cfg.sides, len(ds.classes), width=cfg.width)
     Crops(ds, cache_gb=0)  # reads every file once, and caches it
+    check_pictures(data)
     return ds
 
 # %% ../nbs/32_experiment.ipynb #bde7b928
@@ -167,6 +172,7 @@ def _begin(cfg, ds, out) -> dict:
         config=cfg.dict(),
         data=os.path.relpath(ds.path, out),
         data_sha256=_sha256(ds.path / 'colonies.csv'),
+        pictures_sha256=pictures_sha256(ds.path),
         labels_sha256=ds.labels_sha256,
         split_sha256=_sha256(split.path),
         test_sha256=split.info['test_sha256'],

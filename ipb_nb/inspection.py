@@ -111,15 +111,15 @@ class Inspection:
         colony: str = '',  # shown first
     ):
         self.run = run if isinstance(run, Run) else read_run(run)
-        self.ds, unchanged = run_dataset(self.run)
+        self.ds, changed = run_dataset(self.run)
         self.by, self.other = by.strip(), None
         self.notes, self.trail, self.marked = [], [], []
         self.sort, self.cell, self.filters = 'loss', None, {}
         self.page, self.picked, self.grid = 0, None, False
         self._patches = {}  # colony_id: as from `all_patches`
         self.regions = Regions(self.ds)
-        if not unchanged:
-            self.note('colonies.csv is not as it was when the run was trained.')
+        if changed:
+            self.note(f'Changed since the run was trained: {" and ".join(changed)}.')
         self.limits = contrast(self.ds)
         self.show_network(network)
         self.compare(against)

@@ -188,8 +188,10 @@ def methods(
 ) -> str:  # Markdown
     "A paragraph on data, split, training and tests for the methods section of a paper, and the inputs' SHA-256."
     hashes = []
-    for what, key in (('colonies.csv', 'data_sha256'), ('split', 'split_sha256')):
-        hashes.append(f"{what} {', '.join(sorted({r.info[key] for r in c.runs}))}")
+    inputs = {'colonies.csv': 'data_sha256', 'crops and masks': 'pictures_sha256', 'split': 'split_sha256'}
+    for what, key in inputs.items():
+        if known := sorted({r.info[key] for r in c.runs if r.info.get(key)}):
+            hashes.append(f'{what} {", ".join(known)}')
     parts = [_data_words(c), _split_words(c), _training_words(c), _test_words(c)]
     parts.append([f"SHA-256 of the inputs: {'; '.join(hashes)}."])
     return '\n\n'.join(' '.join(p) for p in parts) + '\n'
@@ -261,7 +263,7 @@ def _settings(run):
 def _patches(run, network):
     "The grid of misclassified patches, or None, and notes on what is missing."
     try:
-        ds, same = run_dataset(run)
+        ds, changed = run_dataset(run)
         axs = plot_misclassified(run, ds, network=network)
     except InputError as e:
         plt.close('all')
@@ -269,9 +271,10 @@ def _patches(run, network):
             f"The patches cannot be shown: the run's dataset ({run.info['data']}, seen from the run folder) is not "
             f'there or has changed ({Path(e.where).name}: {e.found}). Put it back and make the report again.'
         ]
-    changed = 'The dataset has changed since this run: its patches may not be the ones that the network saw.'
+    words = f'The dataset has changed since this run ({" and ".join(changed)}): '
+    words += 'its patches may not be the ones that the network saw.'
     caption = patch_caption(run, ds.pixel_size)
-    return picture(axs, 'misclassified patches by actual and predicted class', caption), [] if same else [changed]
+    return picture(axs, 'misclassified patches by actual and predicted class', caption), [words] if changed else []
 
 
 def _wrong_table(run, network, most=50):

@@ -23,6 +23,7 @@ from matplotlib.ticker import MaxNLocator
 from .core import InputError, class_colors, counter_rng, read_json, stable_hash, write_csv, write_json
 from .dataset import ColonyDataset
 from .files import sha256
+from .manifest import pictures_sha256, same_pictures
 from .metric import scores
 from .records import MetricsFile, RunFile, read_record
 from .split import SCORED_ON, Split, scored_on
@@ -97,6 +98,7 @@ def _oracle_info(path, ds, split, name, config):
         config=config,
         data=os.path.relpath(ds.path, path),
         data_sha256=sha256(ds.path / 'colonies.csv'),
+        pictures_sha256=pictures_sha256(ds.path),
         split_sha256=sha256(split.path),
         test_sha256=split.info['test_sha256'],
         parts=split.counts(config['fold']).sum(axis=1).to_dict(),
@@ -330,7 +332,7 @@ def oracle_sweep(
     for row, config in ORACLE_ROWS.items():
         for fold in range(folds):
             planned[f'{row}-fold{fold}'] = config | dict(fold=fold)
-    write_json(dict(grid='ablation.yaml', runs=planned), path / 'sweep.json')
+    write_json(dict(format_version=1, grid='ablation.yaml', runs=planned), path / 'sweep.json')
     for name, config in planned.items():
         row = name.rpartition('-')[0]
         if row == 'VGG19' or name == f'frozen-fold{folds - 1}':
@@ -638,8 +640,12 @@ def plot_misclassified(
 # %% ../nbs/33_run.ipynb #974bc896
 def run_dataset(
     run: Run,
-) -> tuple:  # the `ColonyDataset`, and whether colonies.csv is unchanged
+) -> tuple:  # the `ColonyDataset`, and what has changed: some of 'colonies.csv', 'crops or masks'
     "The dataset of a run."
     f = run.path / run.info['data'] / 'colonies.csv'
     ds = ColonyDataset(f.parent)
-    return ds, run.info['data_sha256'] == sha256(f)
+    same = {
+        'colonies.csv': run.info['data_sha256'] == sha256(f),
+        'crops or masks': same_pictures(ds.path, run.info.get('pictures_sha256')),
+    }
+    return ds, [what for what, unchanged in same.items() if not unchanged]

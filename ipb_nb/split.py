@@ -39,6 +39,7 @@ from ipb_nb.core import (
 )
 from .dataset import ColonyDataset, shorten
 from .folders import file_name, new_file
+from .manifest import renew_manifest, verify_pictures
 from .records import SplitFile, read_record
 
 # %% ../nbs/05_split.ipynb #31f73f14
@@ -484,6 +485,7 @@ def write_split(
     left_out = {}
     for reason, group in left.groupby('reason'):
         left_out[reason] = {str(f): g.colony_id.tolist() for f, g in group.groupby('fold')}
+    info = dict(format_version=1) | info
     info |= dict(
         drawn=datetime.now(timezone.utc).isoformat(timespec='seconds'),
         test_sha256=_digest(rows[rows.part.eq('T')]),
@@ -755,14 +757,20 @@ def print_summary(
         print(f'split {f.stem}: {Split(ds, f.stem).folds} folds by {by}')
 
 # %% ../nbs/05_split.ipynb #67d4da0d
-@command('ipb-dataset cells', groups={'Output': 'out groups'})
+@command('ipb-dataset cells', groups={'Output': 'out groups', 'Pictures': 'verify write_manifest'})
 @delegates(print_summary)
 def ipb_dataset(
     dataset: str,  # dataset folder
     out: str = None,  # picture to write; default: summary.png in the dataset
+    verify: bool = False,  # instead, compare all crops and masks with their SHA-256 in manifest.csv
+    write_manifest: bool = False,  # instead, list them in manifest.csv as they are now
     **kwargs,
 ):
     "Show the classes, groups, annotators, sizes and examples of a dataset, and check that every file can be read."
+    if write_manifest:
+        renew_manifest(dataset)
+    if write_manifest or verify:
+        return verify_pictures(dataset) if verify else None
     ds, out = ColonyDataset(dataset), Path(out or Path(dataset) / 'summary.png')
     if out.suffix.lower() not in ('.png', '.pdf', '.svg', '.jpg'):
         raise InputError('out', out, 'a name that ends in .png, .pdf, .svg or .jpg', 'Choose one of these.')

@@ -585,7 +585,7 @@ def _note_runs(grid, planned, runs, out):
     before = read_record(f, SweepFile).get('asked', []) if f.exists() else []
     configs = {n: c.dict() for n, c in planned.items()}
     asked = [n for n in planned if n in runs or n in before]
-    write_json(dict(grid=Path(grid).name, runs=configs, asked=asked), f)
+    write_json(dict(format_version=1, grid=Path(grid).name, runs=configs, asked=asked), f)
 
 
 def _left_to_do(runs, out, retry_failed):

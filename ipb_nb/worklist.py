@@ -174,7 +174,7 @@ def _store_list(ds, name, table, asked):
     asked = {k: str(v) for k, v in (_DEFAULTS | asked).items() if v is not None}
     f = ds.path / 'worklists' / f'{name}.csv'
     with new_file(f, 'a work list', 'Call again to go on with it; or remove it to make a new one.'):
-        write_json(asked, _asked_file(ds, name))
+        write_json(dict(format_version=1) | asked, _asked_file(ds, name))
         write_csv(table, f)
 
 

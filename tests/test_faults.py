@@ -1,6 +1,7 @@
 "Names from strangers, two commands at once, a full disk, and what killed commands leave."
 
 import csv
+import itertools
 import multiprocessing
 import os
 import re
@@ -16,7 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ipb_nb.core import InputError
-from ipb_nb.dataset import ColonyDataset
+from ipb_nb.crop import colony_row
+from ipb_nb.dataset import ColonyDataset, write_dataset
 from ipb_nb.detect import detect_dataset
 from ipb_nb.folders import file_name, hold, leads_out
 from ipb_nb.importers import import_csv, import_folders
@@ -58,8 +60,13 @@ def test_no_joined_path_leads_out_either(parts):
         assert leads_out(path) or (steps[0] and '..' not in steps)
 
 
+def content(f):
+    "The bytes of a file, without the times in manifest.csv."
+    return re.sub(rb',\d+$', b'', f.read_bytes(), flags=re.M) if f.name == 'manifest.csv' else f.read_bytes()
+
+
 def below(folder):
-    return {f.relative_to(folder): f.read_bytes() for f in folder.rglob('*') if f.is_file()}
+    return {f.relative_to(folder): content(f) for f in folder.rglob('*') if f.is_file()}
 
 
 def copied(dataset, tmp_path):
@@ -203,6 +210,55 @@ def test_two_additions_at_once(class_folders, tmp_path):
     assert said[-1] == 'done'
     assert said[0] == 'done' or 'an import or a detection that is going on' in said[0]
     assert len(ColonyDataset(tmp_path / 'ds')) == len(one) + 24
+
+
+def cut(step, work, *args):
+    "Do some work in a process that ends, as by a kill, before the given change of a file; True if it got to its end."
+
+    changes = itertools.count()
+
+    def counted(own):
+        def change(path, *args, **kwargs):
+            if '.lock' not in str(path) and next(changes) == step:  # (the lock goes when all is done)
+                os._exit(9)
+            return own(path, *args, **kwargs)
+
+        return change
+
+    def work_until():
+        for name in ('replace', 'unlink', 'rmdir'):
+            setattr(os, name, counted(getattr(os, name)))
+        work(*args)
+
+    p = FORK.Process(target=work_until)
+    p.start()
+    p.join()
+    return p.exitcode == 0
+
+
+def test_an_addition_that_is_cut_at_any_step_ends_the_same(tmp_path):
+    def rows(ids):
+        for i in ids:
+            im = np.random.default_rng(ord(i)).integers(0, 255, (9, 9), dtype=np.uint8)
+            yield colony_row(im, (0, 0, 9, 9), im > 99, colony_id=i, source=i, group='w', label='x', sha256=i)
+
+    def addition(dest):
+        write_dataset(dest, rows('bcd'), ['x', 'y'], importer='by hand', counts=dict(boxes=3), add=True)
+
+    base, said = write_dataset(tmp_path / 'base', rows('ab'), ['x']).path, []
+    addition(alone := Path(shutil.copytree(base, tmp_path / 'alone')))
+    whole = {f: o for f, o in below(alone).items() if '.lock' not in f.name}
+    for step in itertools.count():
+        dest = Path(shutil.copytree(base, tmp_path / f'{step}'))
+        done = cut(step, addition, dest)
+        ColonyDataset(dest)
+        done or cut(7 * step % 23, addition, dest) or addition(dest)
+        said.append({f for f, o in below(dest).items() if '.lock' not in f.name and o != whole.get(f)})
+        if done:
+            break
+    assert step > 20 and not any(said), said
+    addition(dest)  # repeated after its end, it is another entry
+    assert len(ColonyDataset(dest).info['imports']) == 3
 
 
 def test_of_many_splits_with_one_name_one_is_drawn(dataset, tmp_path):

@@ -3,6 +3,7 @@
 import io
 import os
 import random
+import shutil
 import struct
 import zipfile
 import zlib
@@ -20,14 +21,18 @@ from hypothesis import strategies as st
 
 from ipb_nb import records
 from ipb_nb.core import InputError, allow_pixels, read_json, read_pixels, read_table, write_json, write_png
+from ipb_nb.checkpoint import Checkpoints
+from ipb_nb.dataset import FORMAT_VERSION, ColonyDataset
 from ipb_nb.frames import check_frames, list_frames
 from ipb_nb.importers import import_folders, read_voc
 from ipb_nb.layouts import by_layout
 from ipb_nb.masks import read_mask
 from ipb_nb.outlines import roi_entries
 from ipb_nb.records import Record, check_record
+from ipb_nb.split import Split, save_split
 from ipb_nb.student import _read_weights, load_student
 from ipb_nb.sweep import parse_yaml
+from ipb_nb.worklist import _remark, assign
 
 SHAPES = [o for o in vars(records).values() if isinstance(o, type) and issubclass(o, Record)]
 GREY = np.random.default_rng(0).integers(0, 255, (40, 40), dtype=np.uint8)
@@ -179,6 +184,31 @@ def test_older_files_are_read_and_those_of_the_future_are_not(name):
     for other in ([], None, 'text', 3):
         with pytest.raises(InputError, match='file.json: found .*; expected names with values'):
             check_record(other, 'file.json', shape)
+
+
+def test_new_files_say_their_version(dataset, tmp_path):
+    ds = ColonyDataset(shutil.copytree(dataset, tmp_path / 'ds'))
+    save_split(ds, 'new', labeled=0.25, test=0.25, folds=2)
+    assign(ds, ['ana', 'ben'], n=10)
+    new = [ds.path / 'splits' / 'new.json', ds.path / 'worklists' / 'ana.json', ds.path / 'dataset.json']
+    assert [read_json(f)['format_version'] for f in new] == [1, 1, FORMAT_VERSION]
+    for f in new[:2]:  # older ones do not, and open
+        write_json({k: v for k, v in read_json(f).items() if k != 'format_version'}, f)
+    assert Split(ds, 'new').folds == 2 and _remark(ds, 'ana', dict(seed=0)) == ''
+
+
+def test_a_state_of_another_shape_is_passed_over(tmp_path, capsys):
+    store = Checkpoints(tmp_path / 'checkpoint')
+    store.save(dict(w=torch.ones(3)), epoch=0)
+    store.save(dict(w=torch.ones(3)), epoch=1)
+    newest = tmp_path / 'checkpoint' / '00002.json'
+    good = read_json(newest)
+    assert good['format_version'] == 1
+    for odd, says in [([], 'names with values'), (good | dict(state=3), 'state'), (good | dict(sha256=None), 'sha256')]:
+        write_json(odd, newest)
+        assert store.load()['epoch'] == 0 and says in capsys.readouterr().err
+    write_json({k: v for k, v in good.items() if k != 'format_version'}, newest)  # of an older version
+    assert store.load()['epoch'] == 1
 
 
 def quietly(read, *args):

@@ -293,7 +293,7 @@ def test_bad_input(fresh, tmp_path):
     w = MisclassifiedExplorer(tmp_path / 'half', 'ana')
     assert (
         f'1 of {len(w.state.table) + 1} colonies that the run was tested on are gone' in w.pane_foot
-        and 'colonies.csv is not as it was' in w.pane_foot
+        and 'Changed since the run was trained: colonies.csv' in w.pane_foot
     )
     (tmp_path / 'cells' / 'colonies.csv').write_text(''.join(table))
     ds = ColonyDataset(tmp_path / 'cells')

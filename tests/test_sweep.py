@@ -213,6 +213,7 @@ def test_a_full_disk(grid, dataset, undisturbed, tmp_path):
     )
     assert {state_of(f.parent)[0] for f in out.glob('*/run.json')} == {'stopped'}
     assert sweep(grid, dataset, out, only='ipb-fold1').state.eq('done').all()
+    assert read_json(out / 'sweep.json')['format_version'] == 1
     assert read_json(out / 'sweep.json')['asked'] == [
         'ipb-fold1'
     ]  # the others were not asked for, so a report doesn't miss them
