@@ -487,12 +487,10 @@ def _read_log(ds, file):
         'Correct it, or add the class to dataset.json.',
     )
     stop(~df.exclude.isin(['', *EXCLUDE]), lambda r: f'exclude {r.exclude}', ', '.join(EXCLUDE))
-    judged = df.action.ne('undo')
-    neither = judged & df.classes.eq('') & df.exclude.eq('')
-    both = judged & df.classes.ne('') & df.exclude.ne('')
-    stop(neither, lambda r: 'neither classes nor a reason to exclude', 'one of the two')
-    stop(both, lambda r: 'both classes and a reason to exclude', 'one of the two')
-    return df.assign(vote=df.classes.map(vote).where(df.exclude.eq(''), 'excluded'))
+    judged, no_class, no_reason = df.action.ne('undo'), df.classes.eq(''), df.exclude.eq('')
+    stop(judged & no_class & no_reason, lambda r: 'neither classes nor a reason to exclude', 'one of the two')
+    stop(judged & ~no_class & ~no_reason, lambda r: 'both classes and a reason to exclude', 'one of the two')
+    return df.assign(vote=df.classes.map(vote).where(no_reason, 'excluded'))
 
 # %% ../nbs/03_dataset.ipynb #222b42cd
 def _standing(log, file):
