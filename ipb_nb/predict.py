@@ -36,6 +36,7 @@ from .planes import checked_z
 from .records import FinishedPrediction, PredictionFile, TaskRecord, finished_record, read_record
 from .regions import class_map_png, class_palette
 from .segment import DETECTION, DETECTION_PRESETS
+from .strokes import marks_digest
 from .student import Student, load_student, rescaled
 from .timecourse import RESERVED
 
@@ -195,8 +196,15 @@ def _found_too_few_or_many(student, n, frames):
         return []
     return [
         f'{n / frames:.2g} colonies per frame were found ({n} in {frames}), in training {known:g}: '
-        'look at the overlays, and find others with --detect_preset or --min_area, or give --outlines.'
+        'look at the overlays, and find others with --detect_preset, --min_area or --segmentation, or give --outlines.'
     ]
+
+
+def _check_one_way(segmentation, **others):
+    "A trained segmentation stands for itself."
+    for name, own in others.items():
+        if segmentation and own:
+            raise InputError(name, f'{own}, with a segmentation', 'one of both', f'Leave out --{name}, or it.')
 
 
 def _check_detects_nothing(images, detecting):
@@ -219,7 +227,8 @@ def _frame_departures(student, frames, bad, settings, unscaled):
     if not settings:
         yield (
             "The model's colonies were imported, not detected: new ones are found with the standard parameters. "
-            'Others can be given with --detect_preset, --min_area and --refine, or outlines with --outlines.'
+            'Others can be given with --detect_preset, --min_area and --refine, a trained segmentation with '
+            '--segmentation, or outlines with --outlines.'
         )
     if (student.info['detection'] or {}).get('exclude') and not settings.get('exclude'):
         yield (
@@ -243,7 +252,9 @@ def _settings(student, detecting):
     if asked.get('preset') not in (None, known.get('preset')):
         for name in ('refine', 'fill_holes'):  # of the other preset
             settings.pop(name, None)
-    if 'trained' in known and 'outlines' not in asked and 'preset' not in asked:
+    if 'segmentation' in asked:
+        settings = {k: v for k, v in settings.items() if k not in ('preset', 'refine', 'blur', 'radius', 'open_radius')}
+    elif 'trained' in known and 'outlines' not in asked and 'preset' not in asked:
         settings['segmentation'] = known['trained']
     return settings | asked
 
@@ -602,6 +613,7 @@ def predict(
     detect_preset: str = None,  # texture, standard or paper, instead of how training found its colonies
     min_area: int | str = None,  # of a colony, instead of that in training: px, or 1280um2
     refine: bool = False,  # with preset standard or paper: closer outlines and faint colonies
+    segmentation: str = None,  # segmentation.json of ipb-detect, or marks to learn one from, instead of all that
     outlines: str = None,  # folder of label images or ROI zips: cut along them instead of detecting
     exclude: str = None,  # mask or ROIs of no colonies, for all these frames; or a folder of them (11_exclude)
     pattern: str = None,  # regular expression for paths; named groups: well, site, channel, z, time … (10_layouts)
@@ -617,6 +629,8 @@ def predict(
     _check_arguments(images, out, workers, stride, prior)
     listing = dict(pattern=pattern, layout=layout, channel=channel, z=checked_z(z), interval_h=interval_h)
     detecting = dict(preset=detect_preset, min_area=min_area, refine=refine or None, outlines=outlines, exclude=exclude)
+    detecting |= dict(segmentation=segmentation)
+    _check_one_way(segmentation, detect_preset=detect_preset, refine=refine, outlines=outlines)
     student = load_student(model)
     _check_classes(student.classes)
     content, groups, fingerprint = _look_up(images, pixel_size, listing)
@@ -625,6 +639,7 @@ def predict(
     asked = dict(model_sha256=weights, images=os.path.relpath(images, out), images_sha256=fingerprint)
     asked |= dict(prior=prior, stride=stride, pixel_size=pixel_size, unscaled=unscaled, **listing)
     asked |= dict(detect_preset=detect_preset, min_area=min_area, refine=refine)
+    asked['segmentation'] = segmentation and marks_digest(segmentation)
     asked['outlines'] = outlines and os.path.relpath(outlines, out)
     asked['exclude'] = exclude and {name: sha256(f) for name, f in excluded_files(exclude).items()}
     with hold(out, 'a prediction'):
@@ -687,7 +702,7 @@ def against_truth(
     'ipb-predict run raw --out answers --conditions wells.csv',
     groups={
         'Images': 'pixel_size unscaled layout pattern channel z interval_h max_pixels',
-        'Colonies': 'detect_preset min_area refine outlines exclude',
+        'Colonies': 'detect_preset min_area refine segmentation outlines exclude',
         'Classes': 'prior',
         'Comparison': 'conditions control since audit min_colonies',
         'Work': 'stride workers dask',

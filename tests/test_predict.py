@@ -579,11 +579,17 @@ def test_regions_excluded_in_training_are_not_those_of_new_images(run, exp, tmp_
     assert 'In training, regions were excluded from the frames' in departures(tmp_path / 'none')
 
 
-def test_a_trained_segmentation_goes_with_the_student(run, exp, tmp_path):
-    raw, marks = exp.path / 'raw', tmp_path / 'marks'
+@pytest.fixture
+def marks(exp, tmp_path):
+    "Masks of two frames."
+    (tmp_path / 'marks').mkdir()
     for well in exp.wells.well[:2]:
-        (marks / well).mkdir(parents=True)
-        Image.fromarray((exp.frame(well, 0)[1] > 0).astype(np.uint8)).save(marks / f'{well}-000.png')
+        Image.fromarray((exp.frame(well, 0)[1] > 0).astype(np.uint8)).save(tmp_path / 'marks' / f'{well}-000.png')
+    return tmp_path / 'marks'
+
+
+def test_a_trained_segmentation_goes_with_the_student(run, exp, marks, tmp_path):
+    raw = exp.path / 'raw'
     ds = detect_dataset(raw, tmp_path / 'cells', segmentation=marks)
     model = changed(run, tmp_path / 'model', detection=ds.info['detection'])
     predict(model, raw, tmp_path / 'out')
@@ -592,6 +598,23 @@ def test_a_trained_segmentation_goes_with_the_student(run, exp, tmp_path):
     assert (found.path / 'segmentation.json').read_bytes() == (ds.path / 'segmentation.json').read_bytes()
     predict(model, raw, tmp_path / 'texture', detect_preset='texture')
     assert not (tmp_path / 'texture' / 'cells' / 'segmentation.json').exists()
+
+
+def test_a_trained_segmentation_for_a_student_without_detection(run, exp, marks, tmp_path):
+    raw = exp.path / 'raw'
+    ds = detect_dataset(raw, tmp_path / 'cells', segmentation=marks)
+    given = dict(segmentation=ds.path / 'segmentation.json')
+    model = changed(run, tmp_path / 'model', detection=None)
+    with pytest.raises(InputError, match='detect_preset: found texture, with a segmentation; expected one of both'):
+        predict(model, raw, tmp_path / 'out', detect_preset='texture', **given)
+    with pytest.raises(InputError, match='segmentation: found it with .*cells, a dataset; expected raw images'):
+        predict(model, ds.path, tmp_path / 'out', **given)
+    predict(model, raw, tmp_path / 'out', **given)
+    found = ColonyDataset(tmp_path / 'out' / 'cells')
+    pd.testing.assert_frame_equal(found.colonies[[*BOX, 'area_px']], ds.colonies[[*BOX, 'area_px']])
+    assert 'imported, not detected' not in str(read_json(tmp_path / 'out' / 'prediction.json')['departures'])
+    with pytest.raises(InputError, match='segmentation'):  # it was another one
+        predict(model, raw, tmp_path / 'out', segmentation=marks)
 
 
 def test_along_given_outlines(run, exp, answers, tmp_path):
