@@ -15,6 +15,7 @@ from ipb_nb.core import read_json
 from ipb_nb.dataset import ColonyDataset
 from ipb_nb.experiment import train
 from ipb_nb.frozen import FrozenFeatures
+from ipb_nb.manifest import renew_manifest
 from ipb_nb.method import EMA, fit_schedule, supervised_learner, warmed_up
 from ipb_nb.model import create_model
 from ipb_nb.patch import PatchViews, colony_dataloaders, views
@@ -108,6 +109,7 @@ def test_nothing_of_t_and_no_hidden_label_arrives(method, toy, tmp_path):
         shutil.copy(toy / 'images' / f'{other}.png', tmp_path / f'{i}.png')
     for i in of_t:
         shutil.copy(tmp_path / f'{i}.png', toy / 'images' / f'{i}.png')
+    renew_manifest(toy)
     after = train(config(method=method), toy, tmp_path / 'after')
     assert same(before, after)
     assert (before / 'predictions.csv').read_text() != (after / 'predictions.csv').read_text()
