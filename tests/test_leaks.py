@@ -15,6 +15,7 @@ from ipb_nb.core import InputError, read_json, write_json, write_png
 from ipb_nb.dataset import ColonyDataset
 from ipb_nb.experiment import differs, train
 from ipb_nb.ipb import ipb_learner
+from ipb_nb.manifest import renew_manifest
 from ipb_nb.model import create_model
 from ipb_nb.patch import colony_dataloaders
 from ipb_nb.report import write_report
@@ -58,6 +59,7 @@ def make_noise_of_t(copy):
     t = Split(ds).fold(0).query('part == "T"').index
     for i in t:
         write_png(noise.integers(0, 256, ds.pixels(i)[0].shape, dtype=np.uint8), copy / 'images' / f'{i}.png')
+    renew_manifest(copy)
     return t
 
 
