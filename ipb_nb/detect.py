@@ -73,7 +73,7 @@ from ipb_nb.segment import (
 )
 from .sheets import contact_sheet, frames_page, outlined_jpg
 from .simulate import simulate_annotators
-from .strokes import MARKS, find_trained, learn_segmentation, marks_digest, read_segmentation
+from .strokes import MARKS, check_alone, find_trained, learn_segmentation, marks_digest, read_segmentation
 from .track import are_fields, composition_label, small_frame, track_well
 
 # %% ../nbs/13_detect.ipynb #42f86f5c
@@ -319,14 +319,6 @@ def _scales(dest, frames, p):
     return scales['limits'], {plate: np.array(gain, np.float32) for plate, gain in scales['gains'].items()}
 
 # %% ../nbs/13_detect.ipynb #segm0002
-def _check_segmentation(segmentation, preset, **others):
-    "The checksum of a segmentation or of its marks; settings of another way to find colonies are an `InputError`."
-    for name, own in (others | dict(preset=preset != 'texture' and preset)).items():
-        if own:
-            raise InputError(name, f'{own}, with a segmentation', 'one of both', f'Leave out --{name}, or it.')
-    return marks_digest(segmentation)
-
-
 def _model_of(dest, p):
     "The trained segmentation for dataset.json."
     return dict(trained=read_json(dest / 'segmentation.json')) if p.get('segmentation') else {}
@@ -674,7 +666,8 @@ def detect_dataset(
     p |= dict(true_labels=bool(truth), annotators=annotators, seed=seed, outlines=bool(outlines))
     p |= dict(labels=labels and os.path.relpath(labels, dest), resample=resample)
     excluded, p['exclude'] = excluded_by_frame(exclude, frames) if exclude else ({}, None)
-    p['segmentation'] = segmentation and _check_segmentation(segmentation, preset, refine=refine, outlines=outlines)
+    check_alone(segmentation, refine=refine, outlines=outlines, preset=preset != 'texture' and preset)
+    p['segmentation'] = segmentation and marks_digest(segmentation)
     with hold(dest, 'a detection'):
         if _begin(dest, p, resume):
             return ColonyDataset(dest)

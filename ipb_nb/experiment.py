@@ -93,7 +93,8 @@ def _same_run(run, cfg, data, out):
     if run['data_sha256'] != _sha256(table):
         todo = 'Restore it, or start a new run in another folder.'
         raise InputError(table, 'a table that has changed', f"the one that {out / 'run.json'} began with", todo)
-    if run.get('pictures_sha256', now := pictures_sha256(data)) != now:
+    now = pictures_sha256(data)
+    if run.get('pictures_sha256', now) != now:
         todo = 'Restore it with the pictures, or start a new run in another folder.'
         raise InputError(Path(data) / 'manifest.csv', 'other pictures', 'those that the run began with', todo)
     if cfg.regions and run['regions_sha256'] != Regions(ColonyDataset(data)).sha256:

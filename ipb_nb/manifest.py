@@ -9,6 +9,7 @@ __all__ = ['DIGESTS', 'write_manifest', 'check_pictures', 'pictures_sha256', 'sa
 # %% ../nbs/02_manifest.ipynb #man00003
 import hashlib
 import os
+from functools import lru_cache
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
@@ -42,10 +43,21 @@ def _stat(path):
     return str(s.st_size), str(s.st_mtime_ns)
 
 # %% ../nbs/02_manifest.ipynb #man00007
-def _hash_all(folder, files, what):
-    "The SHA-256 of many files, by name."
+@lru_cache(1 << 18)
+def _of_version(path, stat):
+    "The SHA-256 of a file that has this size and time, read once however often it is asked for."
+    return _of_file(path)
+
+
+def _hash_all(folder, files, what, again=True):
+    "The SHA-256 of many files, by name; not `again` if size and time are those of the last reading."
+
+    def digest(name):
+        path = os.path.join(folder, name)
+        return _of_file(path) if again else _of_version(path, _stat(path))
+
     with ThreadPool() as pool:
-        digests = pool.imap(lambda name: _of_file(os.path.join(folder, name)), files, 64)
+        digests = pool.imap(digest, files, 64)
         return dict(zip(files, tqdm(digests, total=len(files), desc=what, unit='file', leave=False)))
 
 # %% ../nbs/02_manifest.ipynb #man00007a
@@ -108,7 +120,7 @@ def _compare(folder, files, full):
             found['changed'].append(name)
         elif name in listed and (full or now[1] != listed[name][2]):
             doubtful.append(name)
-    digests = _hash_all(folder, doubtful, 'verifying') if doubtful else {}
+    digests = _hash_all(folder, doubtful, 'verifying', again=full) if doubtful else {}
     found['changed'] += [name for name in doubtful if digests[name] != listed[name][0]]
     return found
 

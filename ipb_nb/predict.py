@@ -36,7 +36,7 @@ from .planes import checked_z
 from .records import FinishedPrediction, PredictionFile, TaskRecord, finished_record, read_record
 from .regions import class_map_png, class_palette
 from .segment import DETECTION, DETECTION_PRESETS
-from .strokes import marks_digest
+from .strokes import check_alone, marks_digest
 from .student import Student, load_student, rescaled
 from .timecourse import RESERVED
 
@@ -198,13 +198,6 @@ def _found_too_few_or_many(student, n, frames):
         f'{n / frames:.2g} colonies per frame were found ({n} in {frames}), in training {known:g}: '
         'look at the overlays, and find others with --detect_preset, --min_area or --segmentation, or give --outlines.'
     ]
-
-
-def _check_one_way(segmentation, **others):
-    "A trained segmentation stands for itself."
-    for name, own in others.items():
-        if segmentation and own:
-            raise InputError(name, f'{own}, with a segmentation', 'one of both', f'Leave out --{name}, or it.')
 
 
 def _check_detects_nothing(images, detecting):
@@ -630,7 +623,7 @@ def predict(
     listing = dict(pattern=pattern, layout=layout, channel=channel, z=checked_z(z), interval_h=interval_h)
     detecting = dict(preset=detect_preset, min_area=min_area, refine=refine or None, outlines=outlines, exclude=exclude)
     detecting |= dict(segmentation=segmentation)
-    _check_one_way(segmentation, detect_preset=detect_preset, refine=refine, outlines=outlines)
+    check_alone(segmentation, detect_preset=detect_preset, refine=refine, outlines=outlines)
     student = load_student(model)
     _check_classes(student.classes)
     content, groups, fingerprint = _look_up(images, pixel_size, listing)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BACKGROUND', 'COLONY', 'MARKS', 'stroke_marks', 'pixel_features', 'Segmentation', 'train_segmentation',
            'read_segmentation', 'check_fits', 'trained_mask', 'find_trained', 'read_strokes', 'read_marks', 'marks_of',
-           'marks_digest', 'learn_segmentation']
+           'check_alone', 'marks_digest', 'learn_segmentation']
 
 # %% ../nbs/12_strokes.ipynb #strk0003
 import base64
@@ -395,6 +395,16 @@ def marks_of(
 MARKS = ('.zip', '.tif', '.tiff', '.png')  # files that may hold them
 
 # %% ../nbs/12_strokes.ipynb #strk0043a
+def check_alone(
+    segmentation,  # as `marks_digest` takes it, or None
+    **others,  # settings of other ways to find colonies, by option
+):
+    "Another way to find colonies beside a segmentation is an `InputError`."
+    for name, own in others.items():
+        if segmentation and own:
+            raise InputError(name, f'{own}, with a segmentation', 'one of both', f'Leave out --{name}, or it.')
+
+
 def marks_digest(
     given,  # file of a model or of strokes, folder of masks or ROIs, or the `info` of a model
 ) -> str:

@@ -1,7 +1,9 @@
 "The labelling loop on its page: keys, rounds, a look, a training to its end."
 
+import shutil
 from threading import Thread
 
+import pandas as pd
 import pytest
 from browser import Widget, look, settled
 
@@ -63,6 +65,22 @@ def test_a_person_labels_two_rounds_looks_and_corrects(labelled, driver, tmp_pat
         said = ColonyDataset(ds.path).annotations().set_index('colony_id').vote
         assert len(said) == 17 and said.eq(truth[said.index]).all()
         server.shutdown()
+
+
+def test_a_class_is_added_between_rounds(labelled, tmp_path):
+    ds, truth = labelled
+    ignored = shutil.ignore_patterns('annotations', 'worklists', 'splits')
+    w = LabelLoop(shutil.copytree(ds.path, tmp_path / 'cells', ignore=ignored), 'dora', n=16)
+    judge_all(w.state, truth)
+    w.act('add_class', 'Bleb')
+    w.act('tab', 'look')
+    assert 'Bleb' in w.pane_main and w.state.class_table().labels['Bleb'] == 0 and not len(w.state.predicted()['Bleb'])
+    w.act('tab', 'label')
+    w.act('next')
+    judge_all(w.state, pd.Series('Bleb', truth.index))
+    w.act('tab', 'look')
+    assert w.state.class_table().loc['Bleb', ['labels', 'held']].sum() == 16
+    assert len(w.state.predicted()['Bleb']) and w.message == ''
 
 
 def test_a_network_is_trained_to_its_end(labelled, tmp_path):
