@@ -109,6 +109,14 @@ def test_stored_outputs_are_small():
     assert sum(len(json.dumps(c.get('outputs', []))) for c in cells) < 6e6
 
 
+def test_the_lock_has_the_pins_and_their_hashes():
+    lock = (ROOT / 'requirements.lock').read_text(encoding='utf-8')
+    entries = re.findall(r'^(\S+==[^\s;]+)[^\n]*\\\n((?: {4}--hash=sha256:[0-9a-f]{64}(?: \\)?\n)+)', lock, re.M)
+    pins = (ROOT / 'constraints.txt').read_text(encoding='utf-8').split('\n')
+    assert [pin for pin, _ in entries] == [pin for pin in pins if pin and pin[0] != '#'], 'run python .ci/lock.py'
+    assert lock.count('--hash') == sum(hashes.count('--hash') for _, hashes in entries)
+
+
 def test_every_command_has_its_help():
     ini = ConfigParser()
     ini.read(ROOT / 'settings.ini', encoding='utf-8')
