@@ -19,6 +19,7 @@ from ipb_nb.dataset import COLUMNS, ColonyDataset
 from ipb_nb.importers import import_voc
 from ipb_nb.manifest import check_pictures, renew_manifest
 from ipb_nb.split import _NEAR_BITS, _NEAR_CORRELATION, _box_pixels, _looks, save_split, similar_pairs
+from ipb_nb.worklist import work_list
 
 N = {'Debris': 3587, 'Dense': 3934, 'Diff': 656, 'Spread': 10506, MULTI_LABEL: 2659}  # the paper's Table 1: 21,342
 
@@ -33,10 +34,10 @@ def seconds(f, n=3):
     return best, out
 
 
-def make(folder):
+def make(folder, n=21_342):
     "The tables of a time-lapse of 15 wells; the pictures are empty files, which opening only looks for."
     rng = np.random.default_rng(0)
-    label = np.repeat(list(N), list(N.values()))
+    label = np.resize(np.repeat(list(N), list(N.values())), n)
     track = np.arange(len(label)) // 24  # a track shows one class in two dozen frames
     well = rng.integers(0, 15, track.max() + 1)[track]
     ids = [f'w{w:02d}-c{t:03d}-{k:05d}' for k, (w, t) in enumerate(zip(well, track))]
@@ -78,13 +79,13 @@ def make(folder):
     return df
 
 
-def annotate(folder, df):
-    "Three logs of 20,000 lines each, in which one verdict in twenty is a change of mind."
+def annotate(folder, df, n=20_000):
+    "Three logs of n lines each, in which one verdict in twenty is a change of mind."
     rng, names = np.random.default_rng(1), [*N]
     for who in ('ana', 'ben', 'cho'):
-        rows = df.colony_id.sample(19000, random_state=rng.integers(1e6)).tolist()
-        rows += list(rng.choice(rows, 1000))
-        said = np.where(rng.random(20000) < 0.85, df.set_index('colony_id').label[rows], rng.choice(names, 20000))
+        rows = df.colony_id.sample(n * 19 // 20, random_state=rng.integers(1e6)).tolist()
+        rows += list(rng.choice(rows, n // 20))
+        said = np.where(rng.random(n) < 0.85, df.set_index('colony_id').label[rows], rng.choice(names, n))
         write_csv(
             pd.DataFrame(dict(colony_id=rows, action='set', classes=said, exclude='', time='2026-01-01T00:00:00')),
             folder / 'annotations' / f'{who}.csv',
@@ -152,6 +153,23 @@ def near_identical(folder):
         )
 
 
+def large(folder, n=100_000):
+    "The same with more colonies than most experiments have."
+    df = make(folder, n)
+    took, ds = seconds(lambda _: ColonyDataset(folder))
+    show('dataset.large.open', took, 's', f'the limit for {n:,} colonies', 3)
+    took, split = seconds(lambda k: save_split(ds, f'track{k}', by='track'), 2)
+    assert split.folds == 10
+    show('dataset.large.split', took, 's', f'the limit for ten folds of {n:,} colonies, tracks kept together', 20)
+    took, chosen = seconds(lambda _: work_list(ds, n=300, among='all'))
+    assert len(chosen) == 300
+    show('dataset.large.list', took, 's', f'the limit for 300 of {n:,} colonies to label', 3)
+    annotate(folder, df, 30_000)
+    took, now = seconds(lambda _: ds.labels())
+    assert now.label.notna().any()
+    show('dataset.large.votes', took, 's', '90,000 votes of three annotators', 3)
+
+
 with tempfile.TemporaryDirectory() as d:
     if os.environ.get('IPB_BCCD'):
         near_identical(Path(d) / 'cells')
@@ -197,3 +215,4 @@ with tempfile.TemporaryDirectory() as d:
         'ms',
         'one verdict stored, at the end of 20,000 lines',
     )
+    large(Path(d) / 'large')
