@@ -10,12 +10,12 @@ import inspect
 import os
 from pathlib import Path
 
-from fastai.torch_core import default_device
 from fastcore.basics import patch
 from fastcore.script import bool_arg
 
 from .balance import BALANCE_BY, BALANCE_ON
 from .core import InputError
+from .distributed import compute_device
 from .method import METHODS
 from .model import bf16_pays
 from .mpl import FEEDBACK, LABELS
@@ -212,7 +212,8 @@ def _resolve(self: ExperimentConfig, given: dict):
     self.threads = self.threads or max(os.cpu_count() // processes, 1)
     method.resolve(self)
     if self.amp is None:
-        self.amp = self.feedback != 'reference' and bf16_pays(default_device())
+        self.amp = self.feedback != 'reference' and bf16_pays(compute_device())
+    self.amp = self.amp and compute_device().type != 'mps'  # (Apple's GPUs compute in float32)
     self._check()
 
 # %% ../nbs/30_config.ipynb #fa34bfac

@@ -11,7 +11,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from fastai.torch_core import default_device
 from fastcore.basics import patch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -20,6 +19,7 @@ from scipy import ndimage as ndi
 from .core import InputError
 from .crop import Colony
 from .decision import patch_grid, probabilities
+from .distributed import compute_device
 from .frames import resized
 from .metric import NEIGHBOURS, neighbour_distance
 from .model import create_model
@@ -52,7 +52,7 @@ class Student:
         self.info = read_model(self.path)
         for field in ('classes', 'scales', 'small', 'pixel_size', 'margin', 'trust'):
             setattr(self, field, self.info[field])
-        self.side, self.device = self.scales[0], torch.device(device or default_device())
+        self.side, self.device = self.scales[0], torch.device(device or compute_device())
         arch, width, hidden = (self.info[k] for k in ('arch', 'width', 'hidden'))
         self.net = create_model(arch, self.scales, len(self.classes), width=width, hidden=hidden)
         self.net.load_state_dict(read_weights(self.path, self.net.state_dict()))
