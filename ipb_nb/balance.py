@@ -111,7 +111,7 @@ class PseudoBalance(Callback):
         share, counts, weight, chance = self.even_out(p, counted)
         if self.by == 'logits':
             weight, chance = np.full(n, 1 / n), np.ones(len(p))
-            self.log_shares = torch.tensor(share.clip(_LEAST_SHARE), dtype=torch.float32, device=dl.device).log()
+            self.log_shares = torch.tensor(share.clip(_LEAST_SHARE), dtype=torch.float32).to(dl.device).log()
         dl.weights, dl.max_repeat = chance * counted, self.max_repeat
         self.drawn = np.array(dl.draws()) % dl.n_colonies
         self.table += self.rows(share, weight, self.note(share, counts))

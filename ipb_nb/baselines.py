@@ -155,7 +155,7 @@ def ask(self: FixMatch, weak, strong):
     if self.aligned:
         now = q.mean(0)
         self.mean = now if self.mean is None else self.decay * self.mean + (1 - self.decay) * now
-        q = align(q, torch.as_tensor(self.shares(), dtype=torch.float32, device=q.device), self.mean)
+        q = align(q, torch.as_tensor(self.shares(), dtype=torch.float32).to(q.device), self.mean)
     return q.log()
 
 # %% ../nbs/27_baselines.ipynb #52febd43

@@ -75,6 +75,7 @@ def random_state() -> dict:
     return dict(
         torch=torch.get_rng_state(),
         cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        mps=[torch.mps.get_rng_state()] if torch.backends.mps.is_available() else [],
         numpy=[name, keys.tolist(), *position],
         python=random.getstate(),
     )
@@ -87,6 +88,8 @@ def set_random_state(
     torch.set_rng_state(state['torch'])
     if len(state['cuda']) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state['cuda'])
+    if state.get('mps') and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(state['mps'][0])
     name, keys, *position = state['numpy']
     np.random.set_state((name, np.array(keys, np.uint32), *position))
     version, inner, gauss = state['python']
@@ -297,8 +300,8 @@ class _Stopwatch(Callback):
     def after_batch(self):
         if not self.training:
             return
-        if self.loss.device.type == 'cuda':
-            torch.cuda.synchronize()
+        if self.loss.device.type in ('cuda', 'mps'):
+            torch.accelerator.synchronize()
         self.times.append(time.perf_counter())
         if len(self.times) > self.steps:
             raise CancelFitException
@@ -325,6 +328,8 @@ def peak_memory(
     "The most memory that this process has used, of the GPU or of the machine."
     if torch.device(device).type == 'cuda':
         return torch.cuda.max_memory_allocated(device) / 2**30
+    if torch.device(device).type == 'mps':
+        return torch.mps.driver_allocated_memory() / 2**30  # (what was taken is kept)
     if sys.platform == 'win32':
         import psutil
 

@@ -35,7 +35,7 @@ def paper_row(
     "The row of the paper's ablation that a configuration is."
     network = dict(vgg19='VGG', hrnet='HRNet').get(config['arch'])
     scales = {'128': '', '224,112': 'MS'}.get(config['scales'])
-    if network is None or scales is None or config.get('width', 1) != 1:
+    if network is None or scales is None or config.get('width', 1) != 1 or config.get('init'):
         return None
     if config['method'] == 'supervised':
         name = f'{scales} {network}'.strip().replace('VGG', 'VGG19')
@@ -54,6 +54,8 @@ def related_row(
     config: dict,  # of a run
 ) -> str:  # name in the paper's Table 5, or None
     "The related method that a configuration is."
+    if config.get('init'):
+        return None
     if config['method'] in _RELATED and not config.get('tau_plus'):
         return _RELATED[config['method']]
     if config['method'] != 'mpl' or config.get('teacher_frozen') or config.get('feedback') == 'none':

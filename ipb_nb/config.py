@@ -8,17 +8,19 @@ __all__ = ['PRESETS', 'CHOICES', 'ExperimentConfig']
 # %% ../nbs/30_config.ipynb #13514d16
 import inspect
 import os
+from pathlib import Path
 
-from fastai.torch_core import default_device
-from fastcore.basics import patch, store_attr
+from fastcore.basics import patch
 from fastcore.script import bool_arg
 
 from .balance import BALANCE_BY, BALANCE_ON
 from .core import InputError
+from .distributed import compute_device
 from .method import METHODS
 from .model import bf16_pays
 from .mpl import FEEDBACK, LABELS
 from .patch import SMALL, VIEWS, patch_scales
+from .weights import read_model
 
 # %% ../nbs/30_config.ipynb #presets1
 _FROM_SCRATCH = dict(
@@ -138,6 +140,7 @@ class ExperimentConfig(_Fields):
         arch: str = None,  # hrnet, vgg19, or any timm network
         width: float = 1.0,  # of hrnet and vgg19: channels of every layer, as a factor
         pretrained: bool_arg = None,  # begin with weights learnt from photographs: yes or no
+        init: str = '',  # begin with a trained student: its run folder, or one that ipb-export wrote
         freeze: bool_arg = None,  # keep the pretrained layers as they are, and train the last ones
         scales: str = None,  # sides of the patch, largest first: 64 or 224,112 (px), or 180um,90um
         split: str = 'default',  # name of the dataset's split
@@ -174,18 +177,31 @@ class ExperimentConfig(_Fields):
         save_memory: bool = False,  # a step with less memory, a fifth slower
         compile: bool = False,  # use torch.compile; the first steps then take a minute or more
     ):
-        store_attr()
-        self._resolve()
+        self._resolve(locals())
+
+# %% ../nbs/30_config.ipynb #cfginit1
+@patch
+def _follow(self: ExperimentConfig):
+    "Take network and patches from the student that the run begins with, where nothing else is asked for."
+    folder = Path(self.init).resolve()
+    self.init, self.pretrained = str(folder.parent if folder.is_file() else folder), False
+    if None in (self.arch, self.scales, self.small):
+        student = read_model(self.init)
+        self.arch, self.small = self.arch or student['arch'], self.small or student['small']
+        self.scales = self.scales or ','.join(map(str, student['scales']))
 
 # %% ../nbs/30_config.ipynb #a48731dc
 @patch
-def _resolve(self: ExperimentConfig):
-    "Fill in the fields that were left out, and check all of them."
+def _resolve(self: ExperimentConfig, given: dict):
+    "Take the given fields, fill in those that were left out, and check all of them."
+    self.__dict__ |= {f: given[f] for f in self.fields()}
     if not isinstance(self.preset, str) or self.preset not in PRESETS:
         raise InputError('preset', self.preset, ' or '.join(PRESETS), 'Name one of them.')
     if not isinstance(self.method, str) or self.method not in METHODS:
         raise InputError('method', self.method, ' or '.join(METHODS), 'Correct the value.')
     method, preset = METHODS[self.method], dict(PRESETS[self.preset])
+    if self.init and isinstance(self.init, str):
+        self._follow()
     if not method.pretrains and preset['steps']:
         preset['steps'] += preset['pretrain_steps']  # (as many steps for all methods)
     for field, value in (preset | method.defaults(self.preset)).items():
@@ -196,7 +212,8 @@ def _resolve(self: ExperimentConfig):
     self.threads = self.threads or max(os.cpu_count() // processes, 1)
     method.resolve(self)
     if self.amp is None:
-        self.amp = self.feedback != 'reference' and bf16_pays(default_device())
+        self.amp = self.feedback != 'reference' and bf16_pays(compute_device())
+    self.amp = self.amp and compute_device().type != 'mps'  # (Apple's GPUs compute in float32)
     self._check()
 
 # %% ../nbs/30_config.ipynb #fa34bfac
@@ -265,7 +282,8 @@ def _check(self: ExperimentConfig):
     self._need(not (self.amp and self.feedback == 'reference'), 'amp', 'no, with feedback reference')
     judged = self.student_labeled and self.feedback == 'reference'
     self._need(not judged, 'student_labeled', 'no, with feedback reference')
-    self._need(not self.freeze or self.pretrained, 'freeze', 'no, without pretrained layers')
+    self._need(not self.freeze or self.pretrained or self.init, 'freeze', 'no, without pretrained layers')
+    self._need(not self.init or METHODS[self.method].trains_network, 'init', f'none, with method {self.method}')
     self._need(self.batch_size > 1, 'batch_size', 'a number of at least 2, for batch norm')
     self._need(self.pairs > 1, 'pairs', 'a number of at least 2')
     METHODS[self.method].check(self)
@@ -280,7 +298,7 @@ def _check(self: ExperimentConfig):
 @patch(as_prop=True)
 def name(self: ExperimentConfig) -> str:
     "The row of the tables."
-    return METHODS[self.method].row(self)
+    return METHODS[self.method].row(self) + ', from a student' * bool(self.init)
 
 
 @patch(as_prop=True)

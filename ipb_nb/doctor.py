@@ -47,7 +47,7 @@ def _device():
         card = torch.cuda.get_device_properties(0)
         return True, 'GPU', f'{card.name}, {card.total_memory / 2**30:.0f} GB, CUDA {torch.version.cuda}'
     if torch.backends.mps.is_available():
-        return True, 'GPU', "Apple's (MPS)"
+        return True, 'GPU', "Apple's (MPS), computing in float32"
     return True, 'GPU', f'none that PyTorch sees; it computes on {torch.get_num_threads()} CPU threads'
 
 

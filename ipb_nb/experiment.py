@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from fastcore.meta import delegates
 from filelock import FileLock, Timeout
+from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
@@ -48,7 +49,8 @@ from .records import MetricsFile, RunFile, read_record
 from .regions import Regions, painted_parts
 from .simclr import loader_of_l
 from .split import Split, scored_on
-from .training import Training, create_network, estimate_in_words, run_loaders
+from .training import Training, create_network, estimate_in_words, run_loaders, starting_weights
+from .weights import read_model, weights_sha256
 
 # %% ../nbs/32_experiment.ipynb #ff0dcda5
 def run_state(
@@ -74,6 +76,8 @@ def differs(
 ) -> tuple:  # field, the run's value, the configuration's; None where they are the same
     "The first field in which a run differs from a configuration. An older run has the default of a field it lacks."
     old, new = cfg.defaults() | run.get('config', {}), cfg.dict()
+    if cfg.init and (began := run.get('init')):  # (the weights count, wherever they lie now)
+        old['init'], new['init'] = began['sha256'], weights_sha256(cfg.init)
     for field in sorted({*old, *new}):
         if old.get(field) != new.get(field):
             return field, old.get(field), new.get(field)
@@ -125,6 +129,27 @@ def _check_parts(cfg, parts):
         expected = f'unlabelled colonies for method {cfg.method}'
         raise InputError(where, 'no colony in the unlabelled set (U)', expected, 'Draw a smaller labelled share.')
 
+# %% ../nbs/32_experiment.ipynb #ini00005
+def _learnt_from(run_folder, ds):
+    "The labelled colonies of this dataset that a run learnt from."
+    run, features = run_folder / 'run.json', run_folder / 'features.safetensors'
+    if not run.exists() or not features.exists():
+        return set()  # (an exported student does not say)
+    run = read_record(run, RunFile)
+    same = (run_folder / run['data']).resolve() == ds.path.resolve()
+    if not same and run.get('data_sha256') != _sha256(ds.path / 'colonies.csv'):
+        return set()
+    with safe_open(features, 'pt') as f:
+        return {i.partition('/')[0] for i in json.loads(f.metadata()['L'])}
+
+
+def _check_not_seen(cfg, ds, parts):
+    "Raise an `InputError` where the test set (T) has colonies whose labels the student has learnt."
+    if seen := _learnt_from(Path(cfg.init), ds) & {*parts.index[parts.part == 'T']}:
+        found = f'{len(seen)} colonies in T that {cfg.init} learnt from ({min(seen)} is one)'
+        do = 'Draw the split with --frozen and the name of the split of that run: T stays as it was.'
+        raise InputError(f'split {cfg.split}', found, 'a test set (T) that is new to the student', do)
+
 # %% ../nbs/32_experiment.ipynb #c379d76e
 def check_run(
     cfg: ExperimentConfig,
@@ -142,6 +167,9 @@ def check_run(
     if cfg.regions:
         painted_parts(ds, cfg.split, cfg.fold, cfg.sides[0], cfg.small)
     create_model(cfg.arch, cfg.sides, len(ds.classes), width=cfg.width)
+    if cfg.init:
+        _check_not_seen(cfg, ds, parts)
+        starting_weights(cfg, ds)
     Crops(ds, cache_gb=0)  # reads every file once, and caches it
     check_pictures(data)
     return ds
@@ -160,6 +188,14 @@ def _versions():
 # %% ../nbs/32_experiment.ipynb #83e95b9c
 def _now():
     return datetime.datetime.now().isoformat(timespec='seconds')
+
+# %% ../nbs/32_experiment.ipynb #ini00006
+def _began_with(cfg, ds):
+    "For run.json: the weights that a run begins with, and what becomes of their classes."
+    old = read_model(cfg.init)['classes']
+    kept, new = [c for c in ds.classes if c in old], [c for c in ds.classes if c not in old]
+    left_out = [c for c in old if c not in ds.classes]
+    return dict(sha256=weights_sha256(cfg.init), kept=kept, new=new, left_out=left_out)
 
 # %% ../nbs/32_experiment.ipynb #25d2eee9
 def _begin(cfg, ds, out) -> dict:
@@ -183,6 +219,7 @@ def _begin(cfg, ds, out) -> dict:
         flops=old.get('flops'),
         resumed=[*old.get('resumed', []), _now()] if old else [],
         **({'regions_sha256': Regions(ds).sha256} if cfg.regions else {}),
+        **({'init': _began_with(cfg, ds)} if cfg.init else {}),
         seconds=None,
         cpu_seconds=None,
         load=None,
@@ -527,7 +564,7 @@ def train_in_notebook(
 # %% ../nbs/32_experiment.ipynb #2f110af7
 _GROUPS = {
     'run': 'out resume no_notebook',
-    'what to train': 'preset method arch width pretrained freeze scales split fold seed',
+    'what to train': 'preset method arch width pretrained init freeze scales split fold seed',
     'schedule': 'pretrain_epochs pretrain_steps epochs finetune finetune_lr steps batch_size lr wd momentum warmup '
     'select ema',
     'IPB and meta pseudo labels': 'feedback teacher_frozen balance balance_by balance_on max_repeat label multi_label '

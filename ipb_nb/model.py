@@ -410,8 +410,9 @@ def autocast(
     device,  # of the network
     on: bool = True,  # False: change nothing
 ):
-    "A context in which torch computes in bfloat16 where that is safe."
-    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=on)
+    "A context in which torch computes in bfloat16 where that is safe; on Apple's GPUs it changes nothing."
+    kind = torch.device(device).type
+    return torch.autocast(kind, torch.bfloat16, enabled=on and kind != 'mps')
 
 # %% ../nbs/17_model.ipynb #3c4be39b
 class BFloat16(MixedPrecision):

@@ -28,7 +28,7 @@ from fastai.callback.core import Callback
 from fastai.data.block import CategoryBlock, DataBlock, TransformBlock
 from fastai.data.core import DataLoaders, TfmdDL
 from fastai.data.transforms import Normalize
-from fastai.torch_core import TensorImage, default_device, defaults
+from fastai.torch_core import TensorImage, defaults
 from fastcore.basics import patch, store_attr
 from fasttransform import ItemTransform, Transform
 from filelock import FileLock
@@ -37,7 +37,7 @@ from tqdm import tqdm
 from .core import InputError, atomic_path, counter_rng, in_pixels, stable_hash
 from .crop import BOX, Colony, grey_statistics, missing_margin
 from .dataset import ColonyDataset
-from .distributed import check_batch, in_blocks, n_ranks, rank
+from .distributed import compute_device, check_batch, in_blocks, n_ranks, rank
 from .split import Split
 
 # %% ../nbs/15_patch.ipynb #26d97f78
@@ -758,7 +758,7 @@ def colony_dataloaders(
     multi_label: bool = True,  # multi-label colonies in U (paper: ML)
     seed: int = 0,  # of patches, order and augmentation
     strong: str = 'strong',  # strong views: strong (the paper's) or randaug
-    num_workers: int = None,  # processes that cut patches; None: none on a CPU, else one per core up to 8
+    num_workers: int = None,  # processes that cut patches; None: for CUDA one per core up to 8, else none
     device=None,  # None: fastai's default
     crops: Crops = None,  # of the dataset, if they are open already
     labeled_in_u: bool = False,  # the colonies of L, without their labels, belong to U, too
@@ -770,11 +770,11 @@ def colony_dataloaders(
     if not multi_label:
         parts = parts[(parts.part != 'U') | parts.label.isin([*ds.classes, ''])]
     L, V, U, T = (parts.index[parts.part == p].tolist() for p in 'LVUT')
-    scales, device = patch_scales(scales, ds.pixel_size), torch.device(device or default_device())
+    scales, device = patch_scales(scales, ds.pixel_size), torch.device(device or compute_device())
     check_scale(ds, parts.index, scales[0], kwargs.get('small', 'context'))
     crops = crops or Crops(ds)
     if num_workers is None:
-        num_workers = 0 if device.type == 'cpu' else min(os.cpu_count(), 8)
+        num_workers = min(os.cpu_count(), 8) if device.type == 'cuda' else 0
     loading = dict(bs=check_batch(bs), num_workers=num_workers, device=device, rank=rank(), ranks=n_ranks())
     block = partial(
         MultiScalePatchBlock, scales, seed=seed, statistics=grey_statistics(crops(i) for i in L + U), **kwargs

@@ -190,6 +190,7 @@ class RunFile(Record):
     config: dict = {}
     data: str = ''
     parts: dict[str, _Count] = {}
+    init: dict[str, str | list[str]] = {}
     versions: dict[str, str] = {}
     started: str = ''
     resumed: list[str] = []

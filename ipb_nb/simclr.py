@@ -207,7 +207,7 @@ def linear_probe(
         out.weight.zero_()
         out.bias.fill_(-30.0)  # (a class that L lacks is hardly ever predicted)
         out.weight[fit.classes_], out.bias[fit.classes_] = (
-            torch.as_tensor(o, dtype=torch.float32, device=out.weight.device) for o in (w, b)
+            torch.as_tensor(o, dtype=torch.float32).to(out.weight.device) for o in (w, b)
         )
 
 # %% ../nbs/24_simclr.ipynb #592fda44

@@ -11,7 +11,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from fastai.torch_core import default_device
 from fastcore.basics import patch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -20,51 +19,14 @@ from scipy import ndimage as ndi
 from .core import InputError
 from .crop import Colony
 from .decision import patch_grid, probabilities
+from .distributed import compute_device
 from .frames import resized
 from .metric import NEIGHBOURS, neighbour_distance
 from .model import create_model
 from .patch import views
-from .records import ModelFile, RunFile, read_record
-
-# %% ../nbs/50_student.ipynb #b3cf6b00
-def _read_info(folder):
-    "model.json of a finished run, or of a folder that ipb-export wrote."
-    f, run = folder / 'model.json', folder / 'run.json'
-    if not f.exists():
-        found = 'no model.json' if folder.is_dir() else 'no such folder'
-        raise InputError(folder, found, 'a finished run', 'Give a folder that ipb-train or ipb-export wrote.')
-    if run.exists() and (state := read_record(run, RunFile)['state']) != 'done':
-        raise InputError(folder, f'a run that is {state}', 'a finished one', 'Continue it: ipb-train … --resume.')
-    return read_record(f, ModelFile)
-
-# %% ../nbs/50_student.ipynb #96ad9ce9
-def _check_weights(f, weights, network):
-    "Names and shapes are those of the network's own weights, and all numbers are finite."
-    for name in sorted({*network, *weights}):
-        found, expected = (tuple(o[name].shape) if name in o else 'nothing' for o in (weights, network))
-        if found != expected:
-            expected = f'{expected}, for the network in model.json'
-            do = 'Put the weights and the model.json of one run into the folder.'
-            raise InputError(f, f'{found} as {name}', expected, do)
-        if not torch.isfinite(weights[name].float()).all():
-            found, do = f'numbers in {name} that are NaN or infinite', 'Train again: the training broke down.'
-            raise InputError(f, found, 'finite weights', do)
+from .weights import read_model, read_weights
 
 # %% ../nbs/50_student.ipynb #8fa95c6f
-def _read_weights(f, network):
-    "Weights from a file, checked against the state of the network that they are for."
-    if not f.exists():
-        do = 'Give a folder that ipb-train or ipb-export wrote; a random forest has no weights.'
-        raise InputError(f, 'no such file', 'the weights of a student', do)
-    try:
-        weights = load_file(f)
-    except (SafetensorError, OSError) as e:
-        found = f'a file that is damaged or not in the safetensors format ({e})'
-        raise InputError(f, found, 'weights', 'Restore it, or train again.') from None
-    _check_weights(f, weights, network)
-    return weights
-
-
 def _read_features(f, n):
     "The features (m, n) of patches seen in training, or None where the file is missing."
     try:
@@ -87,13 +49,13 @@ class Student:
     ):
         path = Path(path)
         self.path = path.parent if path.is_file() else path
-        self.info = _read_info(self.path)
+        self.info = read_model(self.path)
         for field in ('classes', 'scales', 'small', 'pixel_size', 'margin', 'trust'):
             setattr(self, field, self.info[field])
-        self.side, self.device = self.scales[0], torch.device(device or default_device())
+        self.side, self.device = self.scales[0], torch.device(device or compute_device())
         arch, width, hidden = (self.info[k] for k in ('arch', 'width', 'hidden'))
         self.net = create_model(arch, self.scales, len(self.classes), width=width, hidden=hidden)
-        self.net.load_state_dict(_read_weights(self.path / 'student.safetensors', self.net.state_dict()))
+        self.net.load_state_dict(read_weights(self.path, self.net.state_dict()))
         self.net.eval().to(self.device)
         seen = _read_features(self.path / 'reference.safetensors', self.net.norm.num_features)
         self.seen = None if seen is None else seen.to(self.device)

@@ -489,7 +489,7 @@ def _check(runs, data, out, notebook):
     ds, seen = ColonyDataset(data), set()
     for name, cfg in runs.items():
         cfg.scales = ','.join(map(str, patch_scales(cfg.scales, ds.pixel_size)))
-        key = cfg.split, cfg.fold, cfg.scales, cfg.arch, cfg.width, cfg.small, cfg.method
+        key = cfg.split, cfg.fold, cfg.scales, cfg.arch, cfg.width, cfg.small, cfg.method, cfg.init
         if key not in seen:
             try:
                 check_run(cfg, data, Path(out) / '.none')

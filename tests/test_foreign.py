@@ -30,8 +30,9 @@ from ipb_nb.masks import read_mask
 from ipb_nb.outlines import roi_entries
 from ipb_nb.records import Record, check_record
 from ipb_nb.split import Split, save_split
-from ipb_nb.student import _read_weights, load_student
+from ipb_nb.student import load_student
 from ipb_nb.sweep import parse_yaml
+from ipb_nb.weights import read_weights
 from ipb_nb.worklist import _remark, assign
 
 SHAPES = [o for o in vars(records).values() if isinstance(o, type) and issubclass(o, Record)]
@@ -295,7 +296,9 @@ def test_pictures_masks_and_rois_with_any_bytes_changed(tmp_path_factory, kind, 
     if kind in ('.roi', '.zip'):
         quietly(roi_entries, f)
     elif kind == '.safetensors':
-        quietly(_read_weights, f, dict(weight=torch.from_numpy(GREY)))
+        (f.parent / 'damaged').mkdir(exist_ok=True)
+        shutil.copy(f, f.parent / 'damaged' / 'student.safetensors')
+        quietly(read_weights, f.parent / 'damaged', dict(weight=torch.from_numpy(GREY)))
     else:
         quietly(read_mask, f, GREY.shape)
     if kind.endswith(('png', 'jpg', 'bmp', 'tif')):
