@@ -722,6 +722,7 @@ def sample_jobs(
     raw,  # folder of images, searched with all its subfolders, or one file
     n: int,  # number of frames
     folder,  # existing folder for what is learnt or measured on the way
+    also=(),  # `source` of frames that are wanted in any case
     **kwargs,
 ) -> list:  # for `detect_frame`
     "The tasks of a few frames, as `detect_dataset` would give them."
@@ -729,5 +730,5 @@ def sample_jobs(
     given.apply_defaults()
     asked = _asked(given.arguments)
     jobs = _plan(Path(folder), asked, 0)
-    chosen = set(spread_frames(asked.frames, n).source)
+    chosen = {*spread_frames(asked.frames, n).source, *also}
     return [job for job in jobs if job['frame']['source'] in chosen]
