@@ -8,19 +8,17 @@ __all__ = ['COMMANDS', 'find_command', 'next_command', 'help_text', 'run', 'over
 # %% ../nbs/71_commands.ipynb #08167d7d
 import difflib
 import os
-import shlex
-import subprocess
 import sys
 from importlib import import_module, resources
 from pathlib import Path
 
 from . import __version__
-from .core import command_parser, run_command
+from .core import command_parser, run_command, shell_word
 
 # %% ../nbs/71_commands.ipynb #2b2d7e0d
 COMMANDS = {
     'ipb-simulate': 'simulate',
-    'ipb-detect': 'detect',
+    'ipb-detect': 'preview',
     'ipb-import': 'importers',
     'ipb-dataset': 'split',
     'ipb-split': 'split',
@@ -45,6 +43,14 @@ def find_command(
     return getattr(import_module(f'ipb_nb.{COMMANDS[name]}'), name.replace('-', '_'))
 
 # %% ../nbs/71_commands.ipynb #next0002
+def _detect_line(o, more):
+    "Detection with the options that were given, as a template."
+    from ipb_nb.preview import detect_command  # only here: commands start quickly
+
+    line = detect_command(**vars(o)).replace('ipb-detect', 'ipb detect', 1) + more
+    return line.replace('{', '{{').replace('}', '}}')
+
+
 _SPLIT = 'ipb split {dataset} --labeled rest --test 0.2'
 _NEXT = {  # a template, with the command's own arguments in it, or a function of these that chooses one
     'ipb-simulate': lambda o: (
@@ -53,8 +59,8 @@ _NEXT = {  # a template, with the command's own arguments in it, or a function o
         else 'ipb detect {dest}/raw cells --truth {dest}/truth'
     ),
     'ipb-detect': lambda o: (
-        'ipb detect {raw} cells --contact_sheet'
-        if o.list
+        _detect_line(o, ' --preview 4' * o.list)
+        if o.list or o.preview
         else (_SPLIT.replace('{dataset}', '{dest}') if o.truth else 'ipb learn {dest} --by me')
     ),
     'ipb-import': 'ipb dataset {dest}',
@@ -81,11 +87,6 @@ _NEXT = {  # a template, with the command's own arguments in it, or a function o
 }
 
 # %% ../nbs/71_commands.ipynb #next0003
-def _quoted(value):
-    "As one word for this machine's shell."
-    return subprocess.list2cmdline([str(value)]) if os.name == 'nt' else shlex.quote(str(value))
-
-
 def next_command(
     name: str,  # like ipb-train
     args: list,  # as given on the command line
@@ -93,7 +94,7 @@ def next_command(
     "What to type after a command."
     given = command_parser(find_command(name)).parse_args(args)
     template = _NEXT[name](given) if callable(_NEXT[name]) else _NEXT[name]
-    return template.format(**{k: _quoted(v) for k, v in vars(given).items()})
+    return template.format(**{k: shell_word(v) for k, v in vars(given).items()})
 
 # %% ../nbs/71_commands.ipynb #26f171ca
 def help_text(

@@ -35,7 +35,7 @@ def pytest_unconfigure(config):
         config.ahead.communicate()
 
 
-SLOW = """inspect page learn report survive ranks sweep related wheel predict export method bccd leaks commands
+SLOW = """inspect page tuning learn report survive ranks sweep related wheel predict export method bccd leaks commands
 notebooks init""".split()
 LONGEST = """test_wheel test_bccd 27_baselines 34_sweep test_sweep 70_demo test_survive 32_experiment test_gpu
 51_timecourse test_ranks 43_figures test_method 10_simulate test_export 65_learn test_related 21_mpl

@@ -3,13 +3,16 @@ however often it was stopped."""
 
 import errno
 import filecmp
+import html
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
-import sys
 import re
+import sys
+import tempfile
 import time
 from inspect import signature
 from pathlib import Path
@@ -26,10 +29,11 @@ from skimage.filters import rank, threshold_otsu
 from skimage.morphology import disk, opening, remove_small_objects
 
 from ipb_nb import detect
-from ipb_nb.core import InputError, command_parser, read_image, read_json
+from ipb_nb.core import InputError, command_parser, read_image, read_json, run_command
 from ipb_nb.dataset import ColonyDataset
 from ipb_nb.detect import detect_dataset
 from ipb_nb.frames import check_frames, list_frames, read_frame
+from ipb_nb.preview import ipb_detect, write_preview
 from ipb_nb.segment import colony_mask, find_colonies
 from ipb_nb.simulate import colony_objects, simulate_experiment, true_labels
 
@@ -657,7 +661,7 @@ def test_outlines_of_nothing_and_of_everything_are_named(frame, tmp_path, capsys
         tifffile.imwrite(tmp_path / 'raw' / f'{name}.tif', frame[:200, :200])
         tifffile.imwrite(tmp_path / 'drawn' / f'{name}.tif', own)
     folders = [str(tmp_path / o) for o in ('raw', 'ds')]
-    detect.ipb_detect(*folders, outlines=str(tmp_path / 'drawn'), pixel_size=0)
+    ipb_detect(*folders, outlines=str(tmp_path / 'drawn'), pixel_size=0)
     said = capsys.readouterr().out
     for line in ('no outline: 1 frames (a.tif)', 'outlines cover all of it: 1 frames (b.tif)'):
         assert line in said
@@ -666,7 +670,7 @@ def test_outlines_of_nothing_and_of_everything_are_named(frame, tmp_path, capsys
 
 
 def test_the_command_has_the_options_of_the_function():
-    options = {action.dest for action in command_parser(detect.ipb_detect)._actions}
+    options = {action.dest for action in command_parser(ipb_detect)._actions}
     assert set(signature(detect_dataset).parameters) - {'resample'} == options - {
         'help',
         'list',
@@ -674,7 +678,7 @@ def test_the_command_has_the_options_of_the_function():
         'pdb',
         'xtra',
     }
-    args = command_parser(detect.ipb_detect).parse_args(['raw', '--min_area', '1280um2', '--split', '5'])
+    args = command_parser(ipb_detect).parse_args(['raw', '--min_area', '1280um2', '--split', '5'])
     assert (args.dest, args.min_area, args.split, args.radius, args.margin) == (None, '1280um2', 5, 3, 112)
 
 
@@ -729,7 +733,7 @@ def test_a_frame_that_fits_nowhere_is_named(frame, tmp_path, capsys):
     (tmp_path / 'raw' / 'A1').mkdir(parents=True)
     for t, image in enumerate(moved):
         tifffile.imwrite(tmp_path / 'raw' / 'A1' / f'{t:03d}.tif', image)
-    detect.ipb_detect(str(tmp_path / 'raw'), str(tmp_path / 'cells'), pixel_size=0.8, interval_h=1)
+    ipb_detect(str(tmp_path / 'raw'), str(tmp_path / 'cells'), pixel_size=0.8, interval_h=1)
     qc = pd.read_csv(tmp_path / 'cells' / 'qc.csv')
     assert np.isnan(qc.shift_error[0]) and qc.shift_error[1] < 0.2 and qc.shift_error[2] == 1
     assert np.abs(qc[['shift_y_px', 'shift_x_px']].values[1:] - [2, -3]).max() < 1
@@ -753,7 +757,42 @@ def test_fields_of_a_well_are_not_one_track(frame, tmp_path, capsys):
     (tmp_path / 'raw').mkdir()
     for field, image in enumerate((frame, np.roll(frame, (340, 420), (0, 1)), frame)):
         tifffile.imwrite(tmp_path / 'raw' / f'A1_{field}.tif', image)
-    detect.ipb_detect(str(tmp_path / 'raw'), str(tmp_path / 'cells'), pixel_size=0.8)
+    ipb_detect(str(tmp_path / 'raw'), str(tmp_path / 'cells'), pixel_size=0.8)
     colonies = ColonyDataset(tmp_path / 'cells').colonies
     assert colonies.frame.nunique() == 3 and (colonies.groupby('track_id').frame.nunique() == 1).all()
     assert '1 wells whose frames are probably fields, not times (A1)' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('how', [dict(flat_field=True), dict(preset='paper', min_area='900um2', split=5), 'marks'])
+def test_a_preview_shows_what_its_command_line_finds(exp, frame, tmp_path, how):
+    if how == 'marks':
+        found = find_colonies(frame)[0] > 0
+        (tmp_path / 'marks').mkdir()
+        cv2.imwrite(str(tmp_path / 'marks' / 'P1-A1-002.png'), found * np.uint8(255))
+        how = dict(segmentation=str(tmp_path / 'marks'))
+    page = write_preview(exp.path / 'raw', tmp_path / 'cells', 3, **how)
+    assert page == tmp_path / 'cells-preview.html' and [page] == [f for f in tmp_path.iterdir() if f.is_file()]
+    line = shlex.split(html.unescape(re.search('<pre>(.*)</pre>', page.read_text())[1]))
+    assert line[0] == 'ipb-detect'
+    run_command(ipb_detect, [*line[1:], '--contact_sheet'])
+    with tempfile.TemporaryDirectory() as d:
+        done = [detect.detect_frame(job) for job in detect.sample_jobs(exp.path / 'raw', 3, d, **how)]
+    assert len(done) == 3 and sum(len(o['rows']) for o in done) > 3
+    for o in done:
+        name = f'outlines/labels/{o["stem"]}.tif'
+        assert (tmp_path / 'cells' / name).read_bytes() == o['files'][name]
+    counts = [int(n) for n in re.findall(r'· (\d+) colon', page.read_text())]
+    assert counts == [len(o['rows']) for o in done]
+
+
+def test_a_preview_needs_frames_and_a_free_name(exp, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'raw').mkdir()
+    (tmp_path / 'raw' / 'A1_0.tif').write_bytes(b'II*')
+    for n, said in ((0, 'found 0 frames; expected 1 to 48'), (4, 'A1_0.tif')):
+        with pytest.raises(InputError, match=said):
+            write_preview('raw', n=n)
+    (tmp_path / 'preview.html').mkdir()
+    with pytest.raises(InputError, match='something that is no preview'):
+        write_preview(exp.path / 'raw', n=1)
+    assert {f.name for f in tmp_path.iterdir()} == {'raw', 'preview.html'}

@@ -13,7 +13,8 @@ import tifffile
 
 from ipb_nb.core import InputError
 from ipb_nb.dataset import ColonyDataset
-from ipb_nb.detect import detect_dataset, ipb_detect
+from ipb_nb.detect import detect_dataset
+from ipb_nb.preview import ipb_detect
 from ipb_nb.frames import check_frames, dataset_frame, list_frames, read_frame
 from ipb_nb.importers import ipb_import
 

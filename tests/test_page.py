@@ -1,5 +1,6 @@
 """The pages in a real browser: windows that come and go, sizes, zoom, the keyboard, colours."""
 
+import base64
 import time
 from threading import Thread
 
@@ -359,7 +360,8 @@ def test_a_class_is_added(cells, page):
     page.wait(lambda: 'Taken back' in page.text('foot'))
 
 
-def test_the_page_of_frames(driver, tmp_path):
+@pytest.mark.parametrize('embedded', [False, True])
+def test_the_page_of_frames(driver, tmp_path, embedded):
     "A click opens a frame in full, the wheel zooms, a drag moves, a click or Esc closes; a tick leaves those flagged."
     image = np.random.default_rng(0).integers(90, 130, (300, 400)).astype(np.uint8)
     labels = np.zeros(image.shape, np.int32)
@@ -370,7 +372,13 @@ def test_the_page_of_frames(driver, tmp_path):
         (tmp_path / 'frames' / f'A1 #{k}.jpg').write_bytes(outlined_jpg(image, labels, table))
     quality = pd.DataFrame(dict(source=['A1/0.tif', 'A1/1.tif'], group='A1', frame=[0, 1], time_h=np.nan, colonies=1))
     pictures = {f'A1/{k}.tif': f'frames/A1 #{k}.jpg' for k in range(2)}
-    page = frames_page(quality.assign(flag=['', 'confluent']), pictures, 'cells', aspect=4 / 3)
+    if embedded:
+        pictures = {
+            source: f'data:image/jpeg;base64,{base64.b64encode((tmp_path / name).read_bytes()).decode()}'
+            for source, name in pictures.items()
+        }
+    how = dict(aspect=4 / 3, command='ipb-detect raw cells' if embedded else '')
+    page = frames_page(quality.assign(flag=['', 'confluent']), pictures, 'cells', **how)
     (tmp_path / 'index.html').write_text(page, encoding='utf-8')
     w = Widget(driver)
     for width, theme in ((420, DARK), (1280, LIGHT)):
