@@ -204,7 +204,7 @@ def _check_student(cfg, ds, info):
     sizes = ds.pixel_size or 0, info['pixel_size'] or 0
     if abs(sizes[0] - sizes[1]) > 0.01 * sizes[1]:
         found, expected = (f'{s:g} µm per pixel' if s else 'no pixel size' for s in sizes)
-        do = 'Detect the frames again with --resample, to bring them to that pixel size.'
+        do = 'Scale the frames to that pixel size before they are detected.'
         raise InputError(ds.path, found, f'{expected}, as in {cfg.init}', do)
     if not {*ds.classes} & {*info['classes']}:
         expected = f"at least one of {', '.join(info['classes'])}, as in {cfg.init}"

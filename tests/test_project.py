@@ -129,6 +129,18 @@ def test_every_command_has_its_help():
         assert plain.startswith('-h, --help') and len(plain.splitlines()) == 1, f'{name}: options without a group'
 
 
+OF_OTHERS = '--version --force --rwrap --headless --disable --hide --window --screenshot --IPKernelApp'.split()
+
+
+def test_messages_name_options_that_there_are():
+    "The options of our commands, of pip, Chromium and Jupyter, and a variable of CSS."
+    known = {o for name in COMMANDS for o in re.findall(r'--\w+', help_text(name))} | set(OF_OTHERS)
+    for path in (ROOT / 'ipb_nb').glob('*.py'):
+        texts = (n.value for n in ast.walk(ast.parse(path.read_text(encoding='utf-8'))) if isinstance(n, ast.Constant))
+        named = {o for t in texts if isinstance(t, str) for o in re.findall(r'(?<![\w-])--[a-zA-Z]\w*', t)}
+        assert named <= known, f'{path.name}: {named - known}'
+
+
 def set_up(tmp_path, **env):
     "Call the set-up in a copy; it must fail with one line."
     for f in ('.ci/setup', 'settings.ini', 'setup.py', 'constraints.txt', 'README.md'):
