@@ -684,7 +684,7 @@ def detect_dataset(
     skip: str = None,  # leave such frames out: empty,confluent,scale bar; default: none (standard: empty,confluent)
     exclude: str = None,  # mask or ROIs of no colonies, for all frames; or a folder of them (11_exclude)
     fill_holes: str = None,  # none, small or all; small: below min_area; default: small (standard, paper: all)
-    split: int | str = 0,  # cut touching colonies at necks of this depth: px, or 20um; 0: leave them together
+    split: int | str = 0,  # cut colonies grown together at necks this deep: px, or 20um (single cells: ipb-import)
     min_area: int | str = 2000,  # of a colony: px, or 1280um2
     blur: int = 3,  # px, side of the Gaussian kernel
     radius: int | str = 3,  # of the windows: px, or 2.4um

@@ -33,7 +33,7 @@ from ipb_nb.core import InputError, command_parser, read_image, read_json, run_c
 from ipb_nb.dataset import ColonyDataset
 from ipb_nb.detect import detect_dataset
 from ipb_nb.frames import check_frames, list_frames, read_frame
-from ipb_nb.preview import ipb_detect, write_preview
+from ipb_nb.preview import ipb_detect, parts_per_colony, write_preview
 from ipb_nb.segment import colony_mask, find_colonies
 from ipb_nb.simulate import colony_objects, simulate_experiment, true_labels
 
@@ -675,6 +675,7 @@ def test_the_command_has_the_options_of_the_function():
         'help',
         'list',
         'max_pixels',
+        'preview',
         'pdb',
         'xtra',
     }
@@ -796,3 +797,18 @@ def test_a_preview_needs_frames_and_a_free_name(exp, tmp_path, monkeypatch):
     with pytest.raises(InputError, match='something that is no preview'):
         write_preview(exp.path / 'raw', n=1)
     assert {f.name for f in tmp_path.iterdir()} == {'raw', 'preview.html'}
+
+
+def test_simulated_colonies_are_not_taken_for_single_cells(whole, exp, tmp_path, capsys):
+    assert 1 <= parts_per_colony(whole) < 2
+    ipb_detect(str(exp.path / 'raw'), str(tmp_path / 'cells'))
+    assert 'colonies' in (said := capsys.readouterr().out) and 'single cells' not in said
+
+
+def test_blood_cells_that_touch_are_noticed(bccd, tmp_path, capsys):
+    (tmp_path / 'raw').mkdir()
+    for k, f in enumerate(sorted((bccd / 'JPEGImages').glob('*.jpg'))[::60], 1):
+        shutil.copy(f, tmp_path / 'raw' / f'A{k}.jpg')
+    ipb_detect(str(tmp_path / 'raw'), str(tmp_path / 'cells'), pixel_size=0)
+    said = capsys.readouterr().out
+    assert said.count('single cells that touch') == 1 and 'Cellpose' in said and '--split is for' in said
