@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-import ahead
+from starts import only_afresh, starts_afresh
 
 ROOT = Path(__file__).parent.parent
 os.environ.setdefault('TQDM_DISABLE', '1')
@@ -24,7 +24,11 @@ signal.signal(
 
 def pytest_configure(config):
     "Commands of ours are copies of a process that has imported everything, see ahead.py."
-    if sys.platform == 'linux':
+    if starts_afresh():
+        only_afresh()
+    elif sys.platform == 'linux':
+        import ahead
+
         if not hasattr(config, 'workerinput'):
             config.ahead = ahead.start()  # (ends with this process)
         subprocess.Popen = ahead.Popen
@@ -40,7 +44,8 @@ notebooks init""".split()
 LONGEST = """test_wheel test_bccd 27_baselines 34_sweep test_sweep 70_demo test_survive 32_experiment test_gpu
 51_timecourse test_ranks 43_figures test_method 10_simulate test_export 65_learn test_related 21_mpl
 test_predict test_mps test_init 25_clustering test_frozen 17_model 22_balance 45_report test_simulate
-26_simtriplet 53_predict 54_export 60_worklist train report test_inspect test_detect test_splits test_commands""".split()
+26_simtriplet 53_predict 54_export 60_worklist train report test_inspect test_detect test_splits
+test_commands""".split()
 
 
 def pytest_collection_modifyitems(items):
@@ -187,6 +192,8 @@ def driver():
 @pytest.fixture(scope='session')
 def processes():
     "Processes that have imported everything already."
+    if starts_afresh():
+        return multiprocessing.get_context('spawn')
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload(['ipb_nb.experiment', 'timm'])
     return context
