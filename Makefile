@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 MAKEFLAGS += --no-print-directory
 root := $(filter 0,$(shell id -u))
 
-.PHONY: help demo lab test test-fast test-long bench gpu docs format export browser clean
+.PHONY: help demo lab test test-fast test-spawn test-long bench gpu docs format export browser clean
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | awk -F '\t' '{ printf "make %-10s %s\n", $$1, $$2 }'
@@ -21,6 +21,9 @@ test: .venv/.stamp  ## is the library in step, do notebooks and tests pass
 
 test-fast: .venv/.stamp  ## the tests without training and browser, in a few minutes
 	@.ci/test fast
+
+test-spawn: .venv/.stamp  ## the same as on Windows: no process is a copy, kernels are spoken to by ports
+	@IPB_SPAWN=1 .ci/test fast
 
 test-long: .venv/.stamp  ## the tests that take minutes
 	@.venv/bin/pytest tests -m long

@@ -186,8 +186,9 @@ def from_root(text, folder=''):
     "Links as seen from the root of the repository become links among pages, or to the repository."
     text = re.sub(r'\]\(nbs/([\w./-]+)\.ipynb', rf']({folder}\1.md', text)
     text = re.sub(r'\]\(nbs/', rf']({folder}', text)
+    text = re.sub(r'\]\(docs/', rf']({folder}', text)
     text = re.sub(r'\]\((\w+)\.md\)', lambda m: f']({ROOT_PAGES.get(m[1], m[1])}.md)', text)
-    return re.sub(r'\]\((LICENSE|configs/[^)]*)\)', rf']({REPOSITORY}/\1)', text)
+    return re.sub(r'\]\((LICENSE|(?:configs|benchmarks)/[^)]*)\)', rf']({REPOSITORY}/\1)', text)
 
 
 def write_pages(src):

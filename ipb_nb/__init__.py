@@ -1,7 +1,7 @@
 import os
 import warnings
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # fastai 2.8 calls torch.jit.script when it is imported
 warnings.filterwarnings('ignore', message='`torch.jit.script` is deprecated')

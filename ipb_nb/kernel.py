@@ -20,6 +20,8 @@ import torch
 from threadpoolctl import threadpool_limits
 from traitlets.config import Config
 
+from .jobs import starts_afresh
+
 # %% ../nbs/30_kernel.ipynb #46581600
 @contextmanager
 def environment(**values):
@@ -58,7 +60,8 @@ def _become_kernel(pipe, other_end):
 
 # %% ../nbs/30_kernel.ipynb #kernfrk5
 def _can_be_copied():
-    return sys.platform == 'linux' and threading.active_count() == 1 and not torch.cuda.is_available()
+    able = sys.platform == 'linux' and not starts_afresh()
+    return able and threading.active_count() == 1 and not torch.cuda.is_available()
 
 # %% ../nbs/30_kernel.ipynb #kernfrk3
 @contextmanager
@@ -132,7 +135,7 @@ def _own_kernel():
 # %% ../nbs/30_kernel.ipynb #9191167a
 def _sockets(folder):
     "Where the kernel is spoken to: files in a folder, or, on Windows, which has none, ports of this machine."
-    if os.name == 'nt':
+    if starts_afresh():
         return {'transport': 'tcp'}
     return {'transport': 'ipc', 'ip': f'{folder}/kernel'}
 

@@ -38,6 +38,7 @@ from .core import InputError, atomic_path, counter_rng, in_pixels, stable_hash
 from .crop import BOX, Colony, grey_statistics, missing_margin
 from .dataset import ColonyDataset
 from .distributed import compute_device, check_batch, in_blocks, n_ranks, rank
+from .jobs import starts_afresh
 from .split import Split
 
 # %% ../nbs/15_patch.ipynb #26d97f78
@@ -758,7 +759,7 @@ def colony_dataloaders(
     multi_label: bool = True,  # multi-label colonies in U (paper: ML)
     seed: int = 0,  # of patches, order and augmentation
     strong: str = 'strong',  # strong views: strong (the paper's) or randaug
-    num_workers: int = None,  # processes that cut patches; None: for CUDA one per core up to 8, else none
+    num_workers: int = None,  # that cut patches; None: for CUDA one per core up to 8; never any on Windows and Macs
     device=None,  # None: fastai's default
     crops: Crops = None,  # of the dataset, if they are open already
     labeled_in_u: bool = False,  # the colonies of L, without their labels, belong to U, too
@@ -775,6 +776,8 @@ def colony_dataloaders(
     crops = crops or Crops(ds)
     if num_workers is None:
         num_workers = min(os.cpu_count(), 8) if device.type == 'cuda' else 0
+    if starts_afresh():
+        num_workers = 0  # (fastai's transforms cannot be sent to a new process)
     loading = dict(bs=check_batch(bs), num_workers=num_workers, device=device, rank=rank(), ranks=n_ranks())
     block = partial(
         MultiScalePatchBlock, scales, seed=seed, statistics=grey_statistics(crops(i) for i in L + U), **kwargs

@@ -39,7 +39,7 @@ from .core import InputError, check_file, command, write_csv, write_json
 from .dataset import ColonyDataset
 from .experiment import check_parameters, check_run, differs, run_notebook, run_state, train_notebook
 from .folders import file_name
-from .jobs import dask_client
+from .jobs import dask_client, starts_afresh
 from .kernel import environment, kernel_ahead
 from .patch import patch_scales
 from .records import MetricsFile, RunFile, SweepFile, read_record
@@ -389,7 +389,7 @@ _PRELOADED = ['ipb_nb.sweep', 'papermill', 'ipykernel.kernelapp', 'timm']  # a r
 
 def _start_method():
     "How processes are started: from one that has imported everything, or, on Windows, afresh."
-    if os.name == 'nt':
+    if starts_afresh():
         return multiprocessing.get_context('spawn')
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload(_PRELOADED)

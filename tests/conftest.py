@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-import ahead
+from starts import only_afresh, starts_afresh
 
 ROOT = Path(__file__).parent.parent
 os.environ.setdefault('TQDM_DISABLE', '1')
@@ -24,7 +24,11 @@ signal.signal(
 
 def pytest_configure(config):
     "Commands of ours are copies of a process that has imported everything, see ahead.py."
-    if sys.platform == 'linux':
+    if starts_afresh():
+        only_afresh()
+    elif sys.platform == 'linux':
+        import ahead
+
         if not hasattr(config, 'workerinput'):
             config.ahead = ahead.start()  # (ends with this process)
         subprocess.Popen = ahead.Popen
@@ -188,6 +192,8 @@ def driver():
 @pytest.fixture(scope='session')
 def processes():
     "Processes that have imported everything already."
+    if starts_afresh():
+        return multiprocessing.get_context('spawn')
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload(['ipb_nb.experiment', 'timm'])
     return context

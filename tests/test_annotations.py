@@ -1,7 +1,6 @@
 "Several people at once, and their votes counted another way."
 
 import multiprocessing
-import resource
 import signal
 from collections import Counter
 
@@ -63,6 +62,8 @@ def test_two_processes_lose_no_line(clean):
 
 
 def on_a_full_disk(path, error):
+    import resource
+
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 10,) * 2)
     try:
@@ -72,6 +73,7 @@ def on_a_full_disk(path, error):
 
 
 def test_a_full_disk_leaves_no_half_line(clean):
+    pytest.importorskip('resource')
     clean.annotate('c000', 'a', by='ana')
     log = clean.path / 'annotations' / 'ana.csv'
     before, context = log.read_bytes(), multiprocessing.get_context('spawn')

@@ -8,7 +8,6 @@ import json
 import os
 import shlex
 import shutil
-import signal
 import subprocess
 import re
 import sys
@@ -36,6 +35,7 @@ from ipb_nb.frames import check_frames, list_frames, read_frame
 from ipb_nb.preview import ipb_detect, parts_per_colony, write_preview
 from ipb_nb.segment import colony_mask, find_colonies
 from ipb_nb.simulate import colony_objects, simulate_experiment, true_labels
+from starts import KILL
 
 IPB_DETECT = Path(sys.executable).with_name('ipb-detect')
 
@@ -533,7 +533,7 @@ def test_killed_and_resumed_it_is_the_same(exp, tmp_path):
     records = tmp_path / 'killed' / 'cells' / '.detect'
     while run.poll() is None and len([*records.glob('P1*.json')]) < 3:
         time.sleep(0.01)
-    run.send_signal(signal.SIGKILL)
+    run.send_signal(KILL)
     run.wait()
     assert 3 <= len([*records.glob('P1*.json')]) < 10 and not (tmp_path / 'killed' / 'cells' / 'colonies.csv').exists()
     said = subprocess.run(command('killed'), capture_output=True, text=True)
@@ -591,7 +591,7 @@ def test_on_dask_with_two_workers_one_killed(exp, tmp_path):
         )
         while run.poll() is None and not [*(tmp_path / 'dask' / '.detect').glob('P1*.json')]:
             time.sleep(0.01)
-        os.kill(pids[0], signal.SIGKILL)
+        os.kill(pids[0], KILL)
         out = run.communicate(timeout=120)[0]
         assert run.returncode == 0, out
         assert pids[0] not in client.run(os.getpid).values()

@@ -2,10 +2,8 @@
 
 import csv
 import itertools
-import multiprocessing
 import os
 import re
-import resource
 import shutil
 import time
 from pathlib import Path
@@ -24,8 +22,8 @@ from ipb_nb.folders import file_name, hold, leads_out
 from ipb_nb.importers import import_csv, import_folders
 from ipb_nb.simulate import simulate_experiment
 from ipb_nb.split import Split, save_split
+from starts import copying
 
-FORK = multiprocessing.get_context('fork')
 WINDOWS = r'(?i)(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?'
 ANY = st.text(st.characters(codec=None), max_size=400) | st.sampled_from(
     ['..', '.', '', 'nul', 'COM1.tif', 'a/../../b', '/etc/passwd', 'C:\\x', 'x.', 'x ', '\ud800', 'é', 'e\u0301']
@@ -182,8 +180,9 @@ def outcome(work, args, start, said):
 
 def at_once(work, *args, n=2):
     "What several processes say that do the same at the same time."
-    start, said = FORK.Barrier(n), FORK.Queue()
-    all_of_them = [FORK.Process(target=outcome, args=(work, args, start, said)) for _ in range(n)]
+    copies = copying()
+    start, said = copies.Barrier(n), copies.Queue()
+    all_of_them = [copies.Process(target=outcome, args=(work, args, start, said)) for _ in range(n)]
     for p in all_of_them:
         p.start()
     out = sorted(said.get(timeout=60) for _ in all_of_them)
@@ -230,7 +229,7 @@ def cut(step, work, *args):
             setattr(os, name, counted(getattr(os, name)))
         work(*args)
 
-    p = FORK.Process(target=work_until)
+    p = copying().Process(target=work_until)
     p.start()
     p.join()
     return p.exitcode == 0
@@ -304,6 +303,8 @@ def test_what_lies_in_the_place_of_a_record_is_none(fields, tmp_path, monkeypatc
 
 def with_little_room(size, work, args, said):
     "Do some work where no file can be larger than `size` bytes."
+    import resource
+
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
     try:
         work(*args)
@@ -313,8 +314,9 @@ def with_little_room(size, work, args, said):
 
 
 def full(size, work, *args):
-    said = FORK.Queue()
-    p = FORK.Process(target=with_little_room, args=(size, work, args, said))
+    copies = copying()
+    said = copies.Queue()
+    p = copies.Process(target=with_little_room, args=(size, work, args, said))
     p.start()
     out = said.get(timeout=60)
     p.join()
@@ -372,7 +374,7 @@ def slow(raw, dest):
 
 
 def test_a_killed_import_leaves_nothing_to_the_next(class_folders, tmp_path):
-    p = FORK.Process(target=slow, args=(class_folders, tmp_path / 'ds'))
+    p = copying().Process(target=slow, args=(class_folders, tmp_path / 'ds'))
     p.start()
     while not list(tmp_path.glob('.ds.*.partial/images/*.png')):
         time.sleep(0.01)
@@ -386,7 +388,7 @@ def test_a_killed_import_leaves_nothing_to_the_next(class_folders, tmp_path):
 
 def killed(work, *args, after):
     "Do some work in a process that is killed after some seconds; True if it had ended before."
-    p = FORK.Process(target=work, args=args)
+    p = copying().Process(target=work, args=args)
     p.start()
     p.join(after)
     ended = not p.is_alive()

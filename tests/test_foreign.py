@@ -57,6 +57,7 @@ def folders(tmp_path):
     return tmp_path / 'classes'
 
 
+@pytest.mark.skipif(os.name == 'nt', reason='pipes, devices and names of bytes are not on Windows')
 def test_bad_files_are_lines_and_the_rest_is_imported(folders, tmp_path):
     a = folders / 'a'
     (a / 'large.png').write_bytes(declared_png(30_000, 30_000))

@@ -1,6 +1,5 @@
 "The same field, brought in five ways; and an import that is stopped or meets bad files."
 
-import multiprocessing
 import os
 import re
 import shutil
@@ -24,6 +23,7 @@ from ipb_nb.dataset import ColonyDataset, write_dataset
 from ipb_nb.importers import import_csv, import_folders, import_masks, import_rois, import_voc, ipb_import
 
 BOXES = [(20, 30, 80, 100), (0, 200, 40, 260), (120, 130, 190, 170)]
+from starts import copying
 
 
 @pytest.fixture(scope='session')
@@ -135,7 +135,7 @@ def slow_import(dest):
 def test_a_killed_import_leaves_the_dataset_as_it_was(class_folders, tmp_path):
     ds = import_folders(class_folders, tmp_path / 'ds')
     before = {f.relative_to(ds.path): f.read_bytes() for f in ds.path.rglob('*.*') if f.is_file()}
-    p = multiprocessing.get_context('fork').Process(target=slow_import, args=(ds.path,))
+    p = copying().Process(target=slow_import, args=(ds.path,))
     p.start()
     while not list(ds.path.glob('.adding/images/*.png')):
         time.sleep(0.02)

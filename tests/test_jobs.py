@@ -1,16 +1,16 @@
 "Work in processes is neither lost nor waited for without end."
 
 import os
-import signal
 from functools import partial
 from pathlib import Path
 
 from ipb_nb.jobs import in_processes
+from starts import KILL
 
 
 def killed_at_two(job):
     if job == 2:
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), KILL)
     return job**2
 
 
@@ -27,7 +27,7 @@ class Last:
     def __reduce__(self):
         if not self.path.exists():
             self.path.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), KILL)
         return bytes, (2**20,)
 
 

@@ -14,7 +14,7 @@ OF_OS = set(
 SIGNALS = {'SIGINT', 'SIGTERM', 'SIG_IGN', 'SIG_DFL'}  # everywhere
 TEXTS = ('/tmp', '/dev/', '/proc/', '/bin/', '/usr/', '/etc/', '/var/', 'ipc:')
 WORDS = {'fork', 'forkserver', 'ipc'}  # start methods and transports that Windows lacks
-ASKS = ('sys.platform', 'os.name', 'platform.system', 'hasattr(', '_can_be_copied')
+ASKS = ('sys.platform', 'os.name', 'platform.system', 'hasattr(', '_can_be_copied', 'starts_afresh')
 GUARDED = {('kernel', '_become_kernel')}  # (the main function of a copy that only `kernel_ahead` makes, on Linux)
 
 

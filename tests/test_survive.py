@@ -4,7 +4,6 @@ import json
 import os
 import random
 import re
-import resource
 import signal
 import subprocess
 import sys
@@ -27,6 +26,8 @@ from ipb_nb.config import ExperimentConfig
 from ipb_nb.core import InputError
 from ipb_nb.experiment import run_notebook, run_state, train, train_in_notebook
 from ipb_nb.kernel import execute_notebook, kernel_ahead
+
+resource = pytest.importorskip('resource')  # (limits of a process, which Windows lacks)
 
 BIN = Path(sys.executable).parent
 FILES = {

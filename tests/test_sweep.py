@@ -3,7 +3,6 @@
 The same command again must end with the same results."""
 
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -19,6 +18,8 @@ from ipb_nb.config import ExperimentConfig
 from ipb_nb.core import InputError, read_json
 from ipb_nb.experiment import run_state, train
 from ipb_nb.sweep import plan_runs, read_grid, state_of, sweep
+
+resource = pytest.importorskip('resource')  # (limits of a process, which Windows lacks)
 
 BIN, ROOT = Path(sys.executable).parent, Path(__file__).parent.parent
 GRID = """\
