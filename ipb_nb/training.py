@@ -184,6 +184,7 @@ def create_network(
     hidden = METHODS[cfg.method].hidden
     n = len(ds.classes)
     how = dict(width=cfg.width, pretrained=cfg.pretrained, freeze=cfg.freeze, hidden=hidden)
+    how |= dict(channels=len(ds.channels))
     return create_model(cfg.arch, cfg.sides, n, device=device, compile=compile, **how)
 
 # %% ../nbs/31_training.ipynb #096bef2e
@@ -419,9 +420,10 @@ def _time_stages(self: Training, n: dict, steps: int):
     return seconds, flops
 
 # %% ../nbs/31_training.ipynb #frzest02
-def _time_views(features, dl):
+def _time_views(features, dl, ds):
     "Seconds and operations of the features of a view that is new."
-    x = torch.zeros(32, 1, dl.scale, dl.scale, dtype=torch.uint8, device=dl.device)
+    shape = 32, len(ds.channels), dl.scale, dl.scale
+    x = torch.zeros(shape, dtype=getattr(torch, f'uint{ds.depth}'), device=dl.device)
     make = partial(features.compute, x, torch.arange(32, device=dl.device), 'weak')
     make()
     start = time.perf_counter()
@@ -454,7 +456,7 @@ def estimate(
     )
     if self.features:
         views = max(self._views() - len(self.features.rows), 0)
-        per_view = _time_views(self.features, self.loaders.test)
+        per_view = _time_views(self.features, self.loaders.test, self.ds)
         seconds, flops = seconds + views * per_view[0], flops + views * per_view[1]
     for name, net in self.live.items():
         net.load_state_dict(before[name])
