@@ -15,7 +15,8 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from .core import InputError, atomic_path, stable_hash, write_json
-from .crop import BOX
+from .channels import is_grey
+from .crop import BOX, grey_statistics, to_planes
 from .dataset import ColonyDataset
 from .metric import macro_difference
 from .records import LoopFile, read_record
@@ -69,12 +70,18 @@ def _compute(ds):
     from ipb_nb.model import create_model
     from ipb_nb.patch import views
 
-    net = create_model(_ARCH, (_side(ds),), 2, pretrained=True, freeze=True).eval()
+    n = len(ds.channels)
+    net = create_model(_ARCH, (_side(ds),), 2, pretrained=True, freeze=True, channels=n).eval()
+    levels = (
+        dict(mean=0.5, std=0.5)
+        if is_grey(ds.channels, ds.depth)
+        else grey_statistics(map(ds.colony, ds.colonies.index))
+    )
     total, count = np.zeros((len(ds), sum(net.widths)), np.float32), np.zeros((len(ds), 1), np.float32)
     with torch.no_grad():
         for batch in chunked(_patches_of(ds), _BATCH):
             k, pixels = zip(*batch)
-            x = views(torch.from_numpy(np.stack(pixels))[:, None], None, 'plain', mean=0.5, std=0.5)
+            x = views(torch.from_numpy(to_planes(np.stack(pixels), n)), None, 'plain', **levels)
             np.add.at(total, list(k), net.backbones(x).numpy())
             np.add.at(count, list(k), 1)
     return total / count

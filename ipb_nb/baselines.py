@@ -28,6 +28,7 @@ from torch import nn
 from tqdm import tqdm
 
 from .balance import PseudoBalance, how_balanced, pseudo_labels, run_balancing
+from .crop import to_planes
 from .core import InputError, write_csv
 from ipb_nb.method import (
     IGNORE,
@@ -332,15 +333,18 @@ _DIRECTIONS = (0, np.pi / 4, np.pi / 2, 3 * np.pi / 4)
 
 
 def texture_features(
-    patch: np.ndarray,  # uint8 (h, w)
+    patch: np.ndarray,  # uint8 or uint16 (h, w) or (h, w, channels)
     levels: int = 32,  # grey levels of the co-occurrence matrix
-) -> np.ndarray:  # (46,)
+) -> np.ndarray:  # (46,) for each channel
     "Shares of local binary patterns (8 points at 1 px, 16 at 2 px) and Haralick's properties at 1, 2 and 4 px."
+    if patch.ndim == 3:
+        return np.concatenate([texture_features(channel, levels) for channel in to_planes(patch)])
     features = []
     for points, radius in ((8, 1), (16, 2)):
         codes = local_binary_pattern(patch, points, radius, 'uniform').astype(int)
         features.append(np.bincount(codes.ravel(), minlength=points + 2) / patch.size)
-    pairs = graycomatrix(patch // (256 // levels), [1, 2, 4], _DIRECTIONS, levels, symmetric=True, normed=True)
+    step = 256**patch.itemsize // levels
+    pairs = graycomatrix((patch // step).astype(np.uint8), [1, 2, 4], _DIRECTIONS, levels, symmetric=True, normed=True)
     features += [graycoprops(pairs, name).mean(1) for name in _HARALICK]
     return np.concatenate(features)
 

@@ -34,6 +34,7 @@ from tqdm import tqdm
 from . import __version__
 from .checkpoint import NoRoom, TerminalView, recall_in_words, sparkline
 from .config import CHOICES, ExperimentConfig
+from .channels import channel_facts
 from .core import InputError, atomic_path, command, read_json, seed_all, shipped, write_csv, write_json
 from .dataset import ColonyDataset
 from .folders import hold
@@ -166,7 +167,7 @@ def check_run(
     check_scale(ds, parts.index, cfg.sides[0], cfg.small)
     if cfg.regions:
         painted_parts(ds, cfg.split, cfg.fold, cfg.sides[0], cfg.small)
-    create_model(cfg.arch, cfg.sides, len(ds.classes), width=cfg.width)
+    create_model(cfg.arch, cfg.sides, len(ds.classes), width=cfg.width, channels=len(ds.channels))
     if cfg.init:
         _check_not_seen(cfg, ds, parts)
         starting_weights(cfg, ds)
@@ -220,6 +221,7 @@ def _begin(cfg, ds, out) -> dict:
         resumed=[*old.get('resumed', []), _now()] if old else [],
         **({'regions_sha256': Regions(ds).sha256} if cfg.regions else {}),
         **({'init': _began_with(cfg, ds)} if cfg.init else {}),
+        **{k: v for k, v in channel_facts(ds.channels, ds.depth).items() if k != 'format_version'},
         seconds=None,
         cpu_seconds=None,
         load=None,
@@ -365,6 +367,7 @@ def _write(training, tested, networks):
         confusion=metrics['student']['confusion'],
         trust=trust,
     )
+    model |= channel_facts(ds.channels, ds.depth) and dict(channels=list(ds.channels), depth=ds.depth, format_version=2)
     write_json(model, out / 'model.json')
     about = dict(format_version=1, classes=ds.classes, n_test=len(loaders.test.items), selected_on=training.selected_on)
     write_json(metrics | about, out / 'metrics.json')

@@ -19,7 +19,9 @@ from safetensors import safe_open
 from torch import nn
 
 from . import __version__
+from .channels import GREY, is_grey, picture_words, to_show
 from .core import InputError, class_colors, command
+from .crop import to_planes
 from .folders import new_folder
 from .page import read_asset
 from .patch import center_box
@@ -37,13 +39,17 @@ class WholeNetwork(nn.Module):
         super().__init__()
         self.net, self.temperature = student.net, student.trust['temperature']
         self.register_buffer('bias', student.bias)
-        self.mean, self.std = (student.info['normalisation'][k] for k in ('mean', 'std'))
+        self.full = (1 << student.depth) - 1
+        for k in ('mean', 'std'):
+            level = student.info['normalisation'][k]
+            several = isinstance(level, list)
+            self.register_buffer(k, torch.tensor(level)[:, None, None]) if several else setattr(self, k, level)
 
     def forward(
         self,
-        patches: torch.Tensor,  # float32 (B, 1, side, side), 0 … 255
+        patches: torch.Tensor,  # float32 (B, channels, side, side), 0 … 255, or 65535 of 16 bits
     ) -> torch.Tensor:  # (B, n_classes)
-        return (self.net((patches / 255 - self.mean) / self.std) / self.temperature + self.bias).softmax(1)
+        return (self.net((patches / self.full - self.mean) / self.std) / self.temperature + self.bias).softmax(1)
 
 # %% ../nbs/54_export.ipynb #e0311f9b
 def example_patches(
@@ -51,14 +57,16 @@ def example_patches(
     student: Student,
     n: int = 8,  # at most
     seed: int = 0,
-) -> np.ndarray:  # uint8 (n, side, side)
+) -> np.ndarray:  # (n, side, side) or (n, side, side, channels), as the dataset stores them
     "Patches of the run's test set (T) where its dataset exists, else noise with the same grey levels."
     norm, rng = student.info['normalisation'], np.random.default_rng(seed)
     try:
         ds, _ = run_dataset(run)
     except InputError:
-        noise = rng.normal(norm['mean'], norm['std'], (n, student.side, student.side))
-        return (255 * noise).clip(0, 255).astype(np.uint8)
+        channels, full = len(student.channels), (1 << student.depth) - 1
+        shape = (n, student.side, student.side, *[channels] * (channels > 1))
+        noise = rng.normal(norm['mean'], norm['std'], shape)
+        return (full * noise).clip(0, full).astype(f'uint{student.depth}')
     ids = run.predictions.colony_id.unique()
     colonies = [ds.colony(i) for i in rng.choice(ids, min(n, len(ids)), replace=False)]
     return np.stack([c.cut(center_box(c, student.side, student.small), student.side) for c in colonies])
@@ -94,6 +102,8 @@ def model_card(
 ) -> str:  # Markdown
     "What the network is, what it was trained on, and how good it is."
     scores, classes, norm = run.metrics['student'], student.classes, student.info['normalisation']
+    full = (1 << student.depth) - 1
+    level = {k: ', '.join(f'{full * v:.1f}' for v in np.ravel(norm[k])) for k in ('mean', 'std')}
     pairs = zip(classes, scores['confusion'])
     small = f'; the network also takes the {student.scales[1]} px in their middle' if len(student.scales) > 1 else ''
     return read_asset('model-card.md').format(
@@ -105,8 +115,8 @@ def model_card(
         side=student.side,
         pixel_size=f'{student.pixel_size:g} µm' if student.pixel_size else 'an unknown pixel size',
         small=small,
-        mean=255 * norm['mean'],
-        std=255 * norm['std'],
+        pictures=f'{picture_words(student.channels, student.depth)} (0 … {full})',
+        **level,
         where=where,
         labelled=_number_labelled(run),
         calibration=_calibration(student.trust),
@@ -149,6 +159,15 @@ def _export_onnx(net, x, path):
         )
 
 # %% ../nbs/54_export.ipynb #4fabb697
+def _name_channels(path, student):
+    "Write names and depth of the channels into the metadata of an ONNX file; 8-bit grey needs none."
+    if not is_grey(student.channels, student.depth):
+        onnx = _need('onnx', 'onnx')
+        model = onnx.load(path)
+        onnx.helper.set_model_props(model, dict(channels=','.join(student.channels), depth=str(student.depth)))
+        onnx.save(model, path)
+
+
 def write_onnx(
     student: Student,
     path: Path,  # .onnx file to write
@@ -156,8 +175,10 @@ def write_onnx(
 ) -> float:  # the largest difference of a probability, onnxruntime against torch
     "The network with its normalisation and softmax as ONNX, checked with onnxruntime."
     onnxruntime = _need('onnxruntime', 'onnx')
-    net, x = WholeNetwork(student).to('cpu').eval(), torch.from_numpy(patches)[:, None].float()
+    net = WholeNetwork(student).to('cpu').eval()
+    x = torch.from_numpy(to_planes(patches, len(student.channels)).astype(np.float32))
     _export_onnx(net, x, path)
+    _name_channels(path, student)
     found = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider']).run(None, {'patches': x.numpy()})[0]
     with torch.no_grad():
         off = float(np.abs(found - net(x).numpy()).max())
@@ -167,11 +188,12 @@ def write_onnx(
     return off
 
 # %% ../nbs/54_export.ipynb #93d40ef3
-def _cover(patches, classes, probs):
+def _cover(patches, classes, probs, channels=GREY):
     "A picture for the zoo, uint8 (256, 512, 3): eight patches, framed in the colour of their class."
     colors, tiles = class_colors(classes), []
     for patch, c in zip(patches[:8], probs[:8].argmax(1)):
-        tile = cv2.cvtColor(cv2.resize(patch, (116, 116)), cv2.COLOR_GRAY2BGR)
+        tile = cv2.resize(to_show(patch, channels), (116, 116))
+        tile = cv2.cvtColor(tile, cv2.COLOR_GRAY2BGR if tile.ndim == 2 else cv2.COLOR_RGB2BGR)
         rgb = bytes.fromhex(colors[classes[c]][1:])
         tiles.append(cv2.copyMakeBorder(tile, 6, 6, 6, 6, cv2.BORDER_CONSTANT, value=tuple(rgb)[::-1]))
     tiles += [np.full((128, 128, 3), 255, np.uint8)] * (8 - len(tiles))
@@ -187,13 +209,14 @@ def _identifier(name):
 def _input_descr(v, student, test_tensor):
     "Patches of grey levels."
     scale = dict(scale=student.pixel_size, unit='micrometer') if student.pixel_size else {}
+    names = [v.Identifier(_identifier(c)) for c in student.channels]
     y, x = (v.SpaceInputAxis(id=v.AxisId(axis), size=student.side, **scale) for axis in 'yx')
     return v.InputTensorDescr(
         id=v.TensorId('patches'),
-        description='8-bit grey patches inside a colony',
-        axes=[v.BatchAxis(), v.ChannelAxis(channel_names=[v.Identifier('grey')]), y, x],
+        description=f'patches inside a colony: {picture_words(student.channels, student.depth)}',
+        axes=[v.BatchAxis(), v.ChannelAxis(channel_names=names), y, x],
         test_tensor=test_tensor,
-        data=v.IntervalOrRatioDataDescr(type='float32', range=(0.0, 255.0)),
+        data=v.IntervalOrRatioDataDescr(type='float32', range=(0.0, float((1 << student.depth) - 1))),
     )
 
 
@@ -259,9 +282,9 @@ def write_bioimageio(
     v, spec = (_need(m, 'bioimageio') for m in ('bioimageio.spec.model.v0_5', 'bioimageio.spec'))
     write_onnx(student, folder / 'student.onnx', patches)
     probs = student.look(patches)[0]
-    np.save(folder / 'patches.npy', patches[:, None].astype(np.float32))
+    np.save(folder / 'patches.npy', to_planes(patches, len(student.channels)).astype(np.float32))
     np.save(folder / 'probabilities.npy', probs)
-    cv2.imwrite(str(folder / 'cover.png'), _cover(patches, student.classes, probs))
+    cv2.imwrite(str(folder / 'cover.png'), _cover(patches, student.classes, probs, student.channels))
     try:
         model = _model_descr(v, student, folder, name, authors, license)
     except ValueError as e:  # of pydantic

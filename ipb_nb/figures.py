@@ -134,7 +134,7 @@ def figure_4(
         for ax, side in zip(column, scales):
             if colony is not None:
                 y0, x0, y1, x1 = map(int, center_box(colony, side))
-                ax.imshow(colony.image[y0:y1, x0:x1], cmap='gray', vmin=0, vmax=255)
+                ax.imshow(colony.shown()[y0:y1, x0:x1], cmap='gray', vmin=0, vmax=255)
                 row = {'class': k, 'colony_id': colony.id, 'side_px': side}
                 rows.append(row | dict(y0=y0, x0=x0, y1=y1, x1=x1))
     title = 'Fig. 4: patches of every class at several scales'
@@ -166,7 +166,7 @@ def _draw_patches(fig, grid, colony, boxes, color):
     "Up to four patches in the two columns on the left, each in a frame of its colour."
     for (k, (y0, x0, y1, x1)), spot in zip(boxes.items(), [(0, 0), (0, 1), (1, 0), (1, 1)]):
         ax = fig.add_subplot(grid[spot])
-        ax.imshow(colony.image[y0:y1, x0:x1], cmap='gray', vmin=0, vmax=255)
+        ax.imshow(colony.shown()[y0:y1, x0:x1], cmap='gray', vmin=0, vmax=255)
         ax.set_title(k)
         ax.set(xticks=[], yticks=[])
         ax.spines[:].set_visible(True)
@@ -176,7 +176,7 @@ def _draw_patches(fig, grid, colony, boxes, color):
 def _draw_colony(fig, grid, colony, boxes, color, um):
     "The colony with the places of the patches, and its mask."
     whole, mask = fig.add_subplot(grid[:, 2:4]), fig.add_subplot(grid[:, 4:])
-    whole.imshow(colony.image, cmap='gray', vmin=0, vmax=255)
+    whole.imshow(colony.shown(), cmap='gray', vmin=0, vmax=255)
     mask.imshow(colony.mask, cmap='gray', interpolation='none')
     for k, (y0, x0, y1, x1) in boxes.items():
         whole.add_patch(plt.Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, lw=2.5, ec=color(k)))

@@ -32,6 +32,7 @@ from ipb_nb.core import (
     tiff_pixels,
     tiff_plane,
 )
+from .channels import is_grey
 from .crop import Colony
 from .dataset import ColonyDataset
 from ipb_nb.files import (
@@ -715,9 +716,9 @@ def resized(
 def dataset_frame(
     ds: ColonyDataset,  # made by detection
     source: str,  # as in colonies.csv
-) -> np.ndarray:  # uint8 (H, W); None where its file is gone or cannot be read
+) -> np.ndarray:  # uint8 (H, W); None where its file is gone or cannot be read, and of datasets that are not 8-bit grey
     "The frame that colonies were cut from, as detection saw it."
-    if not ds.info['raw_root']:
+    if not ds.info['raw_root'] or not is_grey(ds.channels, ds.depth):
         return None
     name, _, number = source.partition('#')
     root = ds.path / ds.info['raw_root']

@@ -25,12 +25,13 @@ from ipb_nb.core import (
     InputError,
     allow_pixels,
     command,
-    read_image,
     read_numbers,
     read_table,
 )
+from .channels import Pictures
 from .crop import BOX, MARGIN, colony_row
-from .dataset import ColonyDataset, check_class_names, plain_label, write_dataset
+from .classes import check_class_names, plain_label
+from .dataset import ColonyDataset, write_dataset
 from ipb_nb.files import (
     MASK_ENDINGS,
     OTHER_SUFFIXES,
@@ -142,6 +143,9 @@ def import_rows(
     pattern: str = None,  # regular expression for file names with named groups: group, track_id, frame, time_h
     margin: int = MARGIN,  # px of surroundings around each box; the largest patch must fit in
     pixel_size: float = None,  # side of a pixel, µm
+    channels: str = None,  # keep these, by name or number: rgb, or phase,DAPI, or 0=phase,2=DAPI; default: grey
+    depth: int = 8,  # bits of a pixel that are kept: 8 or 16
+    segment_on: str = None,  # the channel in which masks are looked for; default: the first, of colours their luma
     add: bool = False,  # add to a dataset that is there already
     **kwargs,
 ) -> ColonyDataset:
@@ -158,13 +162,14 @@ def import_rows(
         raise InputError(path, 'no class names', 'at least one class', do)
     rows, raw_root = _named(rows, prefix, pattern, failures), os.path.relpath(path, dest)
     kwargs |= dict(raw_root=raw_root, margin=margin, pixel_size=pixel_size, add=add)
+    kwargs |= Pictures(channels, depth, segment_on).facts
     return write_dataset(dest, rows, classes, failures, **kwargs)
 
 # %% ../nbs/06_importers.ipynb #4187929d
-def _masked_row(im, mask, margin, **fields):
+def _masked_row(pictures, im, mask, margin, **fields):
     "The row of a picture that is one colony: the box of its mask, or the whole picture."
     if mask is None:
-        return colony_row(im, (0, 0, *im.shape), otsu_mask(im), margin, **fields)
+        return colony_row(im, (0, 0, *im.shape[:2]), otsu_mask(pictures.grey(im)), margin, **fields)
     if not mask.any():
         do = 'Draw the mask again, or take the image out.'
         raise InputError(fields['source'], 'a mask without a colony', 'pixels above 0', do)
@@ -256,7 +261,7 @@ def _folder_files(path, folders, masks, failures):
     return inside, {f: where / o for f, o in drawn.items()}
 
 # %% ../nbs/06_importers.ipynb #7e7940e0
-def _folder_colonies(path, folders, masks, margin, places, counts, failures):
+def _folder_colonies(path, folders, masks, margin, places, counts, failures, pictures):
     "Rows of class folders; `places` receives (colony, fold, part, label) of the published layout."
     files, drawn = _folder_files(path, folders, masks, failures)
     for fold, part, c, source in tqdm(files, desc='importing', unit='image', leave=False):
@@ -264,10 +269,10 @@ def _folder_colonies(path, folders, masks, margin, places, counts, failures):
         in_class = c != path
         label, i = plain_label(c.name) if in_class else '', path_id(Path(*[c.name] * in_class, *below))
         try:
-            im = read_image(path / source)
-            mask = read_mask(drawn[source], im.shape) if source in drawn else None
+            im = pictures.read(path / source)
+            mask = read_mask(drawn[source], im.shape[:2]) if source in drawn else None
             fields = dict(colony_id=i, label=label, source=source.as_posix(), group=i, sha256=sha256(path / source))
-            row = _masked_row(im, mask, margin, **fields)
+            row = _masked_row(pictures, im, mask, margin, **fields)
         except Exception as e:  # of whatever library reads it
             list_failure(failures, source, e)
             continue
@@ -304,14 +309,14 @@ def import_folders(
     **kwargs,
 ) -> ColonyDataset:
     "Import class folders. Files that cannot be read are listed in `failures`, the rest is imported."
-    path, masks, places, counts = Path(path), _folder(masks), [], {}
+    path, masks, places, counts, pictures = Path(path), _folder(masks), [], {}, Pictures.of(kwargs)
     failures = _unreadable(_folder(path))
     folders = _class_folders(path)
     named = {plain_label(c.name): c for _, _, c in folders}
     classes = list(classes or sorted(c for c in named if c not in ('', MULTI_LABEL)))
     for c, folder in named.items():
         _check_class(folder, c, classes)
-    rows = _folder_colonies(path, folders, masks, margin, places, counts, failures)
+    rows = _folder_colonies(path, folders, masks, margin, places, counts, failures, pictures)
     kwargs |= dict(importer='class folders', margin=margin, counts=counts)
     if folders and folders[0][1]:
         kwargs['finish'] = partial(_published_split, places=places, prefix=kwargs.get('prefix', ''))
@@ -381,8 +386,8 @@ def _check_boxes(box_masks, overlap=_OVERLAP):
 
 # %% ../nbs/06_importers.ipynb #bd00d49a
 def _voc_rows(stem, where, frame, boxes, margin, how, counts, failures, **fields):
-    "Rows of the boxes of one field; `how` is (share that others may cover, kind of masks)."
-    (h, w), (overlap, box_masks) = frame.shape, how
+    "Rows of the boxes of one field; `how` is (share that others may cover, kind of masks, pictures)."
+    (h, w), (overlap, box_masks, pictures) = frame.shape[:2], how
     boxes = [(c, (max(y0, 0), max(x0, 0), min(y1, h), min(x1, w))) for c, (y0, x0, y1, x1) in boxes]
     for i, (c, box) in enumerate(boxes, 1):
         y0, x0, y1, x1 = box
@@ -391,7 +396,7 @@ def _voc_rows(stem, where, frame, boxes, margin, how, counts, failures, **fields
             continue
         label = MULTI_LABEL if covered_share(box, [b for k, b in boxes if k != c]) > overlap else c
         counts['multi_label_by_overlap'] += label != c
-        mask = _box_mask(frame[y0:y1, x0:x1], box_masks, counts)
+        mask = _box_mask(pictures.grey(frame[y0:y1, x0:x1]), box_masks, counts)
         yield colony_row(frame, box, mask, margin, colony_id=f'{stem}-{i:02d}', label=label, group=stem, **fields)
 
 # %% ../nbs/06_importers.ipynb #9cc98257
@@ -423,7 +428,7 @@ def _voc_colonies(path, xmls, margin, how, counts, failures):
         try:
             name, boxes = read_voc(xml)
             image = _voc_image(path, xml, name)
-            frame, fields = read_image(image), dict(sha256=sha256(image))
+            frame, fields = how[2].read(image), dict(sha256=sha256(image))
         except Exception as e:  # of whatever library reads it
             list_failure(failures, xml.name, e)
             continue
@@ -454,7 +459,7 @@ def import_voc(
             continue  # reported when it is its turn
         names |= _new_classes(xml, found, classes)
     classes = list(classes or sorted(names))
-    rows = _voc_colonies(path, xmls, margin, (multi_label_overlap, box_masks), counts, failures)
+    rows = _voc_colonies(path, xmls, margin, (multi_label_overlap, box_masks, Pictures.of(kwargs)), counts, failures)
     kwargs |= dict(importer='Pascal VOC', margin=margin, counts=counts)
     return import_rows(path, dest, rows, classes, failures, **kwargs)
 
@@ -513,13 +518,13 @@ def _read_list(path, classes):
 
 # %% ../nbs/06_importers.ipynb #9ab2019a
 def _boxed_row(im, box, mask, margin, where, how, **fields):
-    "The row of a box in an image, with its mask if there is one; `how` is (kind of masks, their counts)."
+    "The row of a box in an image, with its mask if there is one; `how` is (kind of masks, their counts, pictures)."
     y0, x0, y1, x1 = box
     if not (y0 < y1 <= im.shape[0] and x0 < x1 <= im.shape[1]):
         expected = f'y0 < y1 ≤ {im.shape[0]} and x0 < x1 ≤ {im.shape[1]}'
         raise InputError(where, f'the box {box}', expected, 'Correct the row.')
     if mask is None:
-        return colony_row(im, box, _box_mask(im[y0:y1, x0:x1], *how), margin, **fields)
+        return colony_row(im, box, _box_mask(how[2].grey(im[y0:y1, x0:x1]), *how[:2]), margin, **fields)
     if not mask[y0:y1, x0:x1].any():
         raise InputError(where, 'a mask that is empty inside the box', 'pixels above 0', 'Correct the box or the mask.')
     return colony_row(im, box, mask[y0:y1, x0:x1], margin, **fields)
@@ -536,17 +541,17 @@ def _csv_colonies(path, df, margin, how, failures):
         given = {c: r[c] for c in ('frame', 'time_h', 'track_id', 'parent_ids', 'event') if c in r and r[c] == r[c]}
         try:
             if r.image != last:
-                im, content, last = read_image(root / r.image), sha256(root / r.image), r.image
+                im, content, last = how[2].read(root / r.image), sha256(root / r.image), r.image
             fields = dict(
                 colony_id=r.colony_id, label=r.label, sha256=content, group=r.get('group') or _image_id(r.image)
             )
             fields |= dict(source=os.path.relpath(root / r.image, root)) | given
-            mask = _csv_mask(root, r.get('mask'), im.shape)
+            mask = _csv_mask(root, r.get('mask'), im.shape[:2])
             if 'y0' in r:
                 box = tuple(int(v) for v in r[BOX])
                 yield _boxed_row(im, box, mask, margin, f'{path.name}, line {line}', how, **fields)
             else:
-                yield _masked_row(im, mask, margin, **fields)
+                yield _masked_row(how[2], im, mask, margin, **fields)
             _note_full(mask, how[1], f'{r.image}, line {line}')
         except Exception as e:  # of whatever library reads it
             list_failure(failures, r.image, e, f'line {line}')
@@ -565,7 +570,7 @@ def import_csv(
     _check_boxes(box_masks)
     path, failures, counts = Path(path), [], {}
     df, classes = _read_list(path, classes)
-    rows = _csv_colonies(path, df, margin, (box_masks, counts), failures)
+    rows = _csv_colonies(path, df, margin, (box_masks, counts, Pictures.of(kwargs)), failures)
     kwargs |= dict(importer='CSV', margin=margin, counts=counts)
     return import_rows(path.parent, dest, rows, classes, failures, **kwargs)
 
@@ -592,11 +597,11 @@ def _matched(path, folder, suffixes, endings, failures, what):
     return pairs
 
 # %% ../nbs/06_importers.ipynb #9c980883
-def _mask_colonies(path, folder, pairs, margin, counts, failures):
+def _mask_colonies(path, folder, pairs, margin, counts, failures, pictures):
     for f, o in tqdm(pairs.items(), desc='importing', unit='image', leave=False):
         try:
-            frame, content = read_image(path / f), sha256(path / f)
-            labels = read_labels(folder / o, frame.shape)
+            frame, content = pictures.read(path / f), sha256(path / f)
+            labels = read_labels(folder / o, frame.shape[:2])
             if not labels.any():
                 list_skipped(failures, f.as_posix(), f'{o.name} holds no object')
             _note_full(labels != 0, counts, o.as_posix())
@@ -619,7 +624,7 @@ def import_masks(
     path, folder, counts = _folder(path), _folder(masks or path), {}
     failures = _unreadable(path)
     pairs = _matched(path, folder, (*IMAGE_SUFFIXES, '.npy'), MASK_ENDINGS, failures, 'label image')
-    rows = _mask_colonies(path, folder, pairs, margin, counts, failures)
+    rows = _mask_colonies(path, folder, pairs, margin, counts, failures, Pictures.of(kwargs))
     kwargs |= dict(importer='label images', margin=margin, counts=counts)
     return import_rows(path, dest, rows, list(classes or []), failures, **kwargs)
 
@@ -638,21 +643,22 @@ def _roi_or_reason(roi, shape):
     return mask if mask.any() else 'it holds no pixel of the image'
 
 # %% ../nbs/06_importers.ipynb #d39dc5d2
-def _roi_colonies(path, folder, pairs, classes, margin, counts, failures):
+def _roi_colonies(path, folder, pairs, classes, margin, counts, failures, pictures):
     for f, o in tqdm(pairs.items(), desc='importing', unit='image', leave=False):
         try:
-            frame, entries, content = read_image(path / f), roi_entries(folder / o, classes), sha256(path / f)
+            frame, entries, content = pictures.read(path / f), roi_entries(folder / o, classes), sha256(path / f)
         except Exception as e:  # of whatever library reads it
             list_failure(failures, f, e)
             continue
         fields = dict(source=f.as_posix(), group=path_id(f), sha256=content)
         for k, (label, name, roi) in enumerate(entries, 1):
-            mask = roi if isinstance(roi, str) else _roi_or_reason(roi, frame.shape)
+            mask = roi if isinstance(roi, str) else _roi_or_reason(roi, frame.shape[:2])
             if isinstance(mask, str):
                 list_skipped(failures, o.as_posix(), mask, f'ROI {k} ({name})')
             else:
                 _note_full(mask, counts, f'{o.as_posix()} ROI {k} ({name})')
-                yield _masked_row(frame, mask, margin, colony_id=f'{path_id(f)}-{k:03d}', label=label, **fields)
+                own = fields | dict(colony_id=f'{path_id(f)}-{k:03d}', label=label)
+                yield _masked_row(pictures, frame, mask, margin, **own)
 
 # %% ../nbs/06_importers.ipynb #aaa96a87
 @delegates(import_rows, but=['importer', 'counts'])
@@ -677,7 +683,7 @@ def import_rois(
             continue  # reported when it is its turn
         names |= _new_classes(folder / o, found, classes)
     classes = list(classes or sorted(names))
-    rows = _roi_colonies(path, folder, pairs, classes, margin, counts, failures)
+    rows = _roi_colonies(path, folder, pairs, classes, margin, counts, failures, Pictures.of(kwargs))
     kwargs |= dict(importer='Fiji ROIs', margin=margin, counts=counts)
     return import_rows(path, dest, rows, classes, failures, **kwargs)
 
@@ -754,7 +760,7 @@ def _box_options(kind, box_masks, overlap):
 @command(
     'ipb-import folder cells',
     groups={
-        'Input': 'kind classes masks pattern max_pixels',
+        'Input': 'kind classes masks pattern channels depth segment_on max_pixels',
         'Boxes': 'box_masks multi_label_overlap',
         'Scale': 'margin pixel_size',
         'Dataset': 'prefix add',

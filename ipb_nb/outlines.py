@@ -23,7 +23,7 @@ from skimage.measure import regionprops
 
 from .core import InputError, check_file, lossy_format
 from .crop import MARGIN, colony_row
-from .dataset import plain_label
+from .classes import plain_label
 from .masks import mask_numbers
 
 # %% ../nbs/04_outlines.ipynb #6285ecb3

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import webbrowser
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import import_module
 from pathlib import Path
 from threading import Thread
@@ -30,11 +30,12 @@ import traitlets
 from fastcore.basics import patch
 from markupsafe import Markup
 
+from .channels import is_grey, to_show
 from .core import MULTI_LABEL, InputError, read_json, write_json
 from .crop import BOX
 from .dataset import ColonyDataset
 from .frames import dataset_frame, shows
-from .page import apply_contrast, cached_colony, data_uri, draw_outline, read_asset, render
+from .page import apply_contrast, cached_colony, data_uri, draw_outline, read_asset, render, to_bgr
 from .serve import PageServer
 
 # %% ../nbs/60_panes.ipynb #36f656de
@@ -82,8 +83,10 @@ def frame_beside(
 def contrast(
     ds: ColonyDataset,
     n: int = 40,  # crops that are sampled
-) -> tuple:  # the grey levels that become black and white
+) -> tuple:  # the grey levels that become black and white; of other pictures a function, `to_show` of this dataset
     "One contrast for all pictures of a dataset: the 0.2 % and 99.8 % quantiles of its pixels."
+    if not is_grey(ds.channels, ds.depth):
+        return partial(to_show, channels=ds.channels, limits=ds.limits)
     ids = ds.colonies.index[np.linspace(0, len(ds) - 1, min(n, len(ds))).astype(int)]
     sample = np.concatenate([ds.pixels(i)[0].ravel()[::7] for i in ids])
     low, high = np.quantile(sample, [0.002, 0.998])
@@ -99,7 +102,7 @@ def with_outline(
     "A colony in its surroundings, outlined."
     image, (y, x), from_frame = surroundings(ds, colony_id, um)
     row = ds.colonies.loc[colony_id]
-    out = cv2.cvtColor(apply_contrast(image, limits), cv2.COLOR_GRAY2BGR)
+    out = to_bgr(apply_contrast(image, limits))
     width = max(round(max(out.shape[:2]) / 250), 1)
     inside = cached_colony(ds, colony_id).inside
     draw_outline(out, inside, x - min(row.x0, ds.margin), y - min(row.y0, ds.margin), width)

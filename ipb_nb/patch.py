@@ -4,19 +4,15 @@
 
 # %% auto #0
 __all__ = ['SMALL', 'MIN_FRACTION', 'VIEWS', 'patch_window', 'center_box', 'count_inside', 'patch_sums', 'patch_box',
-           'patch_scales', 'Crops', 'uniforms', 'more_keys', 'views', 'PatchDL', 'PatchEpoch', 'TensorPatch',
-           'PatchViews', 'TrainViews', 'normalisation', 'patch_views', 'MultiScalePatchBlock', 'ColonyBlock',
-           'balanced_weights', 'check_scale', 'ColonyLoaders', 'colony_dataloaders']
+           'patch_scales', 'uniforms', 'more_keys', 'views', 'PatchDL', 'PatchEpoch', 'TensorPatch', 'PatchViews',
+           'TrainViews', 'normalisation', 'patch_views', 'MultiScalePatchBlock', 'ColonyBlock', 'balanced_weights',
+           'check_scale', 'ColonyLoaders', 'colony_dataloaders']
 
 # %% ../nbs/15_patch.ipynb #8c6724be
-import hashlib
 import os
 import re
-import tempfile
-import warnings
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing.pool import ThreadPool
 
 import cv2
 import fastai.vision.data
@@ -31,11 +27,11 @@ from fastai.data.transforms import Normalize
 from fastai.torch_core import TensorImage, defaults
 from fastcore.basics import patch, store_attr
 from fasttransform import ItemTransform, Transform
-from filelock import FileLock
-from tqdm import tqdm
 
-from .core import InputError, atomic_path, counter_rng, in_pixels, stable_hash
-from .crop import BOX, Colony, grey_statistics, missing_margin
+from .channels import to_show
+from .core import InputError, counter_rng, in_pixels, stable_hash
+from .cache import Crops
+from .crop import BOX, Colony, grey_statistics, to_planes
 from .dataset import ColonyDataset
 from .distributed import compute_device, check_batch, in_blocks, n_ranks, rank
 from .jobs import starts_afresh
@@ -157,99 +153,6 @@ def patch_scales(
         raise InputError('scales', scales, 'sides, the largest first', 'For example 224,112, or 180um,90um.')
     return tuple(px)
 
-# %% ../nbs/15_patch.ipynb #8318d1cc
-def _fingerprint(ds):
-    "A hash that changes with every file of the dataset."
-    files = [*ds.colonies.image, *ds.colonies['mask']]
-    stats = [os.stat(f'{ds.path}/{f}') for f in files]
-    h = hashlib.blake2b('\n'.join(files).encode(), digest_size=12)
-    h.update(np.array([(s.st_size, s.st_mtime_ns) for s in stats]).tobytes())
-    h.update(ds.colonies[BOX].to_numpy().tobytes())
-    return h.hexdigest()
-
-# %% ../nbs/15_patch.ipynb #bd671f8f
-def _decode(ds, file):
-    "Write all crops to an open file, each colony's pixels and then its mask; return the shapes (n, 2)."
-    shapes = []
-    with ThreadPool(min(os.cpu_count(), 16)) as pool:
-        crops = pool.imap(ds.pixels, ds.colonies.index)
-        for pixels, mask in tqdm(crops, total=len(ds), desc='reading', unit='colony', leave=False):
-            file.write(pixels.tobytes())
-            file.write(np.packbits(mask, axis=1).tobytes())
-            shapes.append(pixels.shape)
-    return np.array(shapes)
-
-
-def _starts(shapes):
-    "Offset of each colony in the file, and the length of the file."
-    return np.r_[0, np.cumsum([h * w + h * (-(-w // 8)) for h, w in shapes.tolist()])]
-
-# %% ../nbs/15_patch.ipynb #bad19e6b
-def _is_whole(data, shapes):
-    return data.exists() and shapes.exists() and data.stat().st_size == _starts(np.load(shapes))[-1]
-
-
-def _cached(ds, folder, name):
-    "The file of all crops and their shapes; written first if it is missing or cut off."
-    data, shapes = folder / f'{name}.bin', folder / f'{name}.shapes.npy'
-    folder.mkdir(exist_ok=True)
-    with FileLock(folder / '.lock'):
-        if not _is_whole(data, shapes):
-            old = {f for f in folder.iterdir() if f.suffix in ('.bin', '.npy')}
-            if old:
-                print(f'{ds.path.name}: files have changed since they were cached; they are read again.')
-            with atomic_path(data) as to_data, atomic_path(shapes) as to_shapes:
-                with open(to_data, 'wb') as f:
-                    decoded = _decode(ds, f)
-                np.save(to_shapes, decoded)
-            for f in old - {data, shapes}:
-                f.unlink(missing_ok=True)
-    return data, np.load(shapes)
-
-# %% ../nbs/15_patch.ipynb #94d0da67
-def _open_crops(ds):
-    "The crops as a file, cached if the dataset's folder can be written, and their shapes."
-    name = _fingerprint(ds)
-    try:
-        return _cached(ds, ds.path / '.cache', name)
-    except OSError as e:
-        text = f'{ds.path}/.cache cannot be written ({e.strerror}); the crops are read into a temporary file'
-        warnings.warn(text, stacklevel=3)
-    file = tempfile.TemporaryFile()
-    shapes = _decode(ds, file)
-    file.flush()
-    file.seek(0)
-    return file, shapes
-
-# %% ../nbs/15_patch.ipynb #bb8707db
-class Crops:
-    "All crops of a dataset in memory, each decoded once; call it with an id to get one of them."
-
-    def __init__(
-        self,
-        ds: ColonyDataset,
-        cache_gb: float = 4.0,  # more than that stays in a file that is mapped into memory
-    ):
-        self.row = {i: k for k, i in enumerate(ds.colonies.index)}
-        self.boxes, self.margin = ds.colonies[BOX].values.tolist(), ds.margin
-        file, shapes = _open_crops(ds)
-        self.shapes, self.starts = shapes.tolist(), _starts(shapes).tolist()
-        if self.starts[-1] > cache_gb * 2**30:
-            self.data = np.asarray(np.memmap(file, np.uint8, 'r'))
-        else:
-            self.data = np.fromfile(file, np.uint8)
-
-    def __call__(
-        self,
-        colony_id: str,
-    ) -> Colony:  # its pixels and mask are views into the one array
-        "One colony."
-        k = self.row[colony_id]
-        (h, w), start, end = self.shapes[k], self.starts[k], self.starts[k + 1]
-        pixels = self.data[start : start + h * w].reshape(h, w)
-        bits = self.data[start + h * w : end].reshape(h, -1)
-        return Colony(colony_id, pixels, bits, missing_margin((h, w), self.boxes[k], self.margin), self.margin)
-
 # %% ../nbs/15_patch.ipynb #5cba2f60
 VIEWS = ('plain', 'weak', 'strong', 'randaug', 'contrast')
 _STREAMS = ('plain', 'weak', 'strong', 'randaug', 'label', 'contrast')  # of random numbers; their order matters
@@ -314,7 +217,7 @@ def _rotate(
 
 # %% ../nbs/15_patch.ipynb #d7908952
 def _column(v):
-    return v[:, None, None, None]
+    return v.reshape(len(v), -1, 1, 1)  # (one amount for a patch, or one for each of its channels)
 
 
 def _brightness(x, factor):
@@ -322,16 +225,17 @@ def _brightness(x, factor):
 
 
 def _contrast(x, factor):
-    mean = x.mean((1, 2, 3), keepdim=True)
+    mean = x.mean((2, 3), keepdim=True)
     return (x - mean).mul_(_column(factor)).add_(mean).clamp_(0, 1)
 
 
 def _blur(x, sigma):
     "Gaussian blur with 7 taps, separable; `sigma` (B,) in px."
     k = torch.softmax(-(torch.arange(-3, 4, device=x.device) ** 2) / (2 * sigma[:, None] ** 2), 1)[:, None]
-    b, _, h, w = x.shape
-    x = F.conv2d(F.pad(x.view(1, b, h, w), (3, 3, 0, 0), mode='reflect'), k[:, :, None], groups=b)
-    return F.conv2d(F.pad(x, (0, 0, 3, 3), mode='reflect'), k[..., None], groups=b).view(b, 1, h, w)
+    b, n, h, w = x.shape
+    k, x = k.repeat_interleave(n, 0), x.reshape(1, b * n, h, w)
+    x = F.conv2d(F.pad(x, (3, 3, 0, 0), mode='reflect'), k[:, :, None], groups=b * n)
+    return F.conv2d(F.pad(x, (0, 0, 3, 3), mode='reflect'), k[..., None], groups=b * n).view(b, n, h, w)
 
 # %% ../nbs/15_patch.ipynb #32d9ccd0
 _PROBABILITY = 0.25
@@ -347,23 +251,38 @@ def _flip(x, u, probability):
     return x
 
 
-def _strong(x, u):
-    "Apply each operation with `_PROBABILITY`; `u` are uniform numbers (B, 8)."
-    for j, (change, low, high) in enumerate(_STRONG.values()):
-        x = _where(x, u[:, j] < _PROBABILITY, change, low + u[:, 4 + j] * (high - low))
+_A_CHANNEL = ('brightness', 'contrast')  # vary from channel to channel
+
+
+def _amounts(name, x, u, keys):
+    "The uniform numbers `u` (B,), or (B, channels) where each channel has an amount of its own."
+    if x.shape[1] == 1 or name not in _A_CHANNEL:
+        return u
+    own = [uniforms(more_keys(keys, _CHANNEL_KEYS + k), 'strong', 2) for k in range(1, x.shape[1])]
+    return torch.stack([u, *(o[:, _A_CHANNEL.index(name)] for o in own)], 1)
+
+
+_CHANNEL_KEYS = 500  # `more_keys` of the second channel and the others
+
+
+def _strong(x, u, keys):
+    "Apply each operation with `_PROBABILITY`; `u` are uniform numbers (B, 8), `keys` those of `_amounts`."
+    for j, (name, (change, low, high)) in enumerate(_STRONG.items()):
+        x = _where(x, u[:, j] < _PROBABILITY, change, low + _amounts(name, x, u[:, 4 + j], keys) * (high - low))
     return x
 
 # %% ../nbs/15_patch.ipynb #52b646e6
 _LEAST_AREA, _OFTEN = 0.4, dict(brightness=0.8, contrast=0.8, blur=0.5)  # probabilities
 
 
-def _contrast_view(x, u):
+def _contrast_view(x, u, keys):
     "Turn and crop, then apply each operation as often as `_OFTEN` says; `u` are uniform numbers (B, 10)."
     zoom = (_LEAST_AREA + u[:, 0] * (1 - _LEAST_AREA)).sqrt()
     x = _rotate(x, u[:, 1] * 180, zoom, (2 * u[:, 2:4] - 1) * (1 - zoom[:, None]))
     for j, (name, probability) in enumerate(_OFTEN.items()):
         change, low, high = _STRONG[name]
-        x = _where(x, u[:, 4 + j] < probability, change, low + u[:, 7 + j] * (high - low))
+        amounts = low + _amounts(name, x, u[:, 7 + j], keys) * (high - low)
+        x = _where(x, u[:, 4 + j] < probability, change, amounts)
     return x
 
 # %% ../nbs/15_patch.ipynb #2f36c324
@@ -388,7 +307,7 @@ _RANDAUG = dict(  # of a uint8 image and a strength from -1 to 1
     contrast=lambda x, v: _tv('adjust_contrast', x, 1 + v * 0.9),
     sharpness=lambda x, v: _tv('adjust_sharpness', x, 1 + v * 0.9),
     posterize=lambda x, v: _tv('posterize', x, 8 - round(abs(v) * 4)),
-    solarize=lambda x, v: _tv('solarize', x, 255 * (1 - abs(v))),
+    solarize=lambda x, v: _tv('solarize', x, (1 - abs(v)) * (1 if x.is_floating_point() else 255)),
     autocontrast=lambda x, v: _tv('autocontrast', x),
     equalize=lambda x, v: _tv('equalize', x),
 )
@@ -402,33 +321,43 @@ def _randaug(x, u):
     for image, (first, second, *amounts) in zip(x, u.tolist()):
         for which, amount in zip((first, second), amounts):
             operation = list(_RANDAUG.values())[int(which * len(_RANDAUG))]
-            image = operation(image, 2 * amount - 1)
+            image = torch.cat([operation(channel[None], 2 * amount - 1) for channel in image])
         changed.append(image)
     return torch.stack(changed)
 
 # %% ../nbs/15_patch.ipynb #5caa1121
+def _levels(v, x):
+    "A number, or one for each channel of `x`."
+    return x.new_tensor(v)[:, None, None] if isinstance(v, (list, tuple)) else v
+
+
 def views(
-    x: torch.Tensor,  # uint8 (B, 1, scale, scale)
+    x: torch.Tensor,  # uint8 or uint16 (B, channels, scale, scale)
     keys: torch.Tensor,  # int64 (B,)
     kind: str,  # plain, weak (flips), strong (the paper's), randaug, or contrast (crops)
-    mean: float = 0.5,  # grey level of the dataset, 0…1
+    mean: float = 0.5,  # grey level of the dataset, 0…1; of several channels a list
     std: float = 0.2,  # its standard deviation
-) -> torch.Tensor:  # float32 (B, 1, scale, scale), normalised
+) -> torch.Tensor:  # float32 (B, channels, scale, scale), normalised
     "The input of the network: augmented as `kind` says, keyed by `keys` (paper, *Dataset augmentations*)."
     if kind not in VIEWS:
         raise InputError('strong', kind, ' or '.join(VIEWS[2:]), 'Name one of them.')
     with torch.autocast(x.device.type, enabled=False):  # (the same within a step in bfloat16)
+        if x.dtype == torch.uint16:  # (of which torch knows little)
+            x = x.to(torch.float32).div_(65535)
         if kind != 'plain':
             u = uniforms(keys, kind, 12)
             x = _flip(x.clone(), u, 0.5 if kind in ('weak', 'contrast') else _PROBABILITY)
         if kind == 'randaug':
             x = _randaug(x, u[:, 2:6])
-        x = x.to(torch.float32).div_(255)
+        if not x.is_floating_point():
+            x = x.to(torch.float32).div_(255)
+        elif kind == 'plain':
+            x = x.clone()
         if kind == 'strong':
-            x = _strong(x, u[:, 2:])
+            x = _strong(x, u[:, 2:], keys)
         if kind == 'contrast':
-            x = _contrast_view(x, u[:, 2:])
-        return x.sub_(mean).div_(std)
+            x = _contrast_view(x, u[:, 2:], keys)
+        return x.sub_(_levels(mean, x)).div_(_levels(std, x))
 
 # %% ../nbs/15_patch.ipynb #2f2e1844
 def _occurrence(i):
@@ -550,7 +479,7 @@ def epoch_and_draw(self: PatchDL, key: int, draw: int) -> tuple:
 @patch
 def make_item(self: PatchDL, i, draw, at):
     colony, *target = self.dataset[i]
-    pixels = torch.from_numpy(colony.cut(self.box(colony, draw), self.scale)[None])
+    pixels = torch.from_numpy(to_planes(colony.cut(self.box(colony, draw), self.scale)))
     return (pixels, stable_hash(colony.key, self.seed, *at), *target)
 
 
@@ -580,14 +509,23 @@ if PatchEpoch not in defaults.callbacks:
     defaults.callbacks.append(PatchEpoch)
 
 # %% ../nbs/15_patch.ipynb #04a3842a
+def _to_draw(x):
+    "Planes (channels, h, w) of levels 0…1 as grey (h, w) or RGB (h, w, 3); of other channels a composite."
+    if len(x) == 1:
+        return x[0]
+    if len(x) == 3:
+        return x.transpose(1, 2, 0).clip(0, 1)
+    return to_show(x.transpose(1, 2, 0), [f'channel {k}' for k in range(len(x))]) / 255
+
+
 class TensorPatch(TensorImage):
-    "A patch in grey levels 0…1; `scales` are the sides of the squares that the network sees, in px."
+    "A patch in levels 0…1; `scales` are the sides of the squares that the network sees, in px."
 
     def show(self, ctx=None, ax=None, **kwargs):
         ax = ctx or ax or fastai.vision.data.subplots()[1][0]
-        x = self[0].cpu().numpy()
+        x = _to_draw(self.cpu().numpy())
         side, *smaller = getattr(self, 'scales', None) or x.shape[:1]
-        gap = np.ones((side, side // 32 + 1))
+        gap = np.ones((side, side // 32 + 1, *x.shape[2:]))
         panels = [x]
         for s in smaller:
             at = (side - s) // 2
@@ -626,7 +564,8 @@ class PatchViews(ItemTransform):
 
     def decodes(self, b):
         x, *rest = b
-        return (TensorPatch(x * self.statistics['std'] + self.statistics['mean'], scales=self.scales), *rest)
+        mean, std = (_levels(self.statistics[k], x) for k in ('mean', 'std'))
+        return (TensorPatch(x * std + mean, scales=self.scales), *rest)
 
 
 class TrainViews(PatchViews):
@@ -672,14 +611,14 @@ def MultiScalePatchBlock(
 # %% ../nbs/15_patch.ipynb #028bf22a
 def _fitted(c, side):
     "A colony as a `TensorPatch`, scaled and mirrored at its edges to fill a square."
-    h, w = c.pixels.shape
+    h, w = c.pixels.shape[:2]
     f = side / max(h, w)
     size = max(round(w * f), 1), max(round(h * f), 1)
     im = cv2.resize(c.pixels, size, interpolation=cv2.INTER_AREA if f < 1 else cv2.INTER_LINEAR)
     top, left = (side - im.shape[0]) // 2, (side - im.shape[1]) // 2
     bottom, right = side - im.shape[0] - top, side - im.shape[1] - left
     im = cv2.copyMakeBorder(im, top, bottom, left, right, cv2.BORDER_REFLECT_101)
-    return TensorPatch(torch.from_numpy(im[None]).float() / 255)
+    return TensorPatch(torch.from_numpy(to_planes(im)).float() / (255 if im.dtype == np.uint8 else 65535))
 
 
 def ColonyBlock(

@@ -22,7 +22,8 @@ from tqdm import tqdm
 
 from .answers import check_questions, frame_table, write_answers
 from .core import InputError, allow_pixels, command, read_json, read_table, write_csv, write_json
-from .crop import BOX
+from .channels import GREY, is_grey, to_show
+from .crop import BOX, level_counts
 from .dataset import ColonyDataset
 from .detect import NoColonies, detect_dataset
 from .exclude import excluded_files
@@ -45,16 +46,16 @@ _OVERLAY = 1024  # px, the longer side of the pictures to look at
 
 
 def overlay_jpg(
-    frame: np.ndarray,  # uint8 (H, W)
+    frame: np.ndarray,  # uint8 (H, W), or RGB (H, W, 3)
     class_map: np.ndarray,  # uint8 (H, W), as for `class_map_png`
     classes,  # class names
 ) -> bytes:
     "The frame, its colonies tinted by class and outlined."
-    step = max(-(-max(frame.shape) // _OVERLAY), 1)
+    step = max(-(-max(class_map.shape) // _OVERLAY), 1)
     small = np.ascontiguousarray(class_map[step // 2 :: step, step // 2 :: step])
-    grey = cv2.resize(frame, small.shape[::-1], interpolation=cv2.INTER_AREA)
+    light = cv2.resize(frame, small.shape[::-1], interpolation=cv2.INTER_AREA)
     colors = class_palette(classes)[:, ::-1].astype(np.float32)
-    im = grey[..., None].repeat(3, 2).astype(np.float32)
+    im = (light[..., None].repeat(3, 2) if light.ndim == 2 else light[..., ::-1]).astype(np.float32)
     inside = small > 0
     im = np.where(inside[..., None], 0.72 * im + 0.28 * colors[small], im)
     edge = inside & (cv2.erode(inside.astype(np.uint8), np.ones((3, 3), np.uint8)) == 0)
@@ -69,12 +70,14 @@ def _canvas(ds, colonies, size):
     if all(shows(raw, c, box) for c, box in zip(colonies, rows[BOX].to_numpy())):
         return raw
     height, width = size or (int(rows.y1.max()), int(rows.x1.max()))
-    background = np.median([np.median(c.pixels) for c in colonies])
-    out = np.full((height, width), background, np.uint8)
-    for c, r in zip(colonies, rows.itertuples()):
+    limits = ds.limits
+    shown = [to_show(c.pixels, c.channels, limits) for c in colonies]
+    background = np.median([np.median(pixels) for pixels in shown])
+    out = np.full((height, width, *shown[0].shape[2:]), background, np.uint8)
+    for c, pixels, r in zip(colonies, shown, rows.itertuples()):
         y, x = max(r.y0 - c.margin, 0), max(r.x0 - c.margin, 0)
-        part = out[y : y + c.pixels.shape[0], x : x + c.pixels.shape[1]]
-        part[:] = c.pixels[: part.shape[0], : part.shape[1]]
+        part = out[y : y + pixels.shape[0], x : x + pixels.shape[1]]
+        part[:] = pixels[: part.shape[0], : part.shape[1]]
     return out
 
 # %% ../nbs/53_predict.ipynb #0ded5b34
@@ -140,8 +143,10 @@ def predict_source(
     found = _classify(student, colonies, stride, factor)
     rows = ds.colonies.loc[[c.id for c in colonies]]
     frame = _canvas(ds, colonies, size)
-    class_map = _frame_map(frame.shape, rows, found)
-    grey = np.sum([cv2.calcHist([c.pixels], [0], c.inside, [256], [0, 256]).ravel() for c in colonies], 0)
+    class_map = _frame_map(frame.shape[:2], rows, found)
+    grey = np.zeros(256)  # (compared for 8-bit grey alone)
+    if is_grey(ds.channels, ds.depth):
+        grey = np.sum([level_counts(c)[0] for c in colonies], 0)
     return dict(
         rows=[_row(student, r, f, area) for r, f in zip(rows.itertuples(), found)],
         failures=failures,
@@ -172,6 +177,7 @@ def _adopt(student, ds, images, pixel_size, unscaled, departures):
         found, expected = (', '.join(o.classes) for o in (ds, student))
         do = 'Take the model that was trained for these classes, or a dataset without labels.'
         raise InputError(images / 'dataset.json', f'the classes {found}', f'those of the model: {expected}', do)
+    student.check_channels((ds.channels, ds.depth), images / 'dataset.json')
     size, factor = pixel_size or ds.pixel_size, 1.0
     _check_sizes(size, student.pixel_size, unscaled, images)
     if not size:
@@ -254,6 +260,7 @@ def _settings(student, detecting):
 
 def _detect(student, frames, bad, images, out, pixel_size, unscaled, listing, detecting, departures, resume, **work):
     "A dataset of the colonies in raw frames, the factor by which they are to be scaled, and the area of its pixels."
+    student.check_channels((GREY, 8), f'{images}, raw images, which are taken as grey')
     settings, cells = _settings(student, detecting), out / 'cells'
     along = settings.get('outlines')
     departures += _frame_departures(student, frames, bad, settings, unscaled or along)

@@ -79,6 +79,7 @@ def read_record(
 # %% ../nbs/01_records.ipynb #rec00010
 _Name = Annotated[str, Field(min_length=1, max_length=200)]
 _Names = Annotated[list[_Name], Field(max_length=1000)]
+_Channels = Annotated[list[_Name], Field(max_length=32)]
 _Above0 = Annotated[float, Field(gt=0)]
 _Count = Annotated[int, Field(ge=0)]
 _Share = Annotated[float, Field(ge=0, le=1)]
@@ -93,15 +94,17 @@ def _check_different(names):
 
 # %% ../nbs/01_records.ipynb #00010b
 class DatasetFile(Record):
-    "The dataset.json of a dataset of format 2."
+    "The dataset.json of a dataset of format 2, or 3 where pictures are not 8-bit grey."
 
     _do = 'Restore the file, or import the dataset again.'
-    format_version: Annotated[int, Field(ge=1, le=2)] = 2
+    format_version: Annotated[int, Field(ge=1, le=3)] = 2
     classes: _Names
     margin: _Margin
     pixel_size: _PixelSize | None
     raw_root: str | None
     imports: list[dict]
+    channels: _Channels = []
+    depth: Literal[8, 16] = 8  # bits
     intensity: str | dict | list | None = None
     detection: dict | None = None
     flat_field: dict | None = None
@@ -221,8 +224,8 @@ class SweepFile(Record):
 # %% ../nbs/01_records.ipynb #rec00018
 class _Grey(BaseModel):
     model_config = ConfigDict(strict=True, extra='allow', allow_inf_nan=False)
-    mean: float
-    std: _Above0
+    mean: float | list[float]  # (of several channels, one for each)
+    std: _Above0 | list[_Above0]
 
 # %% ../nbs/01_records.ipynb #00018a
 class _Trust(BaseModel):
@@ -234,9 +237,10 @@ class _Trust(BaseModel):
 
 # %% ../nbs/01_records.ipynb #00018b
 class ModelFile(Record):
-    "The fields that ipb-train writes."
+    "The fields that ipb-train writes; of format 2 where pictures are not 8-bit grey."
 
     _do = 'Restore it, or train again.'
+    format_version: Annotated[int, Field(ge=1, le=2)] = 1
     arch: Annotated[str, Field(max_length=100)]
     width: Annotated[float, Field(gt=0, le=8)]  # factor
     hidden: Annotated[int, Field(ge=0, le=1 << 14)]  # units
@@ -247,6 +251,8 @@ class ModelFile(Record):
     prior: dict[str, _Share] = {}
     pixel_size: _PixelSize | None
     normalisation: _Grey
+    channels: _Channels = []
+    depth: Literal[8, 16] = 8  # bits
     margin: _Margin
     intensity: str | dict | list | None = None
     detection: dict | None
@@ -262,6 +268,10 @@ class ModelFile(Record):
             raise ValueError('another confusion', f'{n} rows of {n} numbers, one for each class')
         if self.trust.bias is not None and len(self.trust.bias) != n:
             raise ValueError(f'{len(self.trust.bias)} numbers as trust.bias', f'{n}, one for each class')
+        many, n = len(self.channels) > 1, len(self.channels)
+        for v in (self.normalisation.mean, self.normalisation.std):
+            if isinstance(v, list) != many or many and len(v) != n:
+                raise ValueError('another normalisation', f'a number for each of {max(n, 1)} channels')
         return self
 
 # %% ../nbs/01_records.ipynb #rec00021

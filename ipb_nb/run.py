@@ -579,9 +579,9 @@ def _patch(dataset, r):
     do = 'Restore the dataset as it was.'
     if r.colony_id not in dataset.colonies.index:
         raise InputError(dataset.path.name, f'no colony {r.colony_id}', 'the dataset of the run', do)
-    im = dataset.colony(r.colony_id).image
+    im = dataset.colony(r.colony_id).shown(dataset.limits)
     patch = im[r.y0 : r.y1, r.x0 : r.x1]
-    if min(r.y0, r.x0) < 0 or patch.shape != (r.y1 - r.y0, r.x1 - r.x0):
+    if min(r.y0, r.x0) < 0 or patch.shape[:2] != (r.y1 - r.y0, r.x1 - r.x0):
         box = f'({r.y0}, {r.x0}, {r.y1}, {r.x1})'
         raise InputError(r.colony_id, f'an image of {im.shape}', f'one that holds the patch {box}', do)
     return cv2.resize(patch, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
@@ -589,7 +589,7 @@ def _patch(dataset, r):
 # %% ../nbs/33_run.ipynb #a8249a7a
 def _draw_patches(ax, patches, n):
     "Up to `n` patches side by side, white where there are fewer."
-    im = np.full((_SIDE, n * (_SIDE + _GAP) - _GAP), 255, np.uint8)
+    im = np.full((_SIDE, n * (_SIDE + _GAP) - _GAP, *patches[0].shape[2:]), 255, np.uint8)
     for i, patch in enumerate(patches):
         start = i * (_SIDE + _GAP)
         im[:, start : start + _SIDE] = patch

@@ -16,6 +16,7 @@ from torch import nn
 from .core import counter_rng, stable_hash
 from .method import register
 from .model import N_FEATURES
+from .crop import to_planes
 from .patch import PatchDL, count_inside, more_keys, patch_window
 from .simclr import Pretext, PretextMethod, PretextViews, pretext_learner
 
@@ -45,14 +46,15 @@ def neighbour_box(
 
 # %% ../nbs/26_simtriplet.ipynb #099023f5
 class NeighbourDL(PatchDL):
-    "Patches with their neighbours as a second channel, keys, and which neighbours overlap."
+    "Patches with the channels of their neighbours after their own, keys, and which neighbours overlap."
 
     def create_item(self, s):
         draw, i = divmod(s or 0, self.n_colonies)
         colony = self.dataset[i][0]
         key, box = stable_hash(colony.key, self.seed, self.epoch, draw), self.box(colony, draw)
         other, apart = neighbour_box(colony, box, key, self.min_fraction, self.small)
-        return torch.from_numpy(np.stack([colony.cut(b, self.scale) for b in (box, other)])), key, int(not apart)
+        patches = [to_planes(colony.cut(b, self.scale)) for b in (box, other)]
+        return torch.from_numpy(np.concatenate(patches)), key, int(not apart)
 
 # %% ../nbs/26_simtriplet.ipynb #6e297f99
 class TripletViews(PretextViews):
@@ -67,7 +69,7 @@ class TripletViews(PretextViews):
 
     def make(self, patches, keys):
         return torch.cat(
-            [self.views(patches[:, k // 2][:, None].contiguous(), more_keys(keys, k), 'contrast') for k in range(3)]
+            [self.views(patches.chunk(2, 1)[k // 2].contiguous(), more_keys(keys, k), 'contrast') for k in range(3)]
         )
 
     @property

@@ -37,6 +37,7 @@ from ipb_nb.core import (
     write_csv,
     write_json,
 )
+from .channels import GREY, to_show
 from .dataset import ColonyDataset, shorten
 from .folders import file_name, new_file
 from .manifest import renew_manifest, verify_pictures
@@ -604,7 +605,8 @@ _NEAR_BITS, _NEAR_CORRELATION = 6, 0.985
 def _looks(im):
     "Digest, perceptual hash and thumbnail of a picture."
     digest = hashlib.sha256(str(im.shape).encode() + im.tobytes()).digest()
-    bits = np.packbits(imagehash.phash(Image.fromarray(im)).hash).view(np.uint64)[0]
+    shown = to_show(im, [str(k) for k in range(im.shape[2])] if im.ndim == 3 else GREY)
+    bits = np.packbits(imagehash.phash(Image.fromarray(shown)).hash).view(np.uint64)[0]
     thumb = cv2.resize(im, (32, 32), interpolation=cv2.INTER_AREA).astype(np.float32).ravel()
     thumb -= thumb.mean()
     return digest, bits, thumb / max(np.linalg.norm(thumb), 1e-6)

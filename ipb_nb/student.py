@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from scipy import ndimage as ndi
 
 from .core import InputError
-from .crop import Colony
+from .channels import channels_of, check_picture, check_same, picture_words, is_grey
+from .crop import Colony, to_planes
 from .decision import patch_grid, probabilities
 from .distributed import compute_device
 from .frames import resized
@@ -53,8 +54,9 @@ class Student:
         for field in ('classes', 'scales', 'small', 'pixel_size', 'margin', 'trust'):
             setattr(self, field, self.info[field])
         self.side, self.device = self.scales[0], torch.device(device or compute_device())
-        arch, width, hidden = (self.info[k] for k in ('arch', 'width', 'hidden'))
-        self.net = create_model(arch, self.scales, len(self.classes), width=width, hidden=hidden)
+        self.channels, self.depth = channels_of(self.info)
+        how = {k: self.info[k] for k in ('width', 'hidden')} | dict(channels=len(self.channels))
+        self.net = create_model(self.info['arch'], self.scales, len(self.classes), **how)
         self.net.load_state_dict(read_weights(self.path, self.net.state_dict()))
         self.net.eval().to(self.device)
         seen = _read_features(self.path / 'reference.safetensors', self.net.norm.num_features)
@@ -65,7 +67,19 @@ class Student:
     def __repr__(self):
         sides = ' and '.join(map(str, self.scales))
         classes = ', '.join(self.classes)
-        return f"{self.info['arch']}, patches of {sides} px at {self.pixel_size or '?'} µm: {classes}"
+        of = '' if is_grey(self.channels, self.depth) else f' of {picture_words(self.channels, self.depth)}'
+        return f"{self.info['arch']}, patches of {sides} px at {self.pixel_size or '?'} µm{of}: {classes}"
+
+# %% ../nbs/50_student.ipynb #stch0002
+@patch
+def check_channels(
+    self: Student,
+    kind: tuple,  # channels and depth of pictures, such as `ds.channels, ds.depth`
+    where,  # for the error
+):
+    "Stop at pictures of other channels or another depth than those of the training."
+    do = 'Take a model that was trained on such pictures, or make the dataset with the channels of this one.'
+    check_same(kind, (self.channels, self.depth), where, do)
 
 # %% ../nbs/50_student.ipynb #21d862de
 def load_student(
@@ -80,16 +94,18 @@ def load_student(
 @torch.no_grad()
 def look(
     self: Student,
-    patches: np.ndarray,  # uint8 (n, side, side)
+    patches: np.ndarray,  # (n, side, side) or (n, side, side, channels), as the student's dataset stores them
     batch: int = 64,  # patches at a time
 ) -> tuple:  # probabilities, float32 (n, n_classes), and features, torch (n, 512 × scales)
-    "Class probabilities and features of patches."
+    "Class probabilities and features of patches. Those of other channels or another depth are an `InputError`."
     probs, features = [], []
+    check_picture(patches[0], self.channels, self.depth, 'patches')
+    patches = to_planes(patches, len(self.channels))
     for start in range(0, len(patches), batch):
         own = patches[start : start + batch]
         n = len(own)
-        padding = np.zeros((-n % 16, *own.shape[1:]), np.uint8)  # torch keeps plans and memory for every batch size
-        x = torch.from_numpy(np.concatenate([own, padding]))[:, None].to(self.device)
+        padding = np.zeros((-n % 16, *own.shape[1:]), own.dtype)  # torch keeps plans and memory for every batch size
+        x = torch.from_numpy(np.concatenate([own, padding])).to(self.device)
         x = views(x, None, 'plain', **self.info['normalisation'])
         p, f = probabilities(self.net, x, self.info.get('tta', False), self.trust['temperature'], self.bias)
         probs.append(p[:n].cpu())
@@ -147,8 +163,9 @@ def rescaled(
     if factor == 1:
         return colony
     image = resized(colony.image, factor)
-    mask = cv2.resize(colony.mask.view(np.uint8), image.shape[::-1], interpolation=cv2.INTER_NEAREST)
-    return Colony(colony.id, image, np.packbits(mask, axis=1), margin=round(colony.margin * factor))
+    mask = cv2.resize(colony.mask.view(np.uint8), image.shape[1::-1], interpolation=cv2.INTER_NEAREST)
+    margin = round(colony.margin * factor)
+    return Colony(colony.id, image, np.packbits(mask, axis=1), margin=margin, channels=colony.channels)
 
 # %% ../nbs/50_student.ipynb #b82711dc
 def _cut_kept(colony, grid, kept, scale):
@@ -183,6 +200,8 @@ def classify(
 ) -> list:  # a dict per colony: probs (n_classes,), map (from `compose`), patches (how many), distance
     "Class probabilities and composition maps of colonies; the distance is that of the middle patch (see `distance`)."
     stride = self.side // 2 if stride is None else stride
+    for c in colonies:
+        self.check_channels((c.channels, 8 * c.pixels.itemsize), c.id)
     grids = [patch_grid(c, self.side, stride, self.small) for c in colonies]
     kept = [np.argwhere(np.isfinite(fraction)) for _, _, fraction, _ in grids]
     patches = []

@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 from scipy import optimize
 
+from .channels import to_show
 from .core import CLASSES, MULTI_LABEL, PALETTE, InputError, read_table, write_csv, write_png
 from .dataset import ColonyDataset
 from .growth import cell_radius
@@ -438,9 +439,11 @@ def write_audit(
     "Write the pictures, the table to fill in, and the key."
     folder = Path(folder)
     names = [f'{k + 1:04d}.png' for k in range(len(drawn))]
+    limits = ds.limits
     for name, i in zip(names, drawn.colony_id):
         pixels, mask = ds.pixels(i)
-        shown = cv2.cvtColor(pixels, cv2.COLOR_GRAY2BGR)
+        pixels = to_show(pixels, ds.channels, limits)
+        shown = cv2.cvtColor(pixels, cv2.COLOR_GRAY2BGR if pixels.ndim == 2 else cv2.COLOR_RGB2BGR)
         outlines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
         cv2.drawContours(shown, outlines, -1, (66, 228, 240), 1)
         write_png(shown, folder / name)

@@ -39,6 +39,7 @@ from ipb_nb.checkpoint import (
     set_random_state,
     time_steps,
 )
+from .channels import channels_of, check_same
 from .config import ExperimentConfig
 from .core import CtrlC, InputError, seed_all
 from .dataset import ColonyDataset
@@ -187,6 +188,7 @@ def create_network(
     hidden = METHODS[cfg.method].hidden
     n = len(ds.classes)
     how = dict(width=cfg.width, pretrained=cfg.pretrained, freeze=cfg.freeze, hidden=hidden)
+    how |= dict(channels=len(ds.channels))
     return create_model(cfg.arch, cfg.sides, n, device=device, compile=compile, **how)
 
 # %% ../nbs/31_training.ipynb #ini00002
@@ -206,6 +208,8 @@ def _check_student(cfg, ds, info):
         found, expected = (f'{s:g} µm per pixel' if s else 'no pixel size' for s in sizes)
         do = 'Scale the frames to that pixel size before they are detected.'
         raise InputError(ds.path, found, f'{expected}, as in {cfg.init}', do)
+    do = 'Import the images again, with the --channels and the --depth of that student.'
+    check_same((ds.channels, ds.depth), channels_of(info), ds.path, do)
     if not {*ds.classes} & {*info['classes']}:
         expected = f"at least one of {', '.join(info['classes'])}, as in {cfg.init}"
         raise InputError(ds.path, f"the classes {', '.join(ds.classes)}", expected, 'Give the classes the same names.')
@@ -218,8 +222,8 @@ def starting_weights(
     "The student's weights, for a network with the dataset's classes."
     info = read_model(cfg.init)
     _check_student(cfg, ds, info)
-    n = len(info['classes'])
-    network = create_model(cfg.arch, cfg.sides, n, width=cfg.width, hidden=info['hidden']).state_dict()
+    how = dict(width=cfg.width, hidden=info['hidden'], channels=len(ds.channels))
+    network = create_model(cfg.arch, cfg.sides, len(info['classes']), **how).state_dict()
     return grown(read_weights(cfg.init, network), info['classes'], ds.classes)
 
 # %% ../nbs/31_training.ipynb #096bef2e
@@ -469,9 +473,10 @@ def _time_stages(self: Training, n: dict, steps: int):
     return seconds, flops
 
 # %% ../nbs/31_training.ipynb #frzest02
-def _time_views(features, dl):
+def _time_views(features, dl, ds):
     "Seconds and operations of the features of a view that is new."
-    x = torch.zeros(32, 1, dl.scale, dl.scale, dtype=torch.uint8, device=dl.device)
+    shape = 32, len(ds.channels), dl.scale, dl.scale
+    x = torch.zeros(shape, dtype=getattr(torch, f'uint{ds.depth}'), device=dl.device)
     make = partial(features.compute, x, torch.arange(32, device=dl.device), 'weak')
     make()
     start = time.perf_counter()
@@ -504,7 +509,7 @@ def estimate(
     )
     if self.features:
         views = max(self._views() - len(self.features.rows), 0)
-        per_view = _time_views(self.features, self.loaders.test)
+        per_view = _time_views(self.features, self.loaders.test, self.ds)
         seconds, flops = seconds + views * per_view[0], flops + views * per_view[1]
     for name, net in self.live.items():
         net.load_state_dict(before[name])

@@ -17,7 +17,8 @@ from fastcore.meta import delegates
 from tqdm import trange
 
 from .core import MULTI_LABEL, InputError, read_table, stable_hash, write_csv, write_json
-from .dataset import ColonyDataset, annotator_log, check_class_names
+from .classes import check_class_names
+from .dataset import ColonyDataset, annotator_log
 from .folders import hold, new_file
 from .panes import contrast, frame_beside, track_names, verdict_text
 from .records import DatasetFile, WorklistFile, read_record
@@ -42,6 +43,7 @@ def _probabilities_of_student(ds, run):
     if student.classes != ds.classes:
         found, expected = f"classes {', '.join(student.classes)}", ', '.join(ds.classes)
         raise InputError(run, found, expected, 'Give a student of this dataset.')
+    student.check_channels((ds.channels, ds.depth), ds.path)
     ids = list(ds.colonies.index)
     for k in trange(0, len(ids), 64, desc='classifying', unit='batch', leave=False):
         colonies = [ds.colony(i) for i in ids[k : k + 64]]
