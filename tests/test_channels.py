@@ -1,6 +1,9 @@
 """Stains and markers from the image files to the predictions of a student."""
 
+from functools import cache
+
 import numpy as np
+import onnx
 import pandas as pd
 import pytest
 import tifffile
@@ -9,10 +12,12 @@ from PIL import Image
 from ipb_nb.config import ExperimentConfig
 from ipb_nb.core import InputError, read_json
 from ipb_nb.experiment import train
+from ipb_nb.export import export_student
 from ipb_nb.importers import import_csv
+from ipb_nb.method import METHODS
 from ipb_nb.predict import predict
 from ipb_nb.run import read_run
-from ipb_nb.split import save_split
+from ipb_nb.split import Split, save_split
 from ipb_nb.student import load_student
 
 STAIN, MARKERS = ['red', 'green', 'blue'], ['phase', 'DAPI', 'OCT4', 'SOX2']
@@ -31,39 +36,42 @@ def marked_planes(rng, brightest, n, deep):
     return (planes * (6000 if deep else 255)).astype(np.uint16 if deep else np.uint8)
 
 
-@pytest.fixture(scope='module', params=['stain', 'markers'])
-def images(request, tmp_path_factory):
-    "A list of images, and how they are imported."
-    folder, rng, rows = tmp_path_factory.mktemp(request.param), np.random.default_rng(0), []
-    deep = request.param == 'markers'
-    for k in range(2 * N):
-        planes, name = marked_planes(rng, k % 2, 4 if deep else 3, deep), f'c{k:03d}.{"ome.tif" if deep else "png"}'
-        if deep:
-            tifffile.imwrite(folder / name, planes, metadata=dict(axes='CYX', Channel=dict(Name=MARKERS)))
-        else:
-            Image.fromarray(planes.transpose(1, 2, 0)).save(folder / name)
-        rows.append(dict(image=name, label=f'class {k % 2}', y0=5, x0=5, y1=35, x1=35))
-    pd.DataFrame(rows).to_csv(folder / 'list.csv', index=False)
-    return folder / 'list.csv', dict(channels=','.join(MARKERS), depth=16) if deep else dict(channels='rgb')
+@pytest.fixture(scope='module')
+def images(tmp_path_factory):
+    "A function (kind): a list of images, and how they are imported."
+
+    @cache
+    def of_kind(kind):
+        folder, rng, rows = tmp_path_factory.mktemp(kind), np.random.default_rng(0), []
+        deep = kind == 'markers'
+        for k in range(2 * N):
+            planes, name = marked_planes(rng, k % 2, 4 if deep else 3, deep), f'c{k:03d}.{"ome.tif" if deep else "png"}'
+            if deep:
+                tifffile.imwrite(folder / name, planes, metadata=dict(axes='CYX', Channel=dict(Name=MARKERS)))
+            else:
+                Image.fromarray(planes.transpose(1, 2, 0)).save(folder / name)
+            rows.append(dict(image=name, label=f'class {k % 2}', y0=5, x0=5, y1=35, x1=35))
+        pd.DataFrame(rows).to_csv(folder / 'list.csv', index=False)
+        return folder / 'list.csv', dict(channels=','.join(MARKERS), depth=16) if deep else dict(channels='rgb')
+
+    return of_kind
 
 
-def trained(listed, out, **how):
+LENGTH = dict(epochs=2, pretrain_epochs=20, finetune=10, steps=40, lr=0.02, ema=0.0)
+
+
+def trained(listed, out, length=LENGTH, importing=None, **how):
     "A student of the images, and the dataset it was trained on."
-    ds = import_csv(listed, out / 'cells', margin=4, box_masks='box', **how)
+    ds = import_csv(listed, out / 'cells', margin=4, box_masks='box', **importing or {})
     save_split(ds, labeled=0.4, test=0.3, folds=1, by='random', valid=0.1)
-    cfg = ExperimentConfig(
-        'quick', method='mpl', arch='hrnet', width=0.1, scales='32,16', pretrained=False, freeze=False
-    )
-    for name, value in dict(
-        epochs=2, pretrain_epochs=30, finetune=10, steps=20, batch_size=8, threads=1, lr=0.01, ema=0.0, test_patches=1
-    ).items():
-        setattr(cfg, name, value)
+    cfg = ExperimentConfig(scales='32,16', batch_size=8, threads=1, **length, **how)
     return ds, train(cfg, ds.path, out / 'run')
 
 
-def test_only_a_marker_tells_the_classes_apart(images, tmp_path):
-    listed, how = images
-    ds, run = trained(listed, tmp_path, **how)
+@pytest.mark.parametrize('kind', ['stain', 'markers'])
+def test_only_a_marker_tells_the_classes_apart(kind, images, tmp_path):
+    listed, how = images(kind)
+    ds, run = trained(listed, tmp_path, importing=how)
     channels, depth = (MARKERS, 16) if 'depth' in how else (STAIN, 8)
     for file in (tmp_path / 'cells' / 'dataset.json', run / 'model.json', run / 'run.json'):
         info = read_json(file)
@@ -77,6 +85,33 @@ def test_only_a_marker_tells_the_classes_apart(images, tmp_path):
 
     with pytest.raises(InputError, match='expected'):
         load_student(run).look(np.zeros((2, 32, 32), np.uint8))
+    export_student(run, tmp_path / 'onnx', format='onnx')  # (compares with the student)
+    model = onnx.load(tmp_path / 'onnx' / 'student.onnx')
+    assert {p.key: p.value for p in model.metadata_props} == dict(channels=','.join(channels), depth=str(depth))
+    assert model.graph.input[0].type.tensor_type.shape.dim[1].dim_value == len(channels)
+
+
+SHORT = dict(epochs=1, pretrain_epochs=1, finetune=0, steps=4, lr=0.01, ema=0.0, generations=1)
+
+
+OF_STAIN = [(method, 'stain') for method in sorted(set(METHODS) - {'mpl'})]
+
+
+@pytest.mark.parametrize('method, kind', [*OF_STAIN, ('forest', 'markers'), ('simclr', 'markers')])
+def test_every_method_learns_from_channels(method, kind, images, tmp_path):
+    listed, how = images(kind)
+    ds, run = trained(listed, tmp_path, SHORT, importing=how, method=method)
+    parts = Split(ds).fold(0)
+    assert {*read_run(run).predictions.colony_id} == {*parts.index[parts.part == 'T']}
+
+
+def test_a_student_of_other_channels_is_no_beginning(images, tmp_path):
+    listed, how = images('stain')
+    _, run = trained(listed, tmp_path, SHORT, importing=how)
+    grey = import_csv(listed, tmp_path / 'grey', margin=4, box_masks='box')
+    save_split(grey, labeled=0.4, test=0.3, folds=1, by='random')
+    with pytest.raises(InputError, match='red, green, blue of 8 bits'):
+        train(ExperimentConfig(init=str(run), threads=1), grey.path, tmp_path / 'next')
 
 
 def test_grey_cannot_tell_them_apart(tmp_path):
@@ -86,7 +121,7 @@ def test_grey_cannot_tell_them_apart(tmp_path):
         Image.fromarray(marked_planes(rng, k % 2, 3, False).transpose(1, 2, 0)).save(tmp_path / f'c{k:03d}.png')
         rows.append(dict(image=f'c{k:03d}.png', label=f'class {k % 2}', y0=5, x0=5, y1=35, x1=35))
     pd.DataFrame(rows).to_csv(tmp_path / 'list.csv', index=False)
-    ds, run = trained(tmp_path / 'list.csv', tmp_path, channels='red')
+    ds, run = trained(tmp_path / 'list.csv', tmp_path, importing=dict(channels='red'))
     assert (ds.channels, ds.depth, ds.info['format_version']) == (('grey',), 8, 2)
     assert read_run(run).metrics['student']['macro_tpr'] < 0.85
 
