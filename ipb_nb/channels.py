@@ -271,6 +271,9 @@ def find_channel(
 ) -> int:  # its number
     "The number of a channel of an image."
     names = [c.casefold() for c in there]
+    if names.count(wanted.casefold()) > 1:
+        found, do = f'several channels of this name ({", ".join(there)})', 'Give its number, counted from 0.'
+        raise InputError(where, found, f'one channel {wanted}', do)
     if wanted.casefold() in names:
         return names.index(wanted.casefold())
     if wanted.isdecimal() and int(wanted) < len(there):

@@ -183,6 +183,7 @@ class ExperimentConfig(_Fields):
 @patch
 def _follow(self: ExperimentConfig):
     "Take network and patches from the student that the run begins with, where nothing else is asked for."
+    self._need(not self.pretrained, 'pretrained', 'no, with init: the run begins with that student')
     folder = Path(self.init).resolve()
     self.init, self.pretrained = str(folder.parent if folder.is_file() else folder), False
     if None in (self.arch, self.scales, self.small):

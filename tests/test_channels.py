@@ -9,7 +9,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from ipb_nb.channels import Pictures, to_show
+from ipb_nb.channels import Pictures, find_channel, to_show
 from ipb_nb.config import ExperimentConfig
 from ipb_nb.core import InputError, read_json, write_json
 from ipb_nb.experiment import train
@@ -193,3 +193,9 @@ def test_a_dark_photograph_of_twelve_bits_is_shown_bright():
     im[..., 0] //= 2
     shown = to_show(im, STAIN)
     assert shown.max() > 250 and abs(shown[..., 0].mean() / shown[..., 1].mean() - 0.5) < 0.02
+
+
+def test_a_name_of_two_channels_is_none():
+    assert find_channel('1', ['DAPI', 'DAPI'], 'a.tif') == 1
+    with pytest.raises(InputError, match='several channels of this name'):
+        find_channel('dapi', ['DAPI', 'phase', 'DAPI'], 'a.tif')

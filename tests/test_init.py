@@ -183,6 +183,7 @@ def test_what_does_not_fit_is_said(run, dataset, few, tmp_path):
     check(r'scales: found \[64\]; expected \[32\], as in', scales='64')
     check('method: found clustering; expected .*supervised.* has no hidden units', method='clustering')
     check('init: found .*; expected none, with method forest', method='forest')
+    check('pretrained: found True; expected no, with init', pretrained=True)
     shutil.copytree(dataset, tmp_path / 'cells')
     own = tmp_path / 'cells'
     check('found 0.65 µm per pixel; expected no pixel size', change(own, pixel_size=0.65))
