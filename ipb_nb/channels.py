@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['GREY', 'RGB', 'is_grey', 'check_channels', 'channel_facts', 'channels_of', 'picture_words', 'check_same',
            'picture_suffix', 'picture_bytes', 'write_picture', 'read_picture', 'check_picture', 'channel_colors',
-           'channel_limits', 'to_show', 'chosen_channels', 'find_channel', 'ome_channels', 'Pictures']
+           'channel_limits', 'to_show', 'resize_channels', 'chosen_channels', 'find_channel', 'ome_channels',
+           'Pictures']
 
 # %% ../nbs/02_channels.ipynb #chan0003
 import hashlib
@@ -23,6 +24,7 @@ from ipb_nb.core import (
     InputError,
     atomic_path,
     check_file,
+    check_pixels,
     is_tiff,
     one_channel,
     png_bytes,
@@ -68,7 +70,7 @@ def channel_facts(
 ) -> dict:  # entries of dataset.json; none for 8-bit grey
     "How a dataset's pictures differ from 8-bit grey."
     check_channels(channels, depth)
-    if is_grey(channels, depth):
+    if (tuple(channels), depth) == (GREY, 8):
         return {}
     return dict(format_version=3, channels=list(channels), depth=depth)
 
@@ -85,7 +87,7 @@ def picture_words(
     depth: int,  # bits
 ) -> str:
     "Channels and depth, for messages."
-    return '8-bit grey' if is_grey(channels, depth) else f'{", ".join(channels)} of {depth} bits'
+    return '8-bit grey' if (tuple(channels), depth) == (GREY, 8) else f'{", ".join(channels)} of {depth} bits'
 
 # %% ../nbs/02_channels.ipynb #chan000d
 def check_same(
@@ -95,10 +97,11 @@ def check_same(
     do: str,  # what to do
 ):
     "Stop where pictures have other channels or another depth than they should."
-    if is_grey(*found) and is_grey(*expected):
-        return  # (whatever that one channel is called)
-    if (tuple(found[0]), found[1]) == (tuple(expected[0]), expected[1]):
+    names, depths = zip(found, expected)
+    if depths[0] == depths[1] and tuple(names[0]) == tuple(names[1]):
         return
+    if is_grey(*found) and is_grey(*expected) and GREY in map(tuple, names):
+        return  # (one channel that has no name)
     lacks = [c for c in expected[0] if c not in found[0]]
     text = picture_words(*found) + f', without {", ".join(lacks)}' * bool(
         lacks and not is_grey(*found) and len(expected[0]) > 1
@@ -217,7 +220,9 @@ def to_show(
     if im.ndim == 2 and im.dtype == np.uint8 and limits is None:
         return im
     if tuple(channels) == RGB and im.ndim == 3:
-        im = im if im.dtype == np.uint8 else (im >> 8).astype(np.uint8)
+        if im.dtype == np.uint16:  # (cameras of 12 bits fill a sixteenth of the range; one contrast keeps the hue)
+            high = (channel_limits([im]) if limits is None else np.asarray(limits))[:, 1].max()
+            im = np.round(255 * (im / high).clip(0, 1)).astype(np.uint8)
         return np.where([c in hidden for c in RGB], np.uint8(0), im) if hidden else im
     limits = channel_limits([im]) if limits is None else np.asarray(limits)
     low, high = limits[:, 0], limits[:, 1]
@@ -231,6 +236,17 @@ def to_show(
             rgb = np.array([int(colors[c][j : j + 2], 16) / 255 for j in (1, 3, 5)])
             shown += level[..., k, None] * rgb * (0.5 if light and colors[c] == '#ffffff' else 1)
     return np.round(255 * shown.clip(0, 1)).astype(np.uint8)
+
+# %% ../nbs/02_channels.ipynb #chan0041
+def resize_channels(
+    im: np.ndarray,  # (H, W) or (H, W, channels)
+    *args,
+    **how,  # of `cv2.resize`
+) -> np.ndarray:
+    "`cv2.resize` for any number of channels."
+    if im.ndim == 2 or im.shape[2] <= 4:
+        return cv2.resize(im, *args, **how)
+    return np.dstack([cv2.resize(im[..., k : k + 4], *args, **how) for k in range(0, im.shape[2], 4)])
 
 # %% ../nbs/02_channels.ipynb #chan0020
 def chosen_channels(
@@ -276,12 +292,15 @@ def ome_channels(
 # %% ../nbs/02_channels.ipynb #47cb7ec8
 def _tiff_planes(path):
     "Channels (H, W, n) of a TIFF and their names; None where it holds one picture, as `read_pixels` reads it."
-    with tifffile.TiffFile(path) as tif:
+    with tifffile.TiffFile(path, _multifile=False) as tif:  # (what another file holds is not in this one)
         series = tif.series[0]
         axes = ''.join(a for a, n in zip(series.axes, series.shape) if n > 1 or a in 'YX')
         if axes.replace('S', '') not in ('CYX', 'YXC') or 'S' in axes or series.keyframe.photometric not in (0, 1):
             return None
+        check_pixels(path, series.keyframe.imagelength, series.keyframe.imagewidth)
         planes = series.asarray().squeeze()
+        if series.keyframe.photometric == 0:  # white is zero
+            planes = np.iinfo(planes.dtype).max - planes if planes.dtype.kind == 'u' else -planes
         names = ome_channels(tif.ome_metadata)
     planes = np.moveaxis(planes, axes.index('C'), -1)
     if len(names) != planes.shape[2]:
@@ -328,7 +347,9 @@ class Pictures:
     def facts(self):
         "What dataset.json says of the pictures."
         facts = channel_facts(self.channels, self.depth)
-        return facts and facts | dict(intensity=f'{picture_words(self.channels, self.depth)}, as they were')
+        if is_grey(self.channels, self.depth):
+            return facts
+        return facts | dict(intensity=f'{picture_words(self.channels, self.depth)}, as they were')
 
     def read(self, path):
         "A picture, uint8 or uint16 (H, W) or (H, W, channels). One that lacks a channel is an `InputError`."

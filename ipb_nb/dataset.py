@@ -288,8 +288,10 @@ def limits(
     "One contrast for all colonies, from 40 of them."
     if is_grey(self.channels, self.depth):
         return None
-    at = np.linspace(0, len(self) - 1, min(40, len(self))).astype(int)
-    return channel_limits(self.pixels(i)[0] for i in self.colonies.index[at])
+    if not hasattr(self, '_limits'):
+        at = np.linspace(0, len(self) - 1, min(40, len(self))).astype(int)
+        self._limits = channel_limits(self.pixels(i)[0] for i in self.colonies.index[at])
+    return self._limits
 
 # %% ../nbs/03_dataset.ipynb #cf04a340
 @patch

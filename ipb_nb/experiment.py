@@ -131,17 +131,24 @@ def _check_parts(cfg, parts):
         raise InputError(where, 'no colony in the unlabelled set (U)', expected, 'Draw a smaller labelled share.')
 
 # %% ../nbs/32_experiment.ipynb #ini00005
+def _is_of(run_folder, run, ds):
+    "Was a run trained on this dataset, or on one with the same table or the same pictures?"
+    same = (run_folder / run['data']).resolve() == ds.path.resolve()
+    known = run.get('data_sha256'), run.get('pictures_sha256')
+    return same or known[0] == _sha256(ds.path / 'colonies.csv') or known[1] and known[1] == pictures_sha256(ds.path)
+
+
 def _learnt_from(run_folder, ds):
-    "The labelled colonies of this dataset that a run learnt from."
+    "The labelled colonies of this dataset that a run, or one that it began with, learnt from."
     run, features = run_folder / 'run.json', run_folder / 'features.safetensors'
     if not run.exists() or not features.exists():
         return set()  # (an exported student does not say)
-    run = read_record(run, RunFile)
-    same = (run_folder / run['data']).resolve() == ds.path.resolve()
-    if not same and run.get('data_sha256') != _sha256(ds.path / 'colonies.csv'):
-        return set()
-    with safe_open(features, 'pt') as f:
-        return {i.partition('/')[0] for i in json.loads(f.metadata()['L'])}
+    run, seen = read_record(run, RunFile), set()
+    if _is_of(run_folder, run, ds):
+        with safe_open(features, 'pt') as f:
+            seen = {i.partition('/')[0] for i in json.loads(f.metadata()['L'])}
+    before = run['config'].get('init')
+    return seen | _learnt_from(Path(before), ds) if before and Path(before) != run_folder else seen
 
 
 def _check_not_seen(cfg, ds, parts):
@@ -169,8 +176,8 @@ def check_run(
         painted_parts(ds, cfg.split, cfg.fold, cfg.sides[0], cfg.small)
     create_model(cfg.arch, cfg.sides, len(ds.classes), width=cfg.width, channels=len(ds.channels))
     if cfg.init:
-        _check_not_seen(cfg, ds, parts)
         starting_weights(cfg, ds)
+        _check_not_seen(cfg, ds, parts)
     Crops(ds, cache_gb=0)  # reads every file once, and caches it
     check_pictures(data)
     return ds

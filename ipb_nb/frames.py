@@ -32,7 +32,7 @@ from ipb_nb.core import (
     tiff_pixels,
     tiff_plane,
 )
-from .channels import is_grey
+from .channels import is_grey, resize_channels
 from .crop import Colony
 from .dataset import ColonyDataset
 from ipb_nb.files import (
@@ -710,7 +710,7 @@ def resized(
     if factor == 1:
         return image
     interpolation = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
-    return cv2.resize(image, None, fx=factor, fy=factor, interpolation=interpolation)
+    return resize_channels(image, None, fx=factor, fy=factor, interpolation=interpolation)
 
 # %% ../nbs/11_frames.ipynb #919d2f32
 def dataset_frame(

@@ -28,7 +28,7 @@ from fastai.torch_core import TensorImage, defaults
 from fastcore.basics import patch, store_attr
 from fasttransform import ItemTransform, Transform
 
-from .channels import to_show
+from .channels import resize_channels, to_show
 from .core import InputError, counter_rng, in_pixels, stable_hash
 from .cache import Crops
 from .crop import BOX, Colony, grey_statistics, to_planes
@@ -614,7 +614,7 @@ def _fitted(c, side):
     h, w = c.pixels.shape[:2]
     f = side / max(h, w)
     size = max(round(w * f), 1), max(round(h * f), 1)
-    im = cv2.resize(c.pixels, size, interpolation=cv2.INTER_AREA if f < 1 else cv2.INTER_LINEAR)
+    im = resize_channels(c.pixels, size, interpolation=cv2.INTER_AREA if f < 1 else cv2.INTER_LINEAR)
     top, left = (side - im.shape[0]) // 2, (side - im.shape[1]) // 2
     bottom, right = side - im.shape[0] - top, side - im.shape[1] - left
     im = cv2.copyMakeBorder(im, top, bottom, left, right, cv2.BORDER_REFLECT_101)

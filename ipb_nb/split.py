@@ -37,7 +37,7 @@ from ipb_nb.core import (
     write_csv,
     write_json,
 )
-from .channels import GREY, to_show
+from .channels import GREY, resize_channels, to_show
 from .dataset import ColonyDataset, shorten
 from .folders import file_name, new_file
 from .manifest import renew_manifest, verify_pictures
@@ -607,9 +607,10 @@ def _looks(im):
     digest = hashlib.sha256(str(im.shape).encode() + im.tobytes()).digest()
     shown = to_show(im, [str(k) for k in range(im.shape[2])] if im.ndim == 3 else GREY)
     bits = np.packbits(imagehash.phash(Image.fromarray(shown)).hash).view(np.uint64)[0]
-    thumb = cv2.resize(im, (32, 32), interpolation=cv2.INTER_AREA).astype(np.float32).ravel()
-    thumb -= thumb.mean()
-    return digest, bits, thumb / max(np.linalg.norm(thumb), 1e-6)
+    thumb = resize_channels(im, (32, 32), interpolation=cv2.INTER_AREA).astype(np.float32).reshape(1024, -1).T
+    thumb = thumb - thumb.mean(1, keepdims=True)
+    thumb /= np.maximum(np.linalg.norm(thumb, axis=1, keepdims=True), 1e-6)  # (channels count alike)
+    return digest, bits, thumb.ravel() / max(np.linalg.norm(thumb), 1e-6)
 
 # %% ../nbs/05_split.ipynb #63d738c0
 def _box_pixels(ds, i):

@@ -9,15 +9,16 @@ import pytest
 import tifffile
 from PIL import Image
 
+from ipb_nb.channels import Pictures, to_show
 from ipb_nb.config import ExperimentConfig
-from ipb_nb.core import InputError, read_json
+from ipb_nb.core import InputError, read_json, write_json
 from ipb_nb.experiment import train
 from ipb_nb.export import export_student
 from ipb_nb.importers import import_csv
 from ipb_nb.method import METHODS
 from ipb_nb.predict import predict
 from ipb_nb.run import read_run
-from ipb_nb.split import Split, save_split
+from ipb_nb.split import Split, save_split, similar_pairs
 from ipb_nb.student import load_student
 
 STAIN, MARKERS = ['red', 'green', 'blue'], ['phase', 'DAPI', 'OCT4', 'SOX2']
@@ -122,9 +123,73 @@ def test_grey_cannot_tell_them_apart(tmp_path):
         rows.append(dict(image=f'c{k:03d}.png', label=f'class {k % 2}', y0=5, x0=5, y1=35, x1=35))
     pd.DataFrame(rows).to_csv(tmp_path / 'list.csv', index=False)
     ds, run = trained(tmp_path / 'list.csv', tmp_path, importing=dict(channels='red'))
-    assert (ds.channels, ds.depth, ds.info['format_version']) == (('grey',), 8, 2)
+    assert (ds.channels, ds.depth, ds.info['format_version']) == (('red',), 8, 3)
     assert read_run(run).metrics['student']['macro_tpr'] < 0.85
 
     other = import_csv(tmp_path / 'list.csv', tmp_path / 'other', margin=4, box_masks='box', channels='rgb')
-    with pytest.raises(InputError, match='found red, green, blue of 8 bits; expected 8-bit grey'):
+    with pytest.raises(InputError, match='found red, green, blue of 8 bits; expected red of 8 bits'):
         predict(run, other.path, tmp_path / 'found', unscaled=True)
+
+    with pytest.raises(InputError, match='found green of 8 bits; expected red of 8 bits'):
+        import_csv(tmp_path / 'list.csv', ds.path, margin=4, channels='green', add=True)
+
+
+def deep_image(path, n, rng, **more):
+    planes = (rng.random((n, SIDE, SIDE)) * 3000).astype(np.uint16) + 8000 * np.arange(n, dtype=np.uint16)[
+        :, None, None
+    ]
+    tifffile.imwrite(path, planes, metadata=dict(axes='CYX'), **more)
+    return path.name
+
+
+def test_six_channels_are_compared_scaled_and_predicted(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = [dict(image=deep_image(tmp_path / f'{k}.tif', 6, rng), label=f'class {k % 2}') for k in range(20)]
+    pd.DataFrame(rows).to_csv(tmp_path / 'list.csv', index=False)
+    ds, run = trained(
+        tmp_path / 'list.csv', tmp_path, SHORT, importing=dict(channels='0,1,2,3,4,5', depth=16, pixel_size=0.65)
+    )
+    assert similar_pairs(ds, ds.colonies.index).empty  # (noise, over levels that all pictures share)
+    ds.info['pixel_size'] = 0.8
+    write_json(ds.info, ds.path / 'dataset.json')
+    predict(run, ds.path, tmp_path / 'found')
+    assert len(pd.read_csv(tmp_path / 'found' / 'colonies.csv')) == 20
+
+
+def test_files_of_other_layouts(tmp_path, monkeypatch):
+    rng, read = np.random.default_rng(0), Pictures('0,1', depth=16).read
+    deep_image(tmp_path / 'plain.tif', 2, rng)
+    deep_image(tmp_path / 'inverted.tif', 2, np.random.default_rng(0), photometric='miniswhite')
+    np.testing.assert_array_equal(read(tmp_path / 'inverted.tif'), 65535 - read(tmp_path / 'plain.tif'))
+    monkeypatch.setenv('IPB_MAX_PIXELS', '1000')
+    with pytest.raises(InputError, match='40 × 40 pixels; expected at most 1000 pixels'):
+        read(tmp_path / 'plain.tif')
+
+
+def test_a_channel_that_another_file_holds_is_not_black(tmp_path):
+    "As microscopes write them: one OME-XML for two files, each with one channel."
+    uuids = ['urn:uuid:00000000-0000-0000-0000-00000000000' + str(k) for k in range(2)]
+    data = ''.join(
+        f'<TiffData IFD="0" FirstC="{k}" PlaneCount="1"><UUID FileName="{k}.ome.tif">{u}</UUID></TiffData>'
+        for k, u in enumerate(uuids)
+    )
+    for k, uuid in enumerate(uuids):
+        xml = (
+            f'<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="{uuid}">'
+            f'<Image ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYCZT" Type="uint8" SizeX="{SIDE}" '
+            f'SizeY="{SIDE}" SizeC="2" SizeZ="1" SizeT="1"><Channel ID="Channel:0:0" Name="phase"/>'
+            f'<Channel ID="Channel:0:1" Name="DAPI"/>{data}</Pixels></Image></OME>'
+        )
+        tifffile.imwrite(
+            tmp_path / f'{k}.ome.tif', np.full((SIDE, SIDE), 200, np.uint8), description=xml, metadata=None
+        )
+    for k in range(2):
+        with pytest.raises(InputError, match='found a picture of one channel; expected a channel phase'):
+            Pictures('phase,DAPI').read(tmp_path / f'{k}.ome.tif')
+
+
+def test_a_dark_photograph_of_twelve_bits_is_shown_bright():
+    im = np.random.default_rng(0).integers(0, 4096, (SIDE, SIDE, 3)).astype(np.uint16)
+    im[..., 0] //= 2
+    shown = to_show(im, STAIN)
+    assert shown.max() > 250 and abs(shown[..., 0].mean() / shown[..., 1].mean() - 0.5) < 0.02

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from safetensors import safe_open
+from safetensors.torch import save_file
 import torch
 import torch.nn.functional as F
 from fastai.callback.core import Callback
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from ipb_nb.config import ExperimentConfig
 from ipb_nb.core import InputError, write_json
@@ -188,6 +190,14 @@ def test_what_does_not_fit_is_said(run, dataset, few, tmp_path):
     check('found the classes a, b, c; expected at least one of', own)
     save_split(ColonyDataset(dataset), 'again', labeled=0.3, test=0.25, seed=3, folds=1)
     check('split again: found .* colonies in T that .* learnt from', split='again')
+    second = tmp_path / 'second'  # a run of other colonies that began with the first one
+    shutil.copytree(run, second)
+    old = json.loads((second / 'run.json').read_text())
+    write_json(old | dict(config=old['config'] | dict(init=str(run))), second / 'run.json')
+    with safe_open(second / 'features.safetensors', 'pt') as f:
+        kept, facts = {k: f.get_tensor(k) for k in f.keys()}, f.metadata()
+    save_file(kept, second / 'features.safetensors', facts | dict(L='[]'))
+    check('split again: found .* colonies in T', split='again', init=str(second))
     (dataset / 'splits' / 'again.csv').unlink()
     (dataset / 'splits' / 'again.json').unlink()
     wide = tmp_path / 'wide'
