@@ -724,11 +724,11 @@ def sample_jobs(
     folder,  # existing folder for what is learnt or measured on the way
     also=(),  # `source` of frames that are wanted in any case
     **kwargs,
-) -> list:  # for `detect_frame`
+) -> tuple:  # tasks for `detect_frame`; what cannot be used, as from `list_frames`
     "The tasks of a few frames, as `detect_dataset` would give them."
     given = signature(detect_dataset).bind(raw, folder, **kwargs)
     given.apply_defaults()
     asked = _asked(given.arguments)
     jobs = _plan(Path(folder), asked, 0)
     chosen = {*spread_frames(asked.frames, n).source, *also}
-    return [job for job in jobs if job['frame']['source'] in chosen]
+    return [job for job in jobs if job['frame']['source'] in chosen], asked.failures

@@ -39,6 +39,7 @@ def detect_command(
         value = settings.get(name, own.default)
         if name in ('raw', 'dest', 'list', 'preview') or value == own.default or value is None:
             continue
+        value = ','.join(map(str, value)) if isinstance(value, (list, tuple)) else value
         words += [f'--{name}'] if value is True else [f'--{name}', shell_word(value)]
     return ' '.join(words)
 
@@ -82,28 +83,27 @@ _MOST = 48  # frames
 
 def _page_file(dest):
     "Where the page goes; something else of this name is an `InputError`."
-    file = Path(dest).with_name(f'{Path(dest).resolve().name}-preview.html') if dest else Path('preview.html')
+    file = Path('preview.html')
+    if dest:
+        full = Path(dest).resolve()
+        beside = full.parent if Path(dest).name in ('', '..') else Path(dest).parent
+        file = beside / f'{full.name}-preview.html'
     if file.exists() and (file.is_dir() or _MARK not in file.read_bytes()[:2000]):
         do = 'Move it, or name another dataset to make: ipb-detect RAW DEST --preview 4.'
         raise InputError(file, 'something that is no preview', 'a free name', do)
     return file
 
 # %% ../nbs/13_preview.ipynb #prev0012
-@delegates(detect_dataset)
-def write_preview(
-    raw,  # folder of images, searched with all its subfolders, or one file
-    dest=None,  # the dataset that will be made: it gives the page its name and place; default: the current folder
-    n: int = 4,  # number of frames
-    max_pixels: int = None,  # as of `ipb_detect`, for the command line
-    **kwargs,
-) -> Path:  # of the page
-    "Detect on a few frames and show them on a page, with the command line that goes on with these settings."
+def _write_preview(raw, dest, n, max_pixels, **kwargs):
+    "The page; the number of its frames; the reasons of what could not be used."
     if not 1 <= n <= _MOST:
         do = 'For example --preview 4; --contact_sheet shows all frames of a dataset.'
         raise InputError('preview', f'{n} frames', f'1 to {_MOST}', do)
     file = _page_file(dest)
     with tempfile.TemporaryDirectory() as d:
-        quality, pictures, failures = _looked_at(sample_jobs(raw, n, d, **kwargs))
+        jobs, unread = sample_jobs(raw, n, d, **kwargs)
+        quality, pictures, failures = _looked_at(jobs)
+    failures += [f['reason'] for f in unread]
     if not len(quality):
         raise InputError(raw, failures[0] if failures else 'no frame', 'images', 'Repair them, or take them out.')
     notes = [f'{quality.colonies.sum()} colonies in {len(quality)} frames. No dataset was written.', *failures]
@@ -112,7 +112,19 @@ def write_preview(
     page = frames_page(quality, pictures, title, ' '.join(notes), quality.aspect[0], going_on)
     with atomic_path(file) as tmp:
         tmp.write_text(page, encoding='utf-8')
-    return file
+    return file, len(quality), failures
+
+
+@delegates(detect_dataset)
+def write_preview(
+    raw,  # folder of images, searched with all its subfolders, or one file
+    dest=None,  # the dataset that will be made: it gives the page its name and place; default: the current folder
+    n: int = 4,  # number of frames, or all if there are fewer
+    max_pixels: int = None,  # as of `ipb_detect`, for the command line
+    **kwargs,
+) -> Path:  # of the page
+    "Detect on a few frames and show them on a page, with the command line that goes on with these settings."
+    return _write_preview(raw, dest, n, max_pixels, **kwargs)[0]
 
 # %% ../nbs/13_preview.ipynb #c8a4b369
 def _print_list(raw, frames, failures, bad):
@@ -198,28 +210,31 @@ def _print_summary(ds, contact_sheet):
 # %% ../nbs/13_preview.ipynb #sing0002
 _NECK, _PART = 3, 100  # px; px²
 _CELLS = 4.0  # parts
+_PIXELS = 4_000_000  # px of all boxes that are looked into; a few seconds
 
 
 def parts_per_colony(
     ds: ColonyDataset,
     n: int = 24,  # colonies that are sampled
-) -> float:
+) -> float:  # NaN where all are too large
     "How many parts the colonies fall into on average, cut at their necks: about one, or many where they are chains."
-    ids = ds.colonies.index[np.linspace(0, len(ds) - 1, min(n, len(ds))).astype(int)]
+    some = ds.colonies.iloc[np.linspace(0, len(ds) - 1, min(n, len(ds))).astype(int)].sample(frac=1, random_state=0)
+    boxes = (some.y1 - some.y0) * (some.x1 - some.x0)
+    boxes = boxes[boxes <= _PIXELS]
     parts = []
-    for i in ids:
+    for i in boxes.index[boxes.cumsum() <= _PIXELS]:
         mask = (ds.pixels(i)[1] > 0).view(np.uint8)
         x, y, width, height = cv2.boundingRect(mask)
         mask = np.pad(mask[y : y + height, x : x + width], 2)  # without the surroundings
         labels = split_touching(mask.view(bool), _NECK)
         parts.append(max((np.bincount(labels.ravel())[1:] >= _PART).sum(), 1))
-    return float(np.mean(parts))
+    return float(np.mean(parts)) if parts else np.nan
 
 # %% ../nbs/13_preview.ipynb #sing0003
 def _cells_text(ds, most=_CELLS):
     "What to do where the colonies look like single cells, or nothing."
     parts = parts_per_colony(ds)
-    if parts < most:
+    if not parts >= most:
         return ''
     return (
         f'these look like single cells that touch (cut at necks, an object falls into {parts:.1f} parts on average): '
@@ -253,8 +268,10 @@ def ipb_detect(
     if preview is not None:
         if list:
             raise InputError('preview', 'it with --list', 'one of the two', 'First --list, then --preview.')
-        page = write_preview(raw, dest, preview, max_pixels=max_pixels, **kwargs)
-        return print(f'{preview} frames with their outlines, and no dataset: {page}')
+        page, n, failures = _write_preview(raw, dest, preview, max_pixels, **kwargs)
+        what = 'frame with its' if n == 1 else 'frames with their'
+        print(*failures, f'{n} {what} outlines, and no dataset: {page}', sep='\n')
+        return
     if list:
         reading = ('pattern', 'layout', 'channel', 'z', 'pixel_size', 'interval_h')
         return _print_list(raw, *list_frames(raw, **{name: kwargs.get(name) for name in reading}))

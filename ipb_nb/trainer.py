@@ -6,6 +6,7 @@
 __all__ = ['SegmentationTrainer']
 
 # %% ../nbs/67_trainer.ipynb #trai0003
+import json
 from pathlib import Path
 
 import cv2
@@ -14,7 +15,7 @@ import pandas as pd
 from fastcore.basics import patch
 from fastcore.meta import delegates
 
-from .core import PALETTE, InputError, atomic_path, png_bytes, write_json
+from .core import PALETTE, InputError, atomic_path, png_bytes
 from .detect import checked_settings, detect_dataset
 from .exclude import read_excluded
 from .page import hex_to_bgr, read_asset, render
@@ -43,6 +44,11 @@ def _own_mask(file, shape):
     "A mask that was painted before, or an empty one."
     return read_excluded(file, shape) if file.exists() else np.zeros(shape, bool)
 
+
+def _content(file):
+    "Its bytes; None where there is no such file."
+    return file.read_bytes() if file.exists() else None
+
 # %% ../nbs/67_trainer.ipynb #trai0010
 class SegmentationTrainer(FramePanes):
     "Paint strokes of colony and background, and what is excluded; see what is learnt."
@@ -59,8 +65,9 @@ class SegmentationTrainer(FramePanes):
         **kwargs,
     ):
         self.marks, self.tool, self.width, self.before, self.unready = Path(marks), 'colony', 9, [], ''
-        self.strokes = _own_strokes(self.marks / 'strokes.json')
-        self.masks, folder = None, self.marks / 'exclude'
+        file, folder = self.marks / 'strokes.json', self.marks / 'exclude'
+        self.contents = {file: _content(file)}  # of the files, as last read or written here
+        self.strokes, self.masks = _own_strokes(file), None
         exclude = str(folder) if folder.exists() and any(folder.iterdir()) else None
         super().__init__(raw, dest, n, also=list(self.strokes), exclude=exclude, **kwargs)
         self.shortcuts |= {key: ['brush', kind] for kind, (_, _, key) in _BRUSHES.items()}
@@ -82,8 +89,11 @@ def mask_file(self: SegmentationTrainer, name: str) -> Path:
 @patch
 def _read_masks(self: SegmentationTrainer):
     shapes = {job['frame']['stem']: image.shape for job, image in zip(self.jobs, self.images)}
-    self.masks = {stem: _own_mask(self.mask_file(stem), shape) for stem, shape in shapes.items()}
-    self.masks['all'] = _own_mask(self.mask_file('all'), self.images[0].shape)
+    shapes['all'] = self.images[0].shape
+    files = [self.mask_file(name) for name in shapes]
+    self.contents |= {file: _content(file) for file in files}
+    self.masks = {name: _own_mask(self.mask_file(name), shape) for name, shape in shapes.items()}
+    self.stored = self._by_file()
     own = {str(self.mask_file(name).absolute()) for name in self.masks}
     self.others = [[f for f in job['excluded'] if f not in own] for job in self.jobs]
 
@@ -200,17 +210,39 @@ def _state(self: SegmentationTrainer):
     return {source: list(own) for source, own in self.strokes.items()}, dict(self.masks)
 
 # %% ../nbs/67_trainer.ipynb #trai0018a
+def _same(a, b):
+    return np.array_equal(a, b) if isinstance(a, np.ndarray) else a == b
+
+
+def _as_bytes(value):
+    "Strokes or a mask as their file holds them; None for a mask of nothing."
+    if isinstance(value, dict):
+        return (json.dumps(value, indent=1, ensure_ascii=False) + '\n').encode()
+    return png_bytes(value * np.uint8(255)) if value.any() else None
+
+
+@patch
+def _by_file(self: SegmentationTrainer):
+    "What is painted, by the file that holds it."
+    return {self.marks / 'strokes.json': self.strokes} | {self.mask_file(k): mask for k, mask in self.masks.items()}
+
+# %% ../nbs/67_trainer.ipynb #trai0018c
 @patch
 def _store(self: SegmentationTrainer):
-    "Write what is painted; a mask of nothing is taken away."
-    write_json({source: own for source, own in self.strokes.items() if own}, self.marks / 'strokes.json')
-    for name, mask in self.masks.items():
-        file = self.mask_file(name)
-        if mask.any():
-            with atomic_path(file) as tmp:
-                tmp.write_bytes(png_bytes(mask * np.uint8(255)))
-        else:
+    "Write what was altered, unless another changed its file; a mask of nothing is taken away."
+    altered = {file: value for file, value in self._by_file().items() if not _same(value, self.stored[file])}
+    for file in altered:
+        if _content(file) != self.contents[file]:
+            found, do = 'changed meanwhile by another window or program', 'Nothing was written: open the widget again.'
+            raise InputError(file, found, 'the file as this window left it', do)
+    for file, value in altered.items():
+        content = _as_bytes(value)
+        if content is None:
             file.unlink(missing_ok=True)
+        else:
+            with atomic_path(file) as tmp:
+                tmp.write_bytes(content)
+        self.contents[file], self.stored[file] = content, value
 
 # %% ../nbs/67_trainer.ipynb #trai0018b
 @patch
@@ -221,7 +253,7 @@ def _painted(self: SegmentationTrainer, change):
         change()
         self._store()
         self.find()
-    except InputError:
+    except (InputError, OSError):
         self.strokes, self.masks = before
         self._store()
         self.find()
@@ -256,7 +288,8 @@ def _erase(self: SegmentationTrainer, inside):
     "Take away the strokes that are touched, and clear what is excluded there."
     own = self.strokes.get(self.source, [])
     kept = [o for o in own if not (stroke_marks([o], inside.shape)[inside] > 0).any()]
-    self.strokes = self.strokes | {self.source: kept}
+    strokes = self.strokes | {self.source: kept}
+    self.strokes = {source: own for source, own in strokes.items() if own}
     for name in ('all', self.jobs[self.at]['frame']['stem']):
         if self.masks[name].shape == inside.shape:
             self.masks = self.masks | {name: self.masks[name] & ~inside}
@@ -291,9 +324,14 @@ def do_thick(self: SegmentationTrainer, value, **_):
 
 # %% ../nbs/67_trainer.ipynb #trai0021b
 @patch
+def _go_back(self: SegmentationTrainer):
+    self.strokes, self.masks = self.before[-1]
+
+
+@patch
 def do_undo(self: SegmentationTrainer, value='', **_):
     if not self.before:
         raise InputError('undo', 'nothing painted since it was opened', 'a stroke', 'Erase what is older.')
-    self.strokes, self.masks = self.before.pop()
-    self._store()
-    self.find()
+    earlier = self.before[:-1]
+    self._painted(self._go_back)
+    self.before = earlier

@@ -41,13 +41,15 @@ class FramePanes(Panes):
         self.raw, self.dest, self.given = raw, dest, settings
         self.trained = self.trained or bool(settings.get('segmentation'))
         self.folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        jobs, failures = sample_jobs(raw, n, self.folder.name, also=also, **settings)
         self.jobs, self.images, self.notes, self.at = [], [], [], 0
-        for job in sample_jobs(raw, n, self.folder.name, also=also, **settings):
+        for job in jobs:
             try:
                 self.images.append(frame_image(job)[0])
                 self.jobs.append(job)
             except InputError as e:
                 self.notes.append(str(e))
+        self.notes += [f['reason'] for f in failures]
         if not self.jobs:
             raise InputError(raw, *self.notes[:1] or ['no frame'], 'images', 'Repair them, or take them out.')
         self.settings = {name: settings[name] for name in DETECTION if name in settings}

@@ -27,7 +27,7 @@ from scipy.ndimage import binary_fill_holes
 from skimage.filters import rank, threshold_otsu
 from skimage.morphology import disk, opening, remove_small_objects
 
-from ipb_nb import detect
+from ipb_nb import detect, preview
 from ipb_nb.core import InputError, command_parser, read_image, read_json, run_command
 from ipb_nb.dataset import ColonyDataset
 from ipb_nb.detect import detect_dataset
@@ -777,7 +777,7 @@ def test_a_preview_shows_what_its_command_line_finds(exp, frame, tmp_path, how):
     assert line[0] == 'ipb-detect'
     run_command(ipb_detect, [*line[1:], '--contact_sheet'])
     with tempfile.TemporaryDirectory() as d:
-        done = [detect.detect_frame(job) for job in detect.sample_jobs(exp.path / 'raw', 3, d, **how)]
+        done = [detect.detect_frame(job) for job in detect.sample_jobs(exp.path / 'raw', 3, d, **how)[0]]
     assert len(done) == 3 and sum(len(o['rows']) for o in done) > 3
     for o in done:
         name = f'outlines/labels/{o["stem"]}.tif'
@@ -797,6 +797,31 @@ def test_a_preview_needs_frames_and_a_free_name(exp, tmp_path, monkeypatch):
     with pytest.raises(InputError, match='something that is no preview'):
         write_preview(exp.path / 'raw', n=1)
     assert {f.name for f in tmp_path.iterdir()} == {'raw', 'preview.html'}
+
+
+def test_a_preview_counts_its_frames_and_names_what_cannot_be_read(frame, tmp_path, monkeypatch, capsys):
+    (tmp_path / 'work' / 'raw').mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / 'work')
+    cv2.imwrite('raw/A1_0.png', frame)
+    Path('raw/B1_0.png').write_bytes(b'xx')
+    ipb_detect('raw', '.', preview=2, pixel_size=0)
+    said, page = capsys.readouterr().out, tmp_path / 'work-preview.html'
+    assert 'B1_0.png' in said and f'1 frame with its outlines, and no dataset: {page}' in said
+    assert 'B1_0.png' in page.read_text() and [f.name for f in Path().iterdir()] == ['raw']
+
+
+def test_masks_too_large_to_be_cut_quickly_are_left_out(whole, monkeypatch):
+    looked, cut = [], preview.split_touching
+    monkeypatch.setattr(preview, 'split_touching', lambda mask, px: looked.append(mask.size) or cut(mask, px))
+    every = parts_per_colony(whole)
+    sizes = (whole.colonies.y1 - whole.colonies.y0) * (whole.colonies.x1 - whole.colonies.x0)
+    n, most = len(looked), int(sizes.median()) * 3
+    looked.clear()
+    monkeypatch.setattr(preview, '_PIXELS', most)
+    assert parts_per_colony(whole) == parts_per_colony(whole) and 1 <= every < 2
+    assert 2 <= len(looked) < 2 * n and len(looked) % 2 == 0
+    monkeypatch.setattr(preview, '_PIXELS', int(sizes.min()) - 1)
+    assert np.isnan(parts_per_colony(whole)) and preview._cells_text(whole) == ''
 
 
 def test_simulated_colonies_are_not_taken_for_single_cells(whole, exp, tmp_path, capsys):

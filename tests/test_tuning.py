@@ -4,6 +4,7 @@ command line below it finds."""
 import html
 import re
 import shlex
+import shutil
 from threading import Thread
 
 import cv2
@@ -175,3 +176,55 @@ def test_a_preview_of_a_trained_segmentation_has_no_settings_of_texture(raw, tmp
     assert len(w.found[0][1]) == len(CENTERS)
     with pytest.raises(InputError, match='none.json'):
         DetectionPreview(raw, n=1, pixel_size=0.8, segmentation=str(tmp_path / 'none.json'))
+
+
+def painting(raw, marks):
+    "A widget with a stroke of each kind on its first frame."
+    w = SegmentationTrainer(raw, marks, marks.parent / 'cells', n=2, pixel_size=0.8)
+    w.act('stroke', '70 90;130 90', field=w.source)
+    w.act('brush', 'background')
+    w.act('stroke', '10 10;10 350;350 350', field=w.source)
+    return w
+
+
+def test_masks_that_others_draw_meanwhile_stay(raw, tmp_path):
+    w = painting(raw, tmp_path / 'marks')
+    (tmp_path / 'marks' / 'exclude').mkdir()
+    files = [tmp_path / 'marks' / 'exclude' / f'{name}.png' for name in ('all', 'A1_000')]
+    for file in files:
+        cv2.imwrite(str(file), np.tri(SIDE, k=-300, dtype=np.uint8))
+    drawn = [file.read_bytes() for file in files]
+    w.act('stroke', '10 10;350 10', field=w.source)
+    assert not w.message and len(read_json(tmp_path / 'marks' / 'strokes.json')[w.source]) == 3
+    w.act('brush', 'exclude')
+    w.act('stroke', '340 20;340 100', field=w.source)
+    assert 'A1_000.png: found changed meanwhile by another' in w.message and 'open the widget again' in w.pane_foot
+    assert not any(mask.any() for mask in w.masks.values()) and len(w.strokes[w.source]) == 3
+    w.act('undo')
+    assert not w.message and len(read_json(tmp_path / 'marks' / 'strokes.json')[w.source]) == 2
+    assert drawn == [file.read_bytes() for file in files]
+
+
+def test_strokes_of_two_windows_are_not_lost(raw, tmp_path):
+    w, file = painting(raw, tmp_path / 'marks'), tmp_path / 'marks' / 'strokes.json'
+    other = SegmentationTrainer(raw, tmp_path / 'marks', tmp_path / 'cells', n=2, pixel_size=0.8)
+    w.act('stroke', '10 10;350 10', field=w.source)
+    kept = file.read_bytes()
+    for do, value in (('stroke', '240 180;280 180'), ('brush', 'erase'), ('stroke', '100 70;100 110')):
+        other.act(do, value, field=other.source)
+        assert ('changed meanwhile' in other.message) == (do == 'stroke')
+        assert len(other.strokes[other.source]) == 2 and file.read_bytes() == kept
+    file.unlink()
+    w.act('undo')
+    assert 'changed meanwhile' in w.message and len(w.strokes[w.source]) == 3 and not file.exists()
+    file.write_bytes(kept)
+    w.act('undo')
+    assert not w.message and len(read_json(file)[w.source]) == 2
+
+
+def test_files_that_cannot_be_read_are_named_below_the_frames(raw, tmp_path):
+    shutil.copytree(raw, tmp_path / 'raw')
+    (tmp_path / 'raw' / 'B1_000.png').write_bytes(b'xx')
+    w = DetectionPreview(tmp_path / 'raw', n=2, pixel_size=0)
+    w.draw()
+    assert len(w.jobs) == 2 and 'B1_000.png' in w.pane_foot
