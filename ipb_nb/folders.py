@@ -14,6 +14,7 @@ import platform
 import re
 import shutil
 import sys
+import time
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -75,6 +76,16 @@ def _who():
     return f'{command} on {platform.node()}, process {os.getpid()}, since {datetime.now():%Y-%m-%d %H:%M:%S}'
 
 # %% ../nbs/01_folders.ipynb #f01d0014b
+def _holder(file):
+    "Who holds a lock, in brackets, as soon as that is written; nothing where nobody may read it (on Windows)."
+    with suppress(OSError):
+        for _ in range(20):
+            if who := file.read_text(encoding='utf-8'):
+                return f' ({who})'
+            time.sleep(0.05)
+    return ''
+
+
 @contextmanager
 def _locked(file, where, what, timeout):
     "Hold a lock file, which is removed at the end; where another process has it, an `InputError` says which."
@@ -82,9 +93,7 @@ def _locked(file, where, what, timeout):
     try:
         lock.acquire()
     except Timeout:
-        found, expected = f'{what} that is going on', f'{what} that has ended'
-        with suppress(OSError):  # (Windows lets nobody read it)
-            found += f' ({file.read_text(encoding="utf-8")})'
+        found, expected = f'{what} that is going on{_holder(file)}', f'{what} that has ended'
         raise InputError(where, found, expected, 'Wait for it, or choose another name.') from None
     try:
         with suppress(OSError):  # (a full disk must not keep anybody from reading)

@@ -5,6 +5,7 @@ import itertools
 import os
 import re
 import shutil
+import threading
 import time
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from ipb_nb.core import InputError
 from ipb_nb.crop import colony_row
 from ipb_nb.dataset import ColonyDataset, write_dataset
 from ipb_nb.detect import detect_dataset
-from ipb_nb.folders import file_name, hold, leads_out
+from ipb_nb.folders import _holder, file_name, hold, leads_out
 from ipb_nb.importers import import_csv, import_folders
 from ipb_nb.simulate import simulate_experiment
 from ipb_nb.split import Split, save_split
@@ -274,6 +275,13 @@ def test_two_detections_at_once(fields, tmp_path):
         r'a detection that is going on \(Python.*since 2|a finished dataset', said[0]
     )
     assert len(ColonyDataset(tmp_path / 'ds')) == 4
+
+
+def test_who_holds_a_lock_is_read_as_soon_as_it_is_written(tmp_path):
+    lock = tmp_path / 'x.lock'
+    lock.touch()
+    threading.Timer(0.2, lambda: lock.write_text('Python of ana')).start()
+    assert _holder(lock) == ' (Python of ana)' and _holder(tmp_path / 'none') == ''
 
 
 def test_the_second_command_says_who_was_first(dataset, tmp_path):
