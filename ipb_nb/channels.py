@@ -30,6 +30,7 @@ from ipb_nb.core import (
     png_bytes,
     read_image,
     read_pixels,
+    tiff_pixels,
     to_grey8,
 )
 
@@ -72,7 +73,7 @@ def channel_facts(
     check_channels(channels, depth)
     if (tuple(channels), depth) == (GREY, 8):
         return {}
-    return dict(format_version=3, channels=list(channels), depth=depth)
+    return dict(channels=list(channels), depth=depth)
 
 # %% ../nbs/02_channels.ipynb #08e3f4f1
 def channels_of(
@@ -214,7 +215,6 @@ def to_show(
     im: np.ndarray,  # uint8 or uint16 (H, W) or (H, W, channels)
     channels=GREY,  # names
     limits: np.ndarray = None,  # from `channel_limits`; None: those of this picture (8-bit grey: as it is)
-    hidden=(),  # channels that are left out
 ) -> np.ndarray:  # uint8 (H, W), or (H, W, 3) RGB
     "A picture for the eye."
     if im.ndim == 2 and im.dtype == np.uint8 and limits is None:
@@ -223,7 +223,7 @@ def to_show(
         if im.dtype == np.uint16:  # (cameras of 12 bits fill a sixteenth of the range; one contrast keeps the hue)
             high = (channel_limits([im]) if limits is None else np.asarray(limits))[:, 1].max()
             im = np.round(255 * (im / high).clip(0, 1)).astype(np.uint8)
-        return np.where([c in hidden for c in RGB], np.uint8(0), im) if hidden else im
+        return im
     limits = channel_limits([im]) if limits is None else np.asarray(limits)
     low, high = limits[:, 0], limits[:, 1]
     level = ((np.atleast_3d(im) - low) / (high - low)).clip(0, 1)
@@ -232,9 +232,8 @@ def to_show(
     colors = channel_colors(channels)
     shown, light = np.zeros((*im.shape[:2], 3)), sum(colors[c] != '#ffffff' for c in channels)
     for k, c in enumerate(channels):
-        if c not in hidden:
-            rgb = np.array([int(colors[c][j : j + 2], 16) / 255 for j in (1, 3, 5)])
-            shown += level[..., k, None] * rgb * (0.5 if light and colors[c] == '#ffffff' else 1)
+        rgb = np.array([int(colors[c][j : j + 2], 16) / 255 for j in (1, 3, 5)])
+        shown += level[..., k, None] * rgb * (0.5 if light and colors[c] == '#ffffff' else 1)
     return np.round(255 * shown.clip(0, 1)).astype(np.uint8)
 
 # %% ../nbs/02_channels.ipynb #chan0041
@@ -301,11 +300,9 @@ def _tiff_planes(path):
         if axes.replace('S', '') not in ('CYX', 'YXC') or 'S' in axes or series.keyframe.photometric not in (0, 1):
             return None
         check_pixels(path, series.keyframe.imagelength, series.keyframe.imagewidth)
-        planes = series.asarray().squeeze()
-        if series.keyframe.photometric == 0:  # white is zero
-            planes = np.iinfo(planes.dtype).max - planes if planes.dtype.kind == 'u' else -planes
+        planes = np.moveaxis(series.asarray().squeeze(), axes.index('C'), 0)
+        planes = np.stack([tiff_pixels(o, series.keyframe) for o in planes], -1)
         names = ome_channels(tif.ome_metadata)
-    planes = np.moveaxis(planes, axes.index('C'), -1)
     if len(names) != planes.shape[2]:
         names = [''] * planes.shape[2]
     return planes, [name or str(k) for k, name in enumerate(names)]
@@ -319,6 +316,8 @@ def _planes(path):
     try:
         if tiff and (found := _tiff_planes(path)):
             return found
+    except InputError:
+        raise
     except Exception as e:
         found = f'a file that cannot be read ({type(e).__name__}: {e})'
         raise InputError(path, found, 'an image', 'Export it again, or take it out.') from None

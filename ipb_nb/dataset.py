@@ -327,7 +327,7 @@ def _new(dest, rows, classes, failures, overwrite, importer, raw_root, pixel_siz
         if not len(df):
             raise _no_colonies(dest, 'no colonies' + ' and ' * bool(failures), failures)
         facts = dict(
-            format_version=FORMAT_VERSION,
+            format_version=3 if 'channels' in info else FORMAT_VERSION,
             classes=list(classes),
             margin=margin,
             pixel_size=pixel_size,

@@ -709,8 +709,7 @@ def spread_frames(
     wells = [own.index for _, own in frames.groupby('group', sort=False)]
     place = np.linspace(0, 1, n) if n > 1 else np.array([0.5])
     time = place[np.argsort(np.argsort(np.arange(n) * 0.618 % 1))]  # spread, and in no order
-    ends = [len(wells) - 1] * n
-    chosen = [wells[round(w * k)] for w, k in zip(place, ends)]
+    chosen = [wells[round(w * (len(wells) - 1))] for w in place]
     chosen = {own[round(t * (len(own) - 1))] for own, t in zip(chosen, time)}
     rest = frames.index.difference(sorted(chosen))
     more = rest[np.linspace(0, len(rest) - 1, min(n - len(chosen), len(rest))).astype(int)]

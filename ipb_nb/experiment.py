@@ -228,7 +228,7 @@ def _begin(cfg, ds, out) -> dict:
         resumed=[*old.get('resumed', []), _now()] if old else [],
         **({'regions_sha256': Regions(ds).sha256} if cfg.regions else {}),
         **({'init': _began_with(cfg, ds)} if cfg.init else {}),
-        **{k: v for k, v in channel_facts(ds.channels, ds.depth).items() if k != 'format_version'},
+        **channel_facts(ds.channels, ds.depth),
         seconds=None,
         cpu_seconds=None,
         load=None,
@@ -374,7 +374,8 @@ def _write(training, tested, networks):
         confusion=metrics['student']['confusion'],
         trust=trust,
     )
-    model |= channel_facts(ds.channels, ds.depth) and dict(channels=list(ds.channels), depth=ds.depth, format_version=2)
+    if pictures := channel_facts(ds.channels, ds.depth):
+        model |= pictures | dict(format_version=2)
     write_json(model, out / 'model.json')
     about = dict(format_version=1, classes=ds.classes, n_test=len(loaders.test.items), selected_on=training.selected_on)
     write_json(metrics | about, out / 'metrics.json')

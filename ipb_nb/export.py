@@ -39,17 +39,16 @@ class WholeNetwork(nn.Module):
         super().__init__()
         self.net, self.temperature = student.net, student.trust['temperature']
         self.register_buffer('bias', student.bias)
-        self.full = (1 << student.depth) - 1
+        self.white = student.white
         for k in ('mean', 'std'):
-            level = student.info['normalisation'][k]
-            several = isinstance(level, list)
-            self.register_buffer(k, torch.tensor(level)[:, None, None]) if several else setattr(self, k, level)
+            levels = np.ravel(student.info['normalisation'][k])
+            self.register_buffer(k, torch.tensor(levels, dtype=torch.float32)[:, None, None])
 
     def forward(
         self,
         patches: torch.Tensor,  # float32 (B, channels, side, side), 0 … 255, or 65535 of 16 bits
     ) -> torch.Tensor:  # (B, n_classes)
-        return (self.net((patches / self.full - self.mean) / self.std) / self.temperature + self.bias).softmax(1)
+        return (self.net((patches / self.white - self.mean) / self.std) / self.temperature + self.bias).softmax(1)
 
 # %% ../nbs/54_export.ipynb #e0311f9b
 def example_patches(
@@ -63,10 +62,10 @@ def example_patches(
     try:
         ds, _ = run_dataset(run)
     except InputError:
-        channels, full = len(student.channels), (1 << student.depth) - 1
+        channels = len(student.channels)
         shape = (n, student.side, student.side, *[channels] * (channels > 1))
         noise = rng.normal(norm['mean'], norm['std'], shape)
-        return (full * noise).clip(0, full).astype(f'uint{student.depth}')
+        return (student.white * noise).clip(0, student.white).astype(f'uint{student.depth}')
     ids = run.predictions.colony_id.unique()
     colonies = [ds.colony(i) for i in rng.choice(ids, min(n, len(ids)), replace=False)]
     return np.stack([c.cut(center_box(c, student.side, student.small), student.side) for c in colonies])
@@ -102,8 +101,7 @@ def model_card(
 ) -> str:  # Markdown
     "What the network is, what it was trained on, and how good it is."
     scores, classes, norm = run.metrics['student'], student.classes, student.info['normalisation']
-    full = (1 << student.depth) - 1
-    level = {k: ', '.join(f'{full * v:.1f}' for v in np.ravel(norm[k])) for k in ('mean', 'std')}
+    level = {k: ', '.join(f'{student.white * v:.1f}' for v in np.ravel(norm[k])) for k in ('mean', 'std')}
     pairs = zip(classes, scores['confusion'])
     small = f'; the network also takes the {student.scales[1]} px in their middle' if len(student.scales) > 1 else ''
     return read_asset('model-card.md').format(
@@ -115,7 +113,7 @@ def model_card(
         side=student.side,
         pixel_size=f'{student.pixel_size:g} µm' if student.pixel_size else 'an unknown pixel size',
         small=small,
-        pictures=f'{picture_words(student.channels, student.depth)} (0 … {full})',
+        pictures=f'{picture_words(student.channels, student.depth)} (0 … {student.white})',
         **level,
         where=where,
         labelled=_number_labelled(run),
@@ -216,7 +214,7 @@ def _input_descr(v, student, test_tensor):
         description=f'patches inside a colony: {picture_words(student.channels, student.depth)}',
         axes=[v.BatchAxis(), v.ChannelAxis(channel_names=names), y, x],
         test_tensor=test_tensor,
-        data=v.IntervalOrRatioDataDescr(type='float32', range=(0.0, float((1 << student.depth) - 1))),
+        data=v.IntervalOrRatioDataDescr(type='float32', range=(0.0, float(student.white))),
     )
 
 

@@ -519,12 +519,12 @@ def _read_list(path, classes):
 # %% ../nbs/06_importers.ipynb #9ab2019a
 def _boxed_row(im, box, mask, margin, where, how, **fields):
     "The row of a box in an image, with its mask if there is one; `how` is (kind of masks, their counts, pictures)."
-    y0, x0, y1, x1 = box
+    (y0, x0, y1, x1), (box_masks, counts, pictures) = box, how
     if not (y0 < y1 <= im.shape[0] and x0 < x1 <= im.shape[1]):
         expected = f'y0 < y1 ≤ {im.shape[0]} and x0 < x1 ≤ {im.shape[1]}'
         raise InputError(where, f'the box {box}', expected, 'Correct the row.')
     if mask is None:
-        return colony_row(im, box, _box_mask(how[2].grey(im[y0:y1, x0:x1]), *how[:2]), margin, **fields)
+        return colony_row(im, box, _box_mask(pictures.grey(im[y0:y1, x0:x1]), box_masks, counts), margin, **fields)
     if not mask[y0:y1, x0:x1].any():
         raise InputError(where, 'a mask that is empty inside the box', 'pixels above 0', 'Correct the box or the mask.')
     return colony_row(im, box, mask[y0:y1, x0:x1], margin, **fields)
@@ -536,12 +536,12 @@ def _csv_mask(root, name, shape):
 
 
 def _csv_colonies(path, df, margin, how, failures):
-    last, root = None, path.parent
+    last, root, (_, counts, pictures) = None, path.parent, how
     for line, r in tqdm(df.iterrows(), total=len(df), desc='importing', unit='colony', leave=False):
         given = {c: r[c] for c in ('frame', 'time_h', 'track_id', 'parent_ids', 'event') if c in r and r[c] == r[c]}
         try:
             if r.image != last:
-                im, content, last = how[2].read(root / r.image), sha256(root / r.image), r.image
+                im, content, last = pictures.read(root / r.image), sha256(root / r.image), r.image
             fields = dict(
                 colony_id=r.colony_id, label=r.label, sha256=content, group=r.get('group') or _image_id(r.image)
             )
@@ -551,8 +551,8 @@ def _csv_colonies(path, df, margin, how, failures):
                 box = tuple(int(v) for v in r[BOX])
                 yield _boxed_row(im, box, mask, margin, f'{path.name}, line {line}', how, **fields)
             else:
-                yield _masked_row(how[2], im, mask, margin, **fields)
-            _note_full(mask, how[1], f'{r.image}, line {line}')
+                yield _masked_row(pictures, im, mask, margin, **fields)
+            _note_full(mask, counts, f'{r.image}, line {line}')
         except Exception as e:  # of whatever library reads it
             list_failure(failures, r.image, e, f'line {line}')
 

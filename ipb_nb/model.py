@@ -257,13 +257,6 @@ class PatchNet(nn.Module):
                 stream[0].requires_grad_(False).eval()
         self.freeze = freeze
 
-    def train(self, mode=True):
-        if not self.freeze:
-            return super().train(mode)
-        self.trained.train(mode)  # (the backbones stay in evaluation mode)
-        self.training = mode
-        return self
-
     def backbones(
         self,
         x: torch.Tensor,  # (B, channels, scale, scale), normalised
@@ -295,6 +288,16 @@ def trained(self: PatchNet) -> nn.Module:
     if not self.freeze:
         return self
     return nn.ModuleList([*(stream[1:] for stream in self.streams), self.norm, self.classifier])
+
+
+@patch
+def train(self: PatchNet, mode: bool = True) -> PatchNet:
+    "Frozen backbones stay in evaluation mode."
+    if not self.freeze:
+        return super(PatchNet, self).train(mode)
+    self.trained.train(mode)
+    self.training = mode
+    return self
 
 # %% ../nbs/17_model.ipynb #869b25b6
 def create_model(

@@ -24,7 +24,7 @@ from .detect import PICTURES, detect_dataset, detect_frame, sample_jobs
 from .frames import check_frames, list_frames
 from .layouts import frame_counts
 from .segment import DETECTION, DETECTION_PRESETS, FILL_HOLES, FLAGS, skipped_flags, split_touching
-from .sheets import frames_page
+from .sheets import FULL_PX, frames_page
 from .track import are_fields
 
 # %% ../nbs/13_preview.ipynb #prev0006
@@ -57,14 +57,11 @@ def areas_text(
     return f'{low:,.0f} to {high:,.0f} {unit}, median {middle:,.0f}' if len(areas) > 1 else f'{low:,.0f} {unit}'
 
 # %% ../nbs/13_preview.ipynb #prev0009
-_FULL = 16_384  # px of a picture's longer side; more than a camera's
-
-
 def _looked_at(jobs):
     "The tasks' frames as rows for `frames_page`; their pictures; the reasons of those that failed."
     rows, pictures, failures = [], {}, []
     for job in tqdm(jobs, desc='detecting', unit='image', leave=False):
-        frame, done = job['frame'], detect_frame(job | dict(sheet=_FULL))
+        frame, done = job['frame'], detect_frame(job | dict(sheet=FULL_PX))
         if 'failure' in done:
             failures.append(done['failure'])
             continue
@@ -231,10 +228,10 @@ def parts_per_colony(
     return float(np.mean(parts)) if parts else np.nan
 
 # %% ../nbs/13_preview.ipynb #sing0003
-def _cells_text(ds, most=_CELLS):
+def _cells_text(ds):
     "What to do where the colonies look like single cells, or nothing."
     parts = parts_per_colony(ds)
-    if not parts >= most:
+    if not parts >= _CELLS:
         return ''
     return (
         f'these look like single cells that touch (cut at necks, an object falls into {parts:.1f} parts on average): '

@@ -55,6 +55,7 @@ class Student:
             setattr(self, field, self.info[field])
         self.side, self.device = self.scales[0], torch.device(device or compute_device())
         self.channels, self.depth = channels_of(self.info)
+        self.white = (1 << self.depth) - 1  # the highest level
         how = {k: self.info[k] for k in ('width', 'hidden')} | dict(channels=len(self.channels))
         self.net = create_model(self.info['arch'], self.scales, len(self.classes), **how)
         self.net.load_state_dict(read_weights(self.path, self.net.state_dict()))

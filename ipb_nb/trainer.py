@@ -20,7 +20,7 @@ from .detect import checked_settings, detect_dataset
 from .exclude import read_excluded
 from .page import hex_to_bgr, read_asset, render
 from .preview import detect_command
-from .sheets import outlined
+from .sheets import FULL_PX, outlined
 from .strokes import COLONY, read_strokes, stroke_marks, train_segmentation
 from .tuning import FramePanes
 
@@ -173,7 +173,7 @@ def picture(self: SegmentationTrainer):
     "The frame with its outlines, and what is painted in its colours."
     image = self.images[self.at]
     labels, table = self.found[self.at][:2] if self.at in self.found else (np.zeros(image.shape, np.int32), _NOTHING)
-    out = outlined(image, labels, table, 16_384)
+    out = outlined(image, labels, table, FULL_PX)
     marks = stroke_marks(self.strokes.get(self.source, []), image.shape)
     layers = dict(colony=marks == COLONY, background=(marks > 0) & (marks != COLONY))
     layers |= dict(exclude=self.masks[self.jobs[self.at]['frame']['stem']], everywhere=self.masks['all'])

@@ -19,7 +19,7 @@ from .page import read_asset, render
 from .panes import ErrorMessage, Panes, picture_html
 from .preview import areas_text, detect_command
 from .segment import DETECTION, DETECTION_PRESETS, FILL_HOLES
-from .sheets import outlined
+from .sheets import FULL_PX, outlined
 
 # %% ../nbs/66_tuning.ipynb #tune0006
 _KEYS = {',': ['time', '-1'], '.': ['time', '1']}
@@ -97,14 +97,14 @@ def line(self: FramePanes) -> str:
     return detect_command(self.raw, self.dest, **self.given | self.settings)
 
 # %% ../nbs/66_tuning.ipynb #tune0009
-_FULL, _ROOM = 16_384, (900, 640)  # px of a picture at most; px on the page
+_ROOM = 900, 640  # px on the page, at most
 
 # %% ../nbs/66_tuning.ipynb #tune0009a
 @patch
 def picture(self: FramePanes) -> np.ndarray:  # uint8 BGR
     "The frame that is shown, with what was found."
     labels, table, _ = self.found[self.at]
-    return outlined(self.images[self.at], labels, table, _FULL)
+    return outlined(self.images[self.at], labels, table, FULL_PX)
 
 # %% ../nbs/66_tuning.ipynb #tune0009b
 @patch

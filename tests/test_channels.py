@@ -78,6 +78,7 @@ def test_only_a_marker_tells_the_classes_apart(kind, images, tmp_path):
         info = read_json(file)
         assert (info['channels'], info['depth']) == (channels, depth), file
     assert read_run(run).metrics['student']['macro_tpr'] == 1
+    assert ds.limits is ds.limits  # (read from the pictures once)
 
     predict(run, ds.path, tmp_path / 'found', unscaled=True)
     found = pd.read_csv(tmp_path / 'found' / 'colonies.csv').set_index('colony_id').predicted
@@ -162,7 +163,7 @@ def test_files_of_other_layouts(tmp_path, monkeypatch):
     deep_image(tmp_path / 'inverted.tif', 2, np.random.default_rng(0), photometric='miniswhite')
     np.testing.assert_array_equal(read(tmp_path / 'inverted.tif'), 65535 - read(tmp_path / 'plain.tif'))
     monkeypatch.setenv('IPB_MAX_PIXELS', '1000')
-    with pytest.raises(InputError, match='40 × 40 pixels; expected at most 1000 pixels'):
+    with pytest.raises(InputError, match='plain.tif: found 40 × 40 pixels; expected at most 1000 pixels'):
         read(tmp_path / 'plain.tif')
 
 
