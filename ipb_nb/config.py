@@ -20,6 +20,7 @@ from .method import METHODS
 from .model import bf16_pays
 from .mpl import FEEDBACK, LABELS
 from .patch import SMALL, VIEWS, patch_scales
+from .records import RunFile, read_record
 from .weights import read_model
 
 # %% ../nbs/30_config.ipynb #presets1
@@ -123,7 +124,7 @@ class ExperimentConfig(_Fields):
 
     def __init__(
         self,
-        preset: str = 'quick',  # gives every field that is not named
+        preset: str = None,  # gives every field that is not named; default: quick, or with init the student's
         method: str = 'mpl',  # mpl: meta pseudo labels, with balancing IPB; others: see the chapters on methods
         feedback: str = 'exact',  # of the student's step to the teacher; reference: as published; none: h = 0
         teacher_frozen: bool_arg = None,  # keep the teacher as pre-trained: no feedback, no step
@@ -182,10 +183,13 @@ class ExperimentConfig(_Fields):
 # %% ../nbs/30_config.ipynb #cfginit1
 @patch
 def _follow(self: ExperimentConfig):
-    "Take network and patches from the student that the run begins with, where nothing else is asked for."
+    "Take preset, network and patches from the student that the run begins with, where nothing else is asked for."
     self._need(not self.pretrained, 'pretrained', 'no, with init: the run begins with that student')
     folder = Path(self.init).resolve()
     self.init, self.pretrained = str(folder.parent if folder.is_file() else folder), False
+    run = Path(self.init) / 'run.json'
+    if self.preset is None and run.exists():  # (an exported student has none)
+        self.preset = read_record(run, RunFile)['config'].get('preset')
     if None in (self.arch, self.scales, self.small):
         student = read_model(self.init)
         self.arch, self.small = self.arch or student['arch'], self.small or student['small']
@@ -196,13 +200,15 @@ def _follow(self: ExperimentConfig):
 def _resolve(self: ExperimentConfig, given: dict):
     "Take the given fields, fill in those that were left out, and check all of them."
     self.__dict__ |= {f: given[f] for f in self.fields()}
+    if self.init and isinstance(self.init, str):
+        self._follow()
+    if self.preset is None:
+        self.preset = 'quick'
     if not isinstance(self.preset, str) or self.preset not in PRESETS:
         raise InputError('preset', self.preset, ' or '.join(PRESETS), 'Name one of them.')
     if not isinstance(self.method, str) or self.method not in METHODS:
         raise InputError('method', self.method, ' or '.join(METHODS), 'Correct the value.')
     method, preset = METHODS[self.method], dict(PRESETS[self.preset])
-    if self.init and isinstance(self.init, str):
-        self._follow()
     if not method.pretrains and preset['steps']:
         preset['steps'] += preset['pretrain_steps']  # (as many steps for all methods)
     for field, value in (preset | method.defaults(self.preset)).items():

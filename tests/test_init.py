@@ -170,6 +170,17 @@ def test_an_exported_student_begins_a_sweep(run, more, tmp_path):
     sweep(grid, more, tmp_path / 'runs', workers=1)  # (all is done)
 
 
+def test_the_preset_is_the_student_s(run, tmp_path):
+    assert ExperimentConfig(init=str(run)).preset == 'quick' == ExperimentConfig().preset
+    frozen = tmp_path / 'frozen'
+    shutil.copytree(run, frozen)
+    old = json.loads((frozen / 'run.json').read_text())
+    write_json(old | dict(config=old['config'] | dict(preset='frozen')), frozen / 'run.json')
+    cfg = ExperimentConfig(init=str(frozen))
+    assert (cfg.preset, cfg.freeze, cfg.test_patches, cfg.arch) == ('frozen', True, 10, 'test_resnet')
+    assert ExperimentConfig('quick', init=str(frozen)).preset == 'quick'
+
+
 def test_what_does_not_fit_is_said(run, dataset, few, tmp_path):
     def check(says, data=dataset, **fields):
         with pytest.raises(InputError, match=says):
