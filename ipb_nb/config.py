@@ -126,7 +126,7 @@ class ExperimentConfig(_Fields):
         self,
         preset: str = None,  # gives every field that is not named; default: quick, or with init the student's
         method: str = 'mpl',  # mpl: meta pseudo labels, with balancing IPB; others: see the chapters on methods
-        feedback: str = 'exact',  # of the student's step to the teacher; reference: as published; none: h = 0
+        feedback: str = 'exact',  # on the student's step; reference: as published; cosine: by its angle; none: h = 0
         teacher_frozen: bool_arg = None,  # keep the teacher as pre-trained: no feedback, no step
         balance: bool = True,  # resample the unlabelled set (U) every epoch so that all classes come equally often
         balance_by: str = None,  # draws: rare classes come more often; logits: the loss knows how often they come

@@ -74,7 +74,8 @@ class IPBMethod(Method):
         how = how_balanced(cfg)
         if cfg.teacher_frozen:
             return 'Frozen teacher' + ', balanced' * cfg.balance + how
-        return ('IPB' if cfg.balance else 'MPL (imbalanced)') + how + ', h = 0' * (cfg.feedback == 'none')
+        heard = dict(none=', h = 0', cosine=', h a cosine').get(cfg.feedback, '')
+        return ('IPB' if cfg.balance else 'MPL (imbalanced)') + how + heard
 
     def networks(self, cfg, make):
         return dict(teacher=make(), student=make())

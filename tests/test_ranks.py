@@ -104,7 +104,7 @@ with launched():
 '''
 
 
-FEEDBACK = 'exact', 'taylor', 'reference'
+FEEDBACK = 'exact', 'taylor', 'cosine', 'reference'
 
 
 @pytest.fixture(scope='module')
