@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Record', 'check_record', 'read_record', 'DatasetFile', 'AdditionFile', 'SplitFile', 'LoopFile', 'WorklistFile',
-           'MetricsFile', 'RunFile', 'CheckpointFile', 'SweepFile', 'ModelFile', 'PredictionFile', 'FinishedPrediction',
-           'ExperimentFile', 'DemoFile', 'FrameRecord', 'ScalesFile', 'SegmentationFile', 'TaskRecord',
-           'finished_record']
+           'MetricsFile', 'RunFile', 'CheckpointFile', 'TrainingFile', 'SweepFile', 'ModelFile', 'PredictionFile',
+           'FinishedPrediction', 'ExperimentFile', 'DemoFile', 'FrameRecord', 'ScalesFile', 'SegmentationFile',
+           'TaskRecord', 'finished_record']
 
 # %% ../nbs/01_records.ipynb #rec00003
 import re
@@ -212,6 +212,18 @@ class CheckpointFile(Record):
     _do = 'Remove it: the state before it counts.'
     sha256: str
     state: dict
+
+
+class TrainingFile(Record):
+    "What the page of ipb-learn notes of a training that it begins."
+
+    _do = 'Remove it: the page then forgets this training; its run stays.'
+    data: str
+    split: str
+    preset: str
+    more: list[str] = []
+    pid: Annotated[int, Field(ge=1)]
+    began: float
 
 
 class SweepFile(Record):

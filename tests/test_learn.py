@@ -8,9 +8,9 @@ import pytest
 from browser import Widget, look, settled
 
 from ipb_nb.active import colony_features
-from ipb_nb.core import InputError, read_json, write_csv
+from ipb_nb.core import InputError, read_json, write_csv, write_json
 from ipb_nb.dataset import ColonyDataset
-from ipb_nb.learn import FullTraining, LabelLoop, Loop
+from ipb_nb.learn import FullTraining, LabelLoop, Loop, earlier_training
 from ipb_nb.panes import page_server
 from ipb_nb.toy import toy_dataset
 
@@ -24,6 +24,12 @@ def labelled(tmp_path_factory):
     ds = ColonyDataset(ds.path)
     colony_features(ds)
     return ds, truth
+
+
+def fresh(ds, folder):
+    "A copy of a dataset, without anybody's labels."
+    ignored = shutil.ignore_patterns('annotations', 'worklists', 'splits')
+    return shutil.copytree(ds.path, folder / 'cells', ignore=ignored)
 
 
 def judge_all(loop, truth):
@@ -69,8 +75,7 @@ def test_a_person_labels_two_rounds_looks_and_corrects(labelled, driver, tmp_pat
 
 def test_a_class_is_added_between_rounds(labelled, tmp_path):
     ds, truth = labelled
-    ignored = shutil.ignore_patterns('annotations', 'worklists', 'splits')
-    w = LabelLoop(shutil.copytree(ds.path, tmp_path / 'cells', ignore=ignored), 'dora', n=16)
+    w = LabelLoop(fresh(ds, tmp_path), 'dora', n=16)
     judge_all(w.state, truth)
     w.act('add_class', 'Bleb')
     w.act('tab', 'look')
@@ -91,16 +96,55 @@ def test_a_network_is_trained_to_its_end(labelled, tmp_path):
         loop.next_round()
     few = '--scales 32 --batch_size 8 --pretrain_epochs 1 --epochs 1 --steps 8 --finetune 0 --threads 1 --no_notebook'
     w = LabelLoop(ds.path, 'cem', n=12)
-    w.training = FullTraining(loop.split(), 'quick', tmp_path / 'runs' / 'one', *few.split())
+    split = loop.split()
+    out = tmp_path / 'runs' / f'cells-{split.name}'
+    w.training = FullTraining(split, 'quick', out, *few.split())
     w.act('tab', 'train')
     assert 'running' in w.pane_main and w.score() == ''
+    reloaded = LabelLoop(ds.path, 'cem', n=12, runs=tmp_path / 'runs')
+    assert reloaded.training.state == 'running' and reloaded.training.out == out
+    reloaded.act('train')
+    assert 'one at a time' in reloaded.message
     w.training.process.wait(300)
     w.act('poll')
     assert w.training.state == 'done', w.training.said(20)
-    found = read_json(tmp_path / 'runs' / 'one' / 'metrics.json')
+    found = read_json(out / 'metrics.json')
     assert f"macro recall {found['student']['macro_tpr']:.0%}" in w.pane_main
     assert found['n_test'] == len(w.training.split.test)
     assert set(w.training.split.test.colony_id) <= set(loop.held)
+    reloaded.act('poll')
+    assert reloaded.training.state == 'done' and reloaded.score() == w.score()
+
+
+def test_a_training_that_was_stopped_goes_on_from_another_page(labelled, tmp_path):
+    (ds, truth), kw = labelled, dict(n=12, runs=tmp_path / 'runs')
+    cells = fresh(ds, tmp_path)
+    judge_all(loop := Loop(cells, 'fay', n=12), truth)
+    few = '--scales 32 --batch_size 8 --pretrain_epochs 1 --epochs 1 --steps 8 --finetune 0 --threads 1 --no_notebook'
+    w, split = LabelLoop(cells, 'fay', **kw), loop.split()
+    w.training = FullTraining(split, 'quick', tmp_path / 'runs' / f'cells-{split.name}', *few.split())
+    reloaded = LabelLoop(cells, 'fay', **kw)
+    reloaded.act('stop')
+    w.training.process.wait(60)
+    reloaded.act('tab', 'train')
+    assert reloaded.training.state in ('stopped', 'failed') and 'go on with loop-' in reloaded.pane_main
+    again = LabelLoop(cells, 'fay', **kw)
+    again.act('resume')
+    assert again.training.args[-1] == '--resume'
+    again.training.process.wait(300)
+    assert again.training.state == 'done', again.training.said(20)
+    assert LabelLoop(cells, 'fay', **kw).score().startswith('macro recall')
+
+
+@pytest.mark.parametrize(
+    'content', ['', '{}', '{"data": 3}', '{"data": "", "split": "x", "preset": "quick", "pid": 0}']
+)
+def test_a_note_of_a_training_that_cannot_be_read_is_passed_over(labelled, tmp_path, content):
+    ds, _ = labelled
+    (tmp_path / 'cells-loop-1.json').write_text(content)
+    gone = dict(data=str(ds.path.resolve()), split='gone', preset='quick', pid=1, began=1.0)
+    write_json(gone, tmp_path / 'cells-loop-2.json')
+    assert earlier_training(ds, tmp_path) is None
 
 
 def test_to_the_last_colony(labelled):
@@ -126,15 +170,15 @@ def test_bad_input(labelled, tmp_path):
         Loop(ds.path, 'eva', rule='best')
     with pytest.raises(InputError, match='n: found 2'):
         Loop(ds.path, 'eva', n=2)
-    fresh = toy_dataset(tmp_path / 'cells', (6, 6, 6), labeled='rest')
-    write_csv(fresh.colonies.assign(label=''), fresh.path / 'colonies.csv')
-    loop = Loop(fresh.path, 'eva', n=4)
+    new = toy_dataset(tmp_path / 'cells', (6, 6, 6), labeled='rest')
+    write_csv(new.colonies.assign(label=''), new.path / 'colonies.csv')
+    loop = Loop(new.path, 'eva', n=4)
     with pytest.raises(InputError, match='class fine: found no colony to learn from'):
         loop.split()
     f = loop.list_of('eva')
     f.write_text(f.read_text() + 'nobody,first\n')
     with pytest.raises(InputError, match=r'eva \(loop\).csv, line 6: found colony_id nobody'):
-        Loop(fresh.path, 'eva')
-    (fresh.path / 'loop.json').write_text('{"held_aside": 3}')
+        Loop(new.path, 'eva')
+    (new.path / 'loop.json').write_text('{"held_aside": 3}')
     with pytest.raises(InputError, match='held_aside: found 3'):
-        Loop(fresh.path, 'dan')
+        Loop(new.path, 'dan')
