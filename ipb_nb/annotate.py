@@ -216,7 +216,7 @@ def shared_dataset(
 
 # %% ../nbs/61_annotate.ipynb #5091f811
 _MORE_KEYS = {'ArrowDown': ['row', '1'], 'ArrowUp': ['row', '-1'], 'v': ['large', ''], 's': ['select', '']}
-_MORE_KEYS |= {'Enter': ['next', ''], ',': ['time', '-1'], '.': ['time', '1']}
+_MORE_KEYS |= {'Enter': ['next', ''], ',': ['time', '-1'], '.': ['time', '1'], 'p': ['play', '']}
 _MORE_KEYS |= {'b': ['brush', ''], 'e': ['erase', ''], 'x': ['fill', ''], '(': ['thick', '-1'], ')': ['thick', '1']}
 
 
@@ -448,6 +448,11 @@ def do_find(self: ColonyAnnotator, value, **_):
 @patch
 def do_time(self: ColonyAnnotator, value, **_):
     self.state.look_beside(int(value))
+
+
+@patch
+def do_play(self: ColonyAnnotator, value, **_):
+    self.state.play()
 
 # %% ../nbs/61_annotate.ipynb #d689def7
 @patch

@@ -467,7 +467,7 @@ def score(self: LabelLoop) -> str:
     return f'macro recall {recall:.0%} on {len(self.training.split.test)} colonies held aside (T)'
 
 # %% ../nbs/65_learn.ipynb #lrn054
-_LABELLING = 'class exclude accept undo select large step row page next time brush erase thick fill stroke'.split()
+_LABELLING = 'class exclude accept undo select large step row page next time play brush erase thick fill stroke'.split()
 
 # %% ../nbs/65_learn.ipynb #lrn054a
 @patch

@@ -555,6 +555,19 @@ def look_beside(
         raise InputError('frame', 'no other', 'one of the same well', f'This is the {"last" if step > 0 else "first"}.')
     self.single, self.selected, self.moment = True, set(), moment
 
+
+@patch
+def play(self: Labelling):
+    "Show the next frame; after the last one, the first of the well."
+    row, c = self.ds.colonies.loc[self.items[self.at][0]], self.ds.colonies
+    first = -c.frame[c.group.eq(row.group) & c.frame.lt(row.frame)].nunique()
+    try:
+        self.look_beside(1)
+    except InputError:
+        if self.moment == first:
+            raise  # (there is no other)
+        self.look_beside(first - self.moment)
+
 # %% ../nbs/60_worklist.ipynb #sync0002
 @patch
 def changed(self: Labelling) -> bool:

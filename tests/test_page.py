@@ -166,6 +166,15 @@ def test_enlarge_zoom_contrast_and_frames(cells, page, driver):
     ):
         page.press(key)
         page.wait(lambda: said in page.text(pane))  # noqa: B023
+    played = 'const seen = window.seen = new Set(), main = document.querySelector("[data-pane=main]"); '
+    played += 'new MutationObserver(() => seen.add(main.innerText.match(/\\d frames? before|frames before and/)?.[0]))'
+    js(page, played + '.observe(main, {childList: true})')
+    page.press('p')
+    page.wait(lambda: len(js(page, 'return [...window.seen]')) == 3)  # to the last frame, and from the first again
+    pressed = 'return document.querySelector("[data-local=play]").ariaPressed'
+    assert js(page, pressed) == 'true'
+    page.press('p')
+    assert js(page, pressed) == 'false'
 
 
 def brushed(page, driver, item):

@@ -188,11 +188,25 @@ function render({ model, el }) {
 
   const busy = is => root.setAttribute('aria-busy', is);
   const tell = (what, value, more = {}) => {
+    if (!['play', 'fit'].includes(what)) play(false);
     busy(true);
     model.send({ do: what, value, ...more });
   };
-  const answered = () => busy(false);
+  const answered = () => {
+    busy(false);
+    if (playing) play(true);
+  };
   model.on('change:answered', answered);
+
+  // Frames played: the next one a moment after the last was drawn, until something else is done.
+  let playing = 0;
+  const pressed = () => root.querySelectorAll('[data-local=play]').forEach(b => b.setAttribute('aria-pressed', playing > 0));
+  const play = (on, first = false) => {
+    const more = () => root.querySelector('[data-local=play]') && (first || !root.querySelector('.note.bad'));
+    clearTimeout(playing);
+    playing = on ? setTimeout(() => more() ? tell('play', '') : play(false), 250) : 0;
+    pressed();
+  };
 
   // As many thumbnails as the window holds: their number goes to Python, once it has stopped changing.
   let fitted = '', later = 0, opener = null;
@@ -229,6 +243,7 @@ function render({ model, el }) {
       look.show();
       zoom.show();
       brush.show();
+      pressed();
       if (inside) {
         const same = [...pane.querySelectorAll('[data-do], [data-local]')].find(e =>
           ['do', 'value', 'field', 'local'].every(k => e.dataset[k] == inside[k]));
@@ -257,6 +272,7 @@ function render({ model, el }) {
     if (!b || b.matches('input, select')) return;
     const [what, value] = (b.dataset.local ?? '').split(':');
     if (what == 'key') look.key(value);
+    if (what == 'play') return play(!playing, true);
     if (what == 'toggle') b.setAttribute('aria-expanded', root.classList.toggle(value));
     if (what) return soon();
     if (e.detail) root.focus({ preventScroll: true });  // (a key on a button leaves the focus where it is)
@@ -286,6 +302,10 @@ function render({ model, el }) {
     if (e.target.matches('button') && (e.key == 'Enter' || e.key == ' ')) return;
     if (brush.key(e.key)) return e.preventDefault();
     const k = model.get('shortcuts')[e.key];
+    if (k?.[0] == 'play') {
+      e.preventDefault();
+      return root.querySelector('[data-local=play]')?.click();
+    }
     if (!k && !look.key(e.key) && !zoom.key(e.key)) return;
     e.preventDefault();
     e.stopPropagation();
