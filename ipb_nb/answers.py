@@ -110,7 +110,7 @@ def _note(s):
 
 # %% ../nbs/52_answers.ipynb #cd48fad3
 def _scroll(df, digits=3):
-    return render('<div class="scroll">{{ t }}</div>', t=table_html(df, digits))
+    return render('<div class="scroll" tabindex="0">{{ t }}</div>', t=table_html(df, digits))
 
 # %% ../nbs/52_answers.ipynb #5e1ddb93
 def _save(axes, out, name, alt, caption):

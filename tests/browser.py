@@ -81,3 +81,42 @@ def settled(w):
         'same > 8 ? done(n) : setTimeout(look, 60) }; look()'
     )
     return w.driver.execute_async_script(script)
+
+
+BARRIERS = """
+const lum = c => { const [r, g, b] = c.map(v => (v /= 255) <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4);
+                   return .2126 * r + .7152 * g + .0722 * b };
+const rgba = s => { const x = document.createElement('canvas').getContext('2d'); x.fillStyle = s;
+                    x.fillRect(0, 0, 1, 1); return [...x.getImageData(0, 0, 1, 1).data] };
+const under = e => { let back = [255, 255, 255], chain = [];
+    for (; e; e = e.parentElement) chain.unshift(rgba(getComputedStyle(e).backgroundColor));
+    for (const [r, g, b, a] of chain) back = [r, g, b].map((v, k) => v * a / 255 + back[k] * (1 - a / 255));
+    return back };
+const out = [], name = e => e.outerHTML.slice(0, 90);
+for (const e of document.body.querySelectorAll('*')) {
+    if (![...e.childNodes].some(n => n.nodeType == 3 && n.textContent.trim()) || !e.offsetParent) continue;
+    if (e.closest('.bar, .larger')) continue;  // on the picture itself, with a shadow or a ground of their own
+    const a = lum(rgba(getComputedStyle(e).color).slice(0, 3)), b = lum(under(e));
+    const ratio = (Math.max(a, b) + .05) / (Math.min(a, b) + .05);
+    if (ratio < 4.5) out.push(`contrast ${ratio.toFixed(2)}: ${name(e)}`);
+}
+for (const e of document.querySelectorAll('button, input, select, textarea, a[href]'))
+    if (!(e.innerText?.trim() || e.ariaLabel || e.labels?.[0]?.innerText || e.querySelector('img')?.alt || e.hidden))
+        out.push(`without a name: ${name(e)}`);
+for (const e of document.querySelectorAll('img'))
+    if (!e.hasAttribute('alt')) out.push(`a picture without words: ${name(e)}`);
+for (const e of document.body.querySelectorAll('*'))
+    if (e.scrollWidth > e.clientWidth + 1 && /auto|scroll/.test(getComputedStyle(e).overflowX) && e.offsetParent
+        && e.tabIndex < 0 && !e.querySelector('a, button, input, select, [tabindex]'))
+        out.push(`no key scrolls it: ${name(e)}`);
+const ids = [...document.querySelectorAll('[id]')].map(e => e.id);
+for (const id of new Set(ids.filter((o, k) => ids.indexOf(o) != k))) out.push(`twice: id ${id}`);
+for (const css of ['html[lang]', 'title', 'main', 'h1'])
+    if (document.querySelectorAll(css).length != 1) out.push(`not one ${css}`);
+return out"""
+
+
+def barriers(driver) -> list:
+    """What keeps people from using a page: text without contrast (WCAG 2.1 AA), controls and pictures without words,
+    tables that no key scrolls, ids that come twice, no main part, no heading, no language."""
+    return driver.execute_script(BARRIERS)

@@ -15,7 +15,7 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
-from browser import Widget
+from browser import Widget, barriers
 from selenium.webdriver import ActionChains
 from selenium.webdriver.common.keys import Keys
 
@@ -146,6 +146,7 @@ def test_the_explorer_as_a_page(fresh, served, driver, theme):
         < 300
     )
     assert dark == (theme == 'dark')
+    assert barriers(driver) == []
     w.shot(f'explorer-{theme}')
     driver.delete_all_cookies()
     driver.get(url.split('?')[0])

@@ -5,7 +5,7 @@ from threading import Thread
 
 import pandas as pd
 import pytest
-from browser import Widget, look, settled
+from browser import Widget, barriers, look, settled
 
 from ipb_nb.active import colony_features
 from ipb_nb.core import InputError, read_json, write_csv, write_json
@@ -61,6 +61,12 @@ def test_a_person_labels_two_rounds_looks_and_corrects(labelled, driver, tmp_pat
         page.click('button[data-value=look]')
         page.wait(lambda: 'How good the labels are' in page.text('main'))
         assert 'macro recall' in page.text('head')
+        assert barriers(driver) == []
+        page.click('button[data-value=train]')
+        page.wait(lambda: 'The full method' in page.text('main'))
+        assert barriers(driver) == []
+        page.click('button[data-value=look]')
+        page.wait(lambda: 'How good the labels are' in page.text('main'))
         page.press('1')  # no colony is asked about here
         page.click('button[data-do=visit]')
         page.wait(lambda: loop.single and 'no verdict yet' in page.text('main'))

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import tifffile
-from browser import Widget, look
+from browser import Widget, barriers, look
 from selenium.webdriver.common.keys import Keys
 
 from ipb_nb.core import InputError, read_json, run_command, write_json
@@ -103,6 +103,7 @@ def test_settings_by_slider_and_field(raw, opened, tmp_path):
     w.press(Keys.ESCAPE)  # out of the field: keys are for the frames again
     w.press('.')
     w.wait(lambda: 'A1_002.tif' in w.text('frame'))
+    assert barriers(w.driver) == []
     w.shot('preview')
     counts = [int(n) for n in re.findall(r'(\d+) colon', w.text('strip'))]
     found = detected(w, tmp_path).colonies.frame.value_counts()
@@ -127,6 +128,7 @@ def test_strokes_by_the_mouse(raw, opened, tmp_path):
     draw(w, (260, 20), (260, 180))  # through one of the discs
     said('tools', '2% excluded')
     said('frame', 'colonies')
+    assert barriers(w.driver) == []
     w.shot('trainer')
     (strokes,) = read_json(marks / 'strokes.json').values()
     assert [o['colony'] for o in strokes] == [True, False, False]

@@ -48,7 +48,7 @@ async function open() {
     const news = await answer.json();
     if (news.error) return say(news.error, true);
     model = new Model(id, news);
-    if (news.title) document.title = news.title;
+    if (news.title) document.title = document.querySelector('h1').textContent = news.title;
     say('');
     panes.render({ model, el: document.getElementById('page') });
     document.querySelector('.ipb')?.focus({ preventScroll: true });
