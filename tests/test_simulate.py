@@ -95,6 +95,35 @@ def test_other_parameters_do_not_mix(tiny):
     assert (tiny.path / 'truth' / 'colonies.csv').read_bytes() == before
 
 
+def test_markers_change_neither_phase_contrast_nor_truth(tiny, tmp_path):
+    marked = simulate_experiment(tmp_path / 'marked', 'tiny', seed=1, wells=1, markers=3)
+    image, truth = marked.frame('P1-A1', 0)
+    plain, same_truth = tiny.frame('P1-A1', 0)
+    assert (image.shape, image.dtype) == ((512, 512, 4), np.uint16) and 2000 < image[..., 1:].max() < 4096
+    assert (image[..., 0] == plain.astype(int) * 16).all() and (truth == same_truth).all()
+    levels = [np.median(image[truth == k], axis=0)[1:] for k in (2, 3, 1)]  # Dense, Diff, Debris
+    assert [int(v.argmax()) for v in levels] == [0, 1, 2]
+    with tifffile.TiffFile(marked.path / 'raw/P1-A1/000.tif') as tif:
+        pixels = ET.fromstring(tif.ome_metadata).find('.//{*}Pixels')
+        assert tif.series[0].axes == 'CYX' and pixels.get('Type') == 'uint16'
+    assert [c.get('Name') for c in pixels.findall('{*}Channel')] == ['phase', 'OCT4', 'TUJ1', 'PI']
+    assert {p.get('DeltaT') for p in pixels.findall('{*}Plane')} == {'0.0'}
+    for markers in (0, 2):
+        with pytest.raises(InputError, match=f'found markers 3; expected markers {markers}'):
+            simulate_experiment(marked.path, 'tiny', seed=1, wells=1, markers=markers)
+    ds = crops_by_truth(marked, tmp_path / 'crops')
+    assert (ds.channels, ds.depth) == (('phase', 'OCT4', 'TUJ1', 'PI'), 16)
+    first = ds.colonies.iloc[0]
+    inner = image[first.y0 : first.y1, first.x0 : first.x1]
+    assert (ds.colony(first.name).image[112:-112, 112:-112] == inner).all()
+
+
+def test_without_markers_they_are_not_asked_of_an_experiment(tiny):
+    assert 'markers' not in tiny.info['parameters']
+    with pytest.raises(InputError, match='found markers 0; expected markers 1'):
+        simulate_experiment(tiny.path, 'tiny', seed=1, markers=1)
+
+
 def test_what_is_done_is_not_done_again(tiny):
     stamp = (tiny.path / 'truth' / 'colonies.csv').stat().st_mtime_ns
     assert simulate_experiment(tiny.path, 'tiny', seed=1).path == tiny.path
@@ -110,6 +139,7 @@ def test_what_is_done_is_not_done_again(tiny):
         (dict(size=100000), 'size: found 100000; expected 256 to 8192'),
         (dict(pixel_size=0.2), 'a field of 102 µm; expected at least 200 µm'),
         (dict(overlap=1.5), 'overlap: found 1.5; expected 0 to 1'),
+        (dict(markers=9), 'markers: found 9; expected 0 to 4'),
         (dict(workers=0), 'workers: found 0; expected at least 1'),
         (dict(preset='huge'), 'preset: found huge; expected paper, small, tiny'),
         (dict(colour=1), 'parameters: found colour'),
