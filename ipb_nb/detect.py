@@ -230,20 +230,22 @@ def _check_call(a):
 
 # %% ../nbs/13_detect.ipynb #93232071
 def _check_listed(raw, frames, failures, bad, truth, allow_gaps, resample):
-    "Frames that do not belong together; a simulation knows which of its frames are missing."
+    """Frames that do not belong together are an `InputError`; gaps that are allowed are returned, as texts. A
+    simulation knows which of its frames are missing."""
     if not len(frames):
         found = f'no frame that can be read; the first: {failures[0]["reason"]}'
         raise InputError(raw, found, 'images', 'Repair them, or take them out.')
     experiment = truth and Path(truth).parent / 'experiment.json'
     dropped = read_record(experiment, ExperimentFile).get('dropped', []) if experiment and experiment.exists() else []
-    reasons = []
+    reasons, gaps = [], []
     for text in check_frames(frames, bad, [tuple(o) for o in dropped]):
-        gap_allowed = allow_gaps and '--allow_gaps' in text
-        size_corrected = resample and text.startswith('pixel sizes:')
-        if not gap_allowed and not size_corrected:
+        if allow_gaps and '--allow_gaps' in text:
+            gaps.append(text)
+        elif not (resample and text.startswith('pixel sizes:')):
             reasons.append(text)
     if reasons:
         raise InputError(raw, '; '.join(reasons), 'frames that belong together', 'See all of them with --list.')
+    return gaps
 
 # %% ../nbs/13_detect.ipynb #e0b156de
 def checked_settings(
@@ -629,7 +631,7 @@ def _asked(given):
     a.z, dest = checked_z(a.z), Path(a.dest)
     reading = {name: given[name] for name in _READING} | dict(z=a.z)
     frames, failures, bad = list_frames(Path(a.raw), **reading)
-    _check_listed(Path(a.raw), frames, failures, bad, a.truth, a.allow_gaps, a.resample)
+    gaps = _check_listed(Path(a.raw), frames, failures, bad, a.truth, a.allow_gaps, a.resample)
     factors = _resampled(frames, a.resample, a.truth or a.outlines)
     p = checked_settings({name: given[name] for name in DETECTION}, _pixel_size(frames))
     p |= dict(classes=_class_names(a.classes, a.labels), margin=a.margin, scale=a.scale)
@@ -641,7 +643,7 @@ def _asked(given):
     p['segmentation'] = a.segmentation and marks_digest(a.segmentation)
     beside = dict(truth=a.truth, outlines=a.outlines, excluded=excluded)
     how = dict(factors=factors, segmentation=a.segmentation, beside=beside)
-    return SimpleNamespace(frames=frames, failures=failures, p=p, **how)
+    return SimpleNamespace(frames=frames, failures=failures, gaps=gaps, p=p, **how)
 
 # %% ../nbs/13_detect.ipynb #plan0002
 def _plan(dest, asked, sheet):
@@ -724,10 +726,11 @@ def sample_jobs(
     also=(),  # `source` of frames that are wanted in any case
     **kwargs,
 ) -> tuple:  # tasks for `detect_frame`; what cannot be used, as from `list_frames`
-    "The tasks of a few frames, as `detect_dataset` would give them."
+    "The tasks of a few frames, as `detect_dataset` would give them; where frames are missing, that is said."
     given = signature(detect_dataset).bind(raw, folder, **kwargs)
     given.apply_defaults()
-    asked = _asked(given.arguments)
+    asked = _asked(given.arguments | dict(allow_gaps=True))
+    gaps = [] if given.arguments['allow_gaps'] else [dict(kind='gap', reason=text) for text in asked.gaps]
     jobs = _plan(Path(folder), asked, 0)
     chosen = {*spread_frames(asked.frames, n).source, *also}
-    return [job for job in jobs if job['frame']['source'] in chosen], asked.failures
+    return [job for job in jobs if job['frame']['source'] in chosen], asked.failures + gaps

@@ -392,6 +392,7 @@ def texture(
 _ROUNDING = 0.35  # grey levels; glass is at least as rough
 _NO_GLASS = 0.015  # of the background's grey level; glass is never as rough
 _CONFLUENT = 0.9  # share of a frame that is textured
+_UNEVEN = 1.75  # times the roughness of its smoothest places: a layer of smooth cells, and no glass
 
 
 def _seen(excluded, shape):
@@ -409,10 +410,13 @@ def _flags(image, min_area, excluded=None):
     if not seen.any():
         return [], seen
     logs = np.log(rough[seen])
-    glass = np.exp(np.median(logs[logs <= threshold_otsu(logs)]) if np.ptp(logs) else logs[0])
+    lower = logs[logs <= threshold_otsu(logs)] if np.ptp(logs) else logs[:1]
+    smoothest, glass = np.exp(np.quantile(lower, [0.02, 0.5]))
     largest = max(_NO_GLASS * np.median(image), 2 * _ROUNDING)
     if glass > largest:
         return ['confluent'], (rough > largest) & seen
+    if smoothest > 2 * _ROUNDING and glass > _UNEVEN * smoothest:
+        return ['confluent'], (rough > smoothest) & seen
     textured = (rough > _TEXTURED * glass) & seen
     if textured.sum() * 16 < min_area / 4:
         return ['empty'], textured

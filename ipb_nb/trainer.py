@@ -21,7 +21,14 @@ from .exclude import read_excluded
 from .page import hex_to_bgr, read_asset, render
 from .preview import detect_command
 from .sheets import FULL_PX, outlined
-from .strokes import COLONY, read_strokes, stroke_marks, train_segmentation
+from ipb_nb.strokes import (
+    COLONY,
+    fit_segmentation,
+    marked_samples,
+    pixel_features,
+    read_strokes,
+    stroke_marks,
+)
 from .tuning import FramePanes
 
 # %% ../nbs/67_trainer.ipynb #trai0009
@@ -65,6 +72,7 @@ class SegmentationTrainer(FramePanes):
         **kwargs,
     ):
         self.marks, self.tool, self.width, self.before, self.unready = Path(marks), 'colony', 9, [], ''
+        self.features, self.samples = {}, {}  # by the number of the frame
         file, folder = self.marks / 'strokes.json', self.marks / 'exclude'
         self.contents = {file: _content(file)}  # of the files, as last read or written here
         self.strokes, self.masks = _own_strokes(file), None
@@ -104,24 +112,44 @@ def excluded(self: SegmentationTrainer, k: int) -> np.ndarray:  # bool (H, W)
     own, everywhere = self.masks[self.jobs[k]['frame']['stem']], self.masks['all']
     return own | everywhere if own.shape == everywhere.shape else own
 
+# %% ../nbs/67_trainer.ipynb #trai0012a
+_KEPT = 600_000_000  # bytes of features
+
+
+@patch
+def features_of(self: SegmentationTrainer, k: int) -> np.ndarray:  # as from `pixel_features`
+    "Those of a frame; the ones that were used last are kept."
+    own = self.features.pop(k, None)
+    self.features[k] = own = pixel_features(self.images[k]) if own is None else own
+    while sum(o.nbytes for o in self.features.values()) > _KEPT:
+        self.features.pop(next(iter(self.features)))
+    return own
+
+# %% ../nbs/67_trainer.ipynb #trai0012b
+@patch
+def _samples_of(self: SegmentationTrainer, k):
+    "What the strokes of a frame teach, found anew where they changed."
+    source, image = self.jobs[k]['frame']['source'], self.images[k]
+    strokes = self.strokes[source]
+    if self.samples.get(k, [None])[0] != strokes:
+        marks = stroke_marks(strokes, image.shape, f'{self.marks / "strokes.json"}, {source}')
+        self.samples[k] = strokes, marked_samples(image, marks, self.features_of(k))
+    return self.samples[k][1]
+
 # %% ../nbs/67_trainer.ipynb #trai0013
 @patch
 def learn(self: SegmentationTrainer):
     "Learn from the strokes; where they do not suffice, `unready` says what is missing."
     self.unready = ''
     painted = [k for k, job in enumerate(self.jobs) if self.strokes.get(job['frame']['source'])]
-    images, marks = [self.images[k] for k in painted], []
-    for k in painted:
-        source = self.jobs[k]['frame']['source']
-        where = f'{self.marks / "strokes.json"}, {source}'
-        marks.append(stroke_marks(self.strokes[source], self.images[k].shape, where))
+    samples = [self._samples_of(k) for k in painted]
     kinds = {bool(o['colony']) for own in self.strokes.values() for o in own}
     if len(kinds) < 2:
         lacking = {(): 'colony and background', (False,): 'colony, too', (True,): 'background, too'}
         self.unready = f'Paint {lacking[tuple(kinds)]}: then outlines appear.'
         return
     try:
-        model = train_segmentation(images, marks, self.pixel_size, self.given.get('channel'))
+        model = fit_segmentation(samples, self.pixel_size, self.given.get('channel'))
         model.save(Path(self.folder.name) / 'segmentation.json')
     except InputError as e:
         self.unready = str(e)
@@ -148,7 +176,8 @@ def look(self: SegmentationTrainer):
     if out.any():
         (temporary / 'excluded.png').write_bytes(png_bytes(out * np.uint8(255)))
     job['excluded'] = self.others[self.at] + [str(temporary / 'excluded.png')] * bool(out.any())
-    self.found[self.at] = self.find_in(self.at, checked_settings(self.settings, self.pixel_size))
+    settings = checked_settings(self.settings, self.pixel_size) | dict(features=self.features_of(self.at))
+    self.found[self.at] = self.find_in(self.at, settings)
 
 # %% ../nbs/67_trainer.ipynb #trai0014b
 @patch

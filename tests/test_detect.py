@@ -799,6 +799,21 @@ def test_a_preview_needs_frames_and_a_free_name(exp, tmp_path, monkeypatch):
     assert {f.name for f in tmp_path.iterdir()} == {'raw', 'preview.html'}
 
 
+def test_a_preview_does_not_stop_where_frames_are_missing(frame, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path('raw').mkdir()
+    for k in (0, 1, 3):
+        cv2.imwrite(f'raw/A1_{k}.png', frame[:300, :300])
+    how = dict(pixel_size=0.8, interval_h=1)
+    ipb_detect('raw', preview=3, **how)
+    gap = 'well A1: found 3 frames, without 2'
+    assert gap in capsys.readouterr().out and gap in Path('preview.html').read_text()
+    with pytest.raises(InputError, match=gap):
+        ipb_detect('raw', 'cells', **how)
+    ipb_detect('raw', preview=3, allow_gaps=True, **how)
+    assert gap not in capsys.readouterr().out and '--allow_gaps' in Path('preview.html').read_text()
+
+
 def test_a_preview_counts_its_frames_and_names_what_cannot_be_read(frame, tmp_path, monkeypatch, capsys):
     (tmp_path / 'work' / 'raw').mkdir(parents=True)
     monkeypatch.chdir(tmp_path / 'work')

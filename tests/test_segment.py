@@ -11,8 +11,10 @@ import roifile
 import tifffile
 from skimage.morphology import disk
 
-from ipb_nb.core import InputError
+from ipb_nb.core import InputError, counter_rng
 from ipb_nb.detect import detect_dataset
+from ipb_nb.growth import OVERLAP, _found, _settle
+from ipb_nb.optics import Sheet, expose, paint
 from ipb_nb.outlines import fill_holes
 from ipb_nb.segment import colony_mask, find_colonies
 from ipb_nb.simulate import Experiment, simulate_experiment
@@ -107,6 +109,24 @@ def test_flags_say_what_is_there_and_not_how_it_was_stored(scenes, change):
     assert [quality['flag'] for *_, quality in found] == ['empty', 'confluent', '']
     assert [len(table) for _, table, _ in found] == [0, 1, 1]
     assert found[1][0].astype(bool).mean() > 0.9 and 0.2 < found[2][0].astype(bool).mean() < 0.4
+
+
+def closed_layer(kind, seed, side=400):
+    "A frame within one large colony, from its cells: no glass is left."
+    rng, um = counter_rng(seed, 5), side * 0.8
+    cells = _found(rng, kind, um / 2, um / 2, 2.2 * um, OVERLAP, 0, 0)[1]
+    _settle(cells, 12)
+    near = np.maximum(np.abs(cells['x'] - um / 2), np.abs(cells['y'] - um / 2)) < um / 2 + 120
+    light = paint(Sheet(cells[near], side, 0.8, rng), rng)
+    return expose(light, rng, 0.8)
+
+
+@pytest.mark.parametrize('kind, seed', [('Dense', 1), ('Spread', 1), ('mixed', 2), ('Diff', 1), ('Diff', 2)])
+def test_a_closed_layer_of_cells_is_confluent(kind, seed):
+    labels, table, quality = find_colonies(closed_layer(kind, seed), 0.8)
+    assert quality['flag'] == 'confluent' and len(table) == 1 and (labels > 0).mean() > 0.9
+    _, table, quality = find_colonies(closed_layer(kind, seed), 0.8, skip='confluent')
+    assert quality['flag'] == 'confluent' and len(table) == 0
 
 
 def test_flagged_frames_are_kept_unless_told(scenes, tmp_path):

@@ -14,6 +14,7 @@ import tifffile
 from browser import Widget, barriers, look
 from selenium.webdriver.common.keys import Keys
 
+from ipb_nb import strokes, trainer
 from ipb_nb.core import InputError, read_json, run_command, write_json
 from ipb_nb.dataset import ColonyDataset
 from ipb_nb.panes import page_server
@@ -187,6 +188,27 @@ def painting(raw, marks):
     w.act('brush', 'background')
     w.act('stroke', '10 10;10 350;350 350', field=w.source)
     return w
+
+
+def test_a_stroke_computes_no_features_again(raw, tmp_path, monkeypatch):
+    w, seen = painting(raw, tmp_path / 'marks'), []
+    strips = strokes._strips
+    monkeypatch.setattr(strokes, '_strips', lambda image: seen.append(image) or strips(image))
+    w.act('stroke', '10 10;350 10', field=w.source)
+    assert not w.message and not seen
+    w.act('show', '1')
+    w.act('stroke', '350 10;350 350', field=w.source)
+    assert not w.message and len(seen) == 1 and list(w.features) == [0, 1]
+    monkeypatch.setattr(trainer, '_KEPT', 2 * w.features[0].nbytes - 1)
+    w.act('stroke', '20 340;200 340', field=w.source)
+    assert not w.message and len(seen) == 1 and list(w.features) == [1]
+    monkeypatch.setattr(trainer, '_KEPT', 0)
+    w.act('stroke', '20 330;200 330', field=w.source)
+    assert not w.message and not w.features  # too large to be kept
+    labels = w.found[1][0]
+    w = SegmentationTrainer(raw, tmp_path / 'marks', tmp_path / 'again', n=2, pixel_size=0.8)
+    w.act('show', '1')
+    assert (w.found[1][0] == labels).all()
 
 
 def test_masks_that_others_draw_meanwhile_stay(raw, tmp_path):
