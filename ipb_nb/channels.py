@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['GREY', 'RGB', 'is_grey', 'check_channels', 'channel_facts', 'channels_of', 'picture_words', 'check_same',
            'picture_suffix', 'picture_bytes', 'write_picture', 'read_picture', 'check_picture', 'channel_colors',
-           'channel_limits', 'to_show', 'resize_channels', 'chosen_channels', 'find_channel', 'ome_channels',
-           'Pictures']
+           'channel_limits', 'to_show', 'resize_channels', 'chosen_channels', 'find_channel', 'find_channels',
+           'ome_channels', 'Pictures']
 
 # %% ../nbs/02_channels.ipynb #chan0003
 import hashlib
@@ -18,6 +18,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import tifffile
+
+from fastcore.basics import patch
 
 from ipb_nb.core import (
     PALETTE,
@@ -277,9 +279,25 @@ def find_channel(
         return names.index(wanted.casefold())
     if wanted.isdecimal() and int(wanted) < len(there):
         return int(wanted)
-    do = 'Correct --channels, or take the image out: all images need the same channels.'
-    found = f'the channels {", ".join(there)}' if len(there) > 1 else 'a picture of one channel'
+    do = 'Correct --channels, or take the image out. (Of a channel in a file of its own, give the end of its name.)'
+    several = f'the channel{"s" * (len(there) > 1)} {", ".join(there)}'
+    found = 'a picture of one channel' if tuple(there) == GREY else several
     raise InputError(where, found, f'a channel {wanted}', do)
+
+# %% ../nbs/02_channels.ipynb #chan002d
+def find_channels(
+    chosen: dict,  # as from `chosen_channels`
+    there,  # names of the channels of an image
+    where,  # for the error
+) -> list:  # their numbers
+    "The numbers of the chosen channels; two that are one are an `InputError`."
+    numbers = [find_channel(c, there, where) for c in chosen.values()]
+    if len({*numbers}) < len(numbers):
+        twice = next(k for k in numbers if numbers.count(k) > 1)
+        names = ' and '.join(name for name, k in zip(chosen, numbers) if k == twice)
+        do = f'There are {", ".join(there)}: correct --channels.'
+        raise InputError(where, f'one channel, {there[twice]}, as {names}', 'a channel for each', do)
+    return numbers
 
 # %% ../nbs/02_channels.ipynb #chan0022
 def ome_channels(
@@ -346,10 +364,15 @@ class Pictures:
         return cls(**{k: options[k] for k in ('channels', 'depth', 'segment_on') if k in options})
 
     @property
+    def as_they_are(self):
+        "Whether pixels are kept as they are, and do not become 8-bit grey."
+        return not is_grey(self.channels, self.depth)
+
+    @property
     def facts(self):
         "What dataset.json says of the pictures."
         facts = channel_facts(self.channels, self.depth)
-        if is_grey(self.channels, self.depth):
+        if not self.as_they_are:
             return facts
         return facts | dict(intensity=f'{picture_words(self.channels, self.depth)}, as they were')
 
@@ -359,18 +382,16 @@ class Pictures:
             return read_image(path)
         planes, there = _planes(path)
         if self.chosen:
-            planes = planes[..., [find_channel(c, there, path) for c in self.chosen.values()]]
+            planes = planes[..., find_channels(self.chosen, there, path)]
         elif len(there) == 1 or tuple(there) == RGB:
             planes = one_channel(planes)
         else:
             do = 'Choose with --channels.'
             raise InputError(path, f'the channels {", ".join(there)}', 'one channel', do)
         im = planes[..., 0] if planes.ndim == 3 and planes.shape[2] == 1 else planes
-        if is_grey(self.channels, self.depth):
+        if not self.as_they_are:
             return to_grey8(im)
-        if im.dtype != f'uint{self.depth}':
-            do = 'Keep 16 bits with --depth 16.' if im.dtype == np.uint16 else 'Export all images with one depth.'
-            raise InputError(path, f'{im.dtype} pixels', f'{self.depth} bits', do)
+        self.check_depth(im.dtype, path)
         return np.ascontiguousarray(im)
 
     def grey(self, im):
@@ -378,3 +399,15 @@ class Pictures:
         if im.ndim == 3 and (self.on or self.channels != RGB):
             im = im[..., self.channels.index(self.on) if self.on else 0]
         return to_grey8(im)
+
+# %% ../nbs/02_channels.ipynb #chan002f
+@patch
+def check_depth(
+    self: Pictures,
+    dtype,  # of NumPy
+    where,  # for the error
+):
+    "Stop at pixels that cannot be kept as they are."
+    if self.as_they_are and dtype != f'uint{self.depth}':
+        do = 'Keep 16 bits with --depth 16.' if dtype == 'uint16' else 'Export all images with one depth.'
+        raise InputError(where, f'{dtype} pixels', f'{self.depth} bits', do)

@@ -37,6 +37,7 @@ from ipb_nb.core import (
     write_csv,
     write_json,
 )
+from .channels import Pictures, picture_bytes, picture_suffix, to_show
 from .crop import BOX, MARGIN, colony_row, cut_crop
 from .dataset import COLUMNS, FORMAT_VERSION, LOG_COLUMNS, TEXT_COLUMNS, ColonyDataset, write_tables
 from .exclude import excluded_by_frame, excluded_region
@@ -45,9 +46,7 @@ from ipb_nb.frames import (
     check_frames,
     common_limits,
     flat_field,
-    grey,
     list_frames,
-    read_frame,
     resize_factor,
     resized,
     to_8bit,
@@ -58,6 +57,7 @@ from .manifest import DIGESTS
 from .planes import checked_z
 from .outlines import labels_tiff, read_outlines, rois_zip
 from .records import DatasetFile, ExperimentFile, FrameRecord, Record, ScalesFile, finished_record, read_record
+from .reader import kept_pixels, searched_pixels
 from ipb_nb.segment import (
     DETECTION,
     DETECTION_PRESETS,
@@ -127,8 +127,15 @@ def frame_image(
     job: dict,  # as for `detect_frame`
 ) -> tuple:  # uint8 (H, W), and the shape that the frame has in its file
     "A frame as detection sees it."
-    full = to_8bit(grey(read_frame(job['frame'])), job['limits'], job['gain'])
+    full = to_8bit(searched_pixels(job['frame']), job['limits'], job['gain'])
     return resized(full, job['factor']), full.shape
+
+
+def _picture(job, image):
+    "What colonies are cut from: the channels that are kept, (H, W, channels), or the `image` that detection sees."
+    if not job['frame'].get('kept'):
+        return image
+    return resized(kept_pixels(job['frame']), job['factor'])
 
 
 def frame_objects(
@@ -152,11 +159,12 @@ def frame_objects(
     return labels, df, frame_quality(image, labels > 0) | dict(colonies=len(df), flag=flag)
 
 # %% ../nbs/13_detect.ipynb #a9767435
-def _colony(o, name, image, labels, truth, margin):
+def _colony(o, name, picture, labels, truth, margin):
     "Row and files of one colony; `o` is its row from `find_colonies`."
     box = o.y0, o.x0, o.y1, o.x1
-    own = colony_row(image, box, labels[o.y0 : o.y1, o.x0 : o.x1] == o.number, margin)
-    files = {f'images/{name}.png': png_bytes(own['pixels']), f'masks/{name}.png': png_bytes(own['mask'])}
+    own = colony_row(picture, box, labels[o.y0 : o.y1, o.x0 : o.x1] == o.number, margin)
+    image = f'images/{name}{picture_suffix(picture)}'
+    files = {image: picture_bytes(own['pixels']), f'masks/{name}.png': png_bytes(own['mask'])}
     digests = dict(zip(DIGESTS, (hashlib.sha256(o).hexdigest() for o in files.values())))
     label = ''
     if truth is not None:
@@ -176,16 +184,19 @@ def _detected(job):
     frame = job['frame']
     stem = frame['stem']
     image, shape = frame_image(job)
-    whole = '#' not in frame['source'] and not len(frame.get('stack', ()))  # a file is the frame
-    digest = sha256(frame['path']) if whole else _digest(image)
+    picture = _picture(job, image)
+    planes = [frame, *frame.get('parts', ())]
+    one = len({o['path'] for o in planes}) == 1 and not any(len(o.get('stack', ())) for o in planes)
+    digest = sha256(frame['path']) if one and '#' not in frame['source'] else _digest(picture)  # a file is the frame
     labels, df, quality = frame_objects(job, image, shape)
     truth = _read_truth(job['truth'], image.shape) if job['truth'] else None
     rows = []
     files = {f'outlines/labels/{stem}.tif': labels_tiff(labels), f'outlines/rois/{stem}.zip': rois_zip(labels, df)}
     if job['sheet']:
-        files[f'{PICTURES}/{stem}.jpg'] = outlined_jpg(image, labels, df, job['sheet'])
+        shown = to_show(picture, frame['kept']) if frame.get('kept') else image
+        files[f'{PICTURES}/{stem}.jpg'] = outlined_jpg(shown, labels, df, job['sheet'])
     for o in df.itertuples():
-        row, own = _colony(o, f'{stem}-{o.number:04d}', image, labels, truth, job['margin'])
+        row, own = _colony(o, f'{stem}-{o.number:04d}', picture, labels, truth, job['margin'])
         rows.append(row)
         files |= own
     return dict(stem=stem, rows=rows, quality=quality, sha256=digest, files=files, thumbs=small_frame(image, labels))
@@ -298,6 +309,9 @@ def _resampled(frames, to, along):
     return dict(zip(frames.source, factors))
 
 # %% ../nbs/13_detect.ipynb #f9c3b57b
+_PICTURES = ('channels', 'depth', 'segment_on')
+
+
 def _begin(dest, p, resume):
     "Note the parameters of a new detection, or compare them with those of an earlier one; True if that one is done."
     state = dest / '.detect' / '.parameters.json'  # (no frame is called so)
@@ -311,10 +325,10 @@ def _begin(dest, p, resume):
         do = 'Choose another name' + ('.' if done else ', or go on with it: --resume.')
         raise InputError(dest, found, 'a new or empty folder', do)
     known = read_record(dest / 'dataset.json', DatasetFile).get('detection', {}) if done else read_record(state, Record)
-    for name, value in p.items():
-        if known.get(name) != value:
+    for name in [*p, *(k for k in _PICTURES if k not in p)]:
+        if known.get(name) != p.get(name):
             do = 'Choose another name, or ask for the same to go on.'
-            raise InputError(dest, f'{name} {known.get(name)}', f'{name} {value}, as asked for', do)
+            raise InputError(dest, f'{name} {known.get(name)}', f'{name} {p.get(name)}, as asked for', do)
     remove_leftovers(dest)
     return done
 
@@ -342,7 +356,7 @@ def _trained(dest, frames, p, scales, factors, given):
     file, (limits, gains) = dest / 'segmentation.json', scales
 
     def image_of(r):
-        return resized(to_8bit(grey(read_frame(r)), limits, gains.get(r['plate'])), factors[r['source']])
+        return resized(to_8bit(searched_pixels(r), limits, gains.get(r['plate'])), factors[r['source']])
 
     if not file.exists():
         try:
@@ -369,6 +383,12 @@ def _companions(folder, frames, suffixes, by_well):
     return out
 
 # %% ../nbs/13_detect.ipynb #7c602928
+def _absolute(frame):
+    "A frame with absolute paths."
+    joined = {k: [_absolute(o) for o in frame[k]] for k in ('stack', 'parts') if k in frame}
+    return frame | joined | dict(path=Path(frame['path']).absolute())
+
+
 def _jobs(frames, p, scales, truth, outlines, excluded, factors, failures, sheet, segmentation):
     "A task per frame; frames without their truth or outlines are failures."
     truth, outlines = (Path(folder) if folder else None for folder in (truth, outlines))
@@ -385,8 +405,7 @@ def _jobs(frames, p, scales, truth, outlines, excluded, factors, failures, sheet
         elif outlines and not own:
             list_failure(failures, source, f'no {r["stem"]}.zip or .tif in {outlines}')
         else:
-            stack = [o | dict(path=Path(o['path']).absolute()) for o in r['stack']]
-            frame = r | dict(path=r['path'].absolute(), stack=stack)
+            frame = _absolute(r)
             paths = dict(truth=class_map and class_map.absolute(), outlines=own and own.absolute())
             paths['excluded'] = [f.absolute() for f in excluded.get(source, ())]
             how = dict(factor=factors[source], sheet=sheet)
@@ -576,7 +595,9 @@ def _finish(dest, raw, frames, p, failures, sheets, workers):
         list_skipped(failures, source, f'{source}: its outlines hold no object')
     if not len(df):
         raise _no_colonies(dest, raw, quality, failures)
-    df = df.assign(image='images/' + df.colony_id + '.png', mask='masks/' + df.colony_id + '.png')
+    n = len(Pictures.of(p).channels)
+    ending = picture_suffix(np.empty((0, 0, n) if n > 1 else (0, 0)))
+    df = df.assign(image='images/' + df.colony_id + ending, mask='masks/' + df.colony_id + '.png')
     if p['true_labels']:
         write_csv(df[['colony_id', 'label']], dest / 'truth' / 'labels.csv')
     if p['annotators']:
@@ -596,9 +617,9 @@ def _info(dest, raw, frames, p, colonies):
         intensity = '8-bit grey as it was'
     else:
         intensity = '8-bit grey; deeper images stretched from their own 0.1 to 99.9 % quantiles'
-    raw = os.path.relpath(raw, dest)
-    return dict(
-        format_version=FORMAT_VERSION,
+    raw, facts = os.path.relpath(raw, dest), Pictures.of(p).facts
+    info = dict(
+        format_version=3 if facts else FORMAT_VERSION,
         classes=p['classes'],
         margin=p['margin'],
         pixel_size=_pixel_size(frames),
@@ -608,6 +629,7 @@ def _info(dest, raw, frames, p, colonies):
         flat_field={plate: np.round(gain, 4).tolist() for plate, gain in gains.items()},
         imports=[dict(importer='detect', raw=raw, colonies=colonies, there_already=0)],
     )
+    return info | facts
 
 # %% ../nbs/13_detect.ipynb #2106b062
 def _complete(ds, truth, annotators, seed):
@@ -630,12 +652,16 @@ def _asked(given):
     _check_call(a)
     a.z, dest = checked_z(a.z), Path(a.dest)
     reading = {name: given[name] for name in _READING} | dict(z=a.z)
-    frames, failures, bad = list_frames(Path(a.raw), **reading)
+    pictures = {name: given[name] for name in _PICTURES}
+    if a.flat_field and Pictures.of(pictures).as_they_are:
+        do = 'Leave it out: channels, and 16 bits, are kept as they are.'
+        raise InputError('flat_field', 'it with --channels or --depth', '8-bit grey', do)
+    frames, failures, bad = list_frames(Path(a.raw), **reading, **pictures)
     gaps = _check_listed(Path(a.raw), frames, failures, bad, a.truth, a.allow_gaps, a.resample)
     factors = _resampled(frames, a.resample, a.truth or a.outlines)
     p = checked_settings({name: given[name] for name in DETECTION}, _pixel_size(frames))
     p |= dict(classes=_class_names(a.classes, a.labels), margin=a.margin, scale=a.scale)
-    p |= dict(flat_field=bool(a.flat_field)) | reading
+    p |= dict(flat_field=bool(a.flat_field)) | reading | {k: v for k, v in pictures.items() if v not in (None, 8)}
     p |= dict(true_labels=bool(a.truth), annotators=a.annotators, seed=a.seed, outlines=bool(a.outlines))
     p |= dict(labels=a.labels and os.path.relpath(a.labels, dest), resample=a.resample)
     excluded, p['exclude'] = excluded_by_frame(a.exclude, frames) if a.exclude else ({}, None)
@@ -678,7 +704,10 @@ def detect_dataset(
     resample: float = None,  # µm: bring all frames to this pixel size first
     pattern: str = None,  # regular expression for paths; named groups: well, site, channel, z, time … (10_layouts)
     layout: str = None,  # rule for names: incucyte, imagexpress, … (10_layouts), plain: none; default: guessed
-    channel: int = None,  # number of the channel, of several, from 0
+    channels: str = None,  # keep these, by name or number: rgb, or phase,DAPI, or 0=phase,2=DAPI; default: grey
+    depth: int = 8,  # bits of a pixel that are kept: 8 or 16
+    segment_on: str = None,  # the channel in which colonies are looked for; default: the first, of colours their luma
+    channel: int = None,  # number of the channel that becomes grey, of several, from 0
     z: int | str = None,  # of several focal planes: a number from 0; max: brightest values; focus: the sharpest
     pixel_size: float = None,  # µm, instead of what the files say; 0: unknown
     interval_h: float = None,  # hours from frame to frame, instead of what the files say

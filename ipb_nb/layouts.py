@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LAYOUTS', 'PLAIN', 'PATTERN_FIELDS', 'guess_layout', 'check_layout', 'by_layout', 'by_pattern', 'suggest_pattern',
-           'question_names', 'frame_counts']
+           'channel_pattern', 'question_names', 'frame_counts']
 
 # %% ../nbs/10_layouts.ipynb #cd1811a2
 import re
@@ -59,6 +59,7 @@ LAYOUTS = {  # name: patterns for a path, of which one fits each file
     'cytation': (rf'{_WELL}_(?P<site>-?\d+_\d+)_\d+_(?P<channel>[^/_]+)_(?P<frame>\d{{3}})\.[a-z]+$',),
     'evos': (rf'(?P<plate>[^/]*)_p\d+_\d+_{_WELL}f(?P<site>\d+)d(?P<channel>\d)\.[a-z]+$',),
     'ctc': (r'(?:^|/)(?P<well>\d{2})/t(?P<frame>\d{3,4})\.tif$',),
+    'imagej': (r'C(?P<channel>\d)-(?P<well>[^/]*?)(?:[_-]t(?P<frame>\d+))?\.tiff?$',),
 }
 PLAIN = 'plain'  # no layout: a name is a well, without a number at its end, which is the time
 _NOT_IN_WELL = r'TimePoint_\d+|ZStep_\d+'  # folders that are no part of a well's name
@@ -84,6 +85,16 @@ def _well(got):
     return f'{chr(64 + int(row)) if row.isdigit() else row}{got.get("column", "")}'
 
 # %% ../nbs/10_layouts.ipynb #321f41f4
+def _label(path, m):
+    "A channel as the name has it: w1 for a number after a w, DAPI for 1DAPI."
+    if 'channel' not in m.re.groupindex or not m['channel']:
+        return {}
+    value = m['channel']
+    if value.isdigit():
+        return dict(label=re.search('[A-Za-z]*$', path[: m.start('channel')])[0] + value)
+    return dict(label=re.sub(r'^\d+[ _-]*(?=[A-Za-z])', '', value))
+
+
 def _fields(path, layout):
     "The fields in a path by a layout, or None where it does not fit."
     for pattern in LAYOUTS[layout]:
@@ -94,7 +105,7 @@ def _fields(path, layout):
             if 'row' in got:
                 got['well'] = _well(got)
             above = [o for o in path[: m.start()].split('/') if o and not re.fullmatch(_NOT_IN_WELL, o)]
-            return got | dict(above=above, time_h=_time(got))
+            return got | _label(path, m) | dict(above=above, time_h=_time(got))
     return None
 
 # %% ../nbs/10_layouts.ipynb #ca179836
@@ -103,7 +114,10 @@ def guess_layout(
 ) -> str:  # a key of `LAYOUTS`; None where none fits all of them
     "The layout whose rule fits all names."
     fits = (name for name in LAYOUTS if name != 'ctc' and all(_fields(p, name) for p in paths))
-    return next(fits, None) if paths else None
+    found = next(fits, None) if paths else None
+    if found == 'imagej' and len({re.sub(r'(?i)(^|/)C\d-', r'\1', p) for p in paths}) == len(paths):
+        return None  # (C1- is a well, where no names differ in it alone)
+    return found
 
 # %% ../nbs/10_layouts.ipynb #3bd6f301
 def check_layout(
@@ -135,7 +149,7 @@ def _product(counts):
 # %% ../nbs/10_layouts.ipynb #ef7f7446
 def _own_fields(got, numbers, start):
     "The fields of one frame; `numbers` are those of all, `start` is the first date in hours."
-    own = dict(channel=got.get('channel', ''), z=got.get('z', ''))
+    own = {k: got[k] for k in ('label',) if k in got} | dict(channel=got.get('channel', ''), z=got.get('z', ''))
     if got['above'] is not None:  # else nothing names the well
         plate = [got['plate']] if len(numbers['plate']) > 1 and 'plate' in got and 'group' not in got else []
         site = [f's{got["site"]}'] if len(numbers['site']) > 1 and 'site' in got else []
@@ -172,7 +186,7 @@ def _searched(path, pattern):
         raise InputError(path, f'{got} by the pattern ({e})', 'whole numbers', 'Correct the pattern.') from None
     named = [k for k in _WELL_FIELDS if f'(?P<{k}>' in pattern]
     folders = path.split('/')[:-1] if named == ['site'] else []
-    return got | dict(above=folders if named else None)
+    return got | _label(path, re.search(pattern, path)) | dict(above=folders if named else None)
 
 # %% ../nbs/10_layouts.ipynb #02238e3a
 def by_pattern(
@@ -306,6 +320,29 @@ def suggest_pattern(
         out += {'': digits, 'code': r'(?P<well>[A-P]\d+)'}.get(role, rf'(?P<{role}>{digits})') + re.escape(after)
     folders = {str(p).rpartition('/')[0] for p in paths}
     return rf'(?P<plate>.*)/{out}$' if len(folders) > 1 else f'{out}$'
+
+# %% ../nbs/10_layouts.ipynb #chpa0002
+def channel_pattern(
+    paths,  # of files, relative
+    channels,  # as they are called in the names
+) -> str:  # None where the names do not tell these channels
+    "A pattern for names that end in a channel: `_w1`, `_w2DAPI`, `_ch00`, `_C1`, a stain, or another of `channels`."
+    words = '|'.join(map(re.escape, sorted({*_STAINS, *channels}, key=len, reverse=True)))
+    well, plane = r'(?P<well>[^/]*?)', r'(?:_s(?P<site>\d+))?(?:_t(?P<frame>\d+))?(?:_z(?P<z>\d+))?'
+    above = r'(?P<plate>.*)/' if len({p.rpartition('/')[0] for p in paths}) > 1 else '(?:^|.*/)'
+    for name in (
+        rf'{well}{plane}[ _-](?P<channel>{words})',
+        rf'{well}[ _-](?P<channel>{words})_t?(?P<frame>\d+)',
+        rf'{well}{plane}_(?:ch|c|w)(?P<channel>\d+)',
+        rf'{well}_w(?P<channel>\d[^/_]*)(?:_s(?P<site>\d+))?',
+    ):
+        pattern, odd = rf'(?i:{above}{name}(?:\.ome)?\.\w+$)', []
+        if re.search(pattern, composed(paths[0])):
+            fields, _ = by_pattern(paths, pattern, odd)
+            there = {o.get('label', '').casefold() for o in fields.values()}
+            if not odd and {c.casefold() for c in channels} <= there:
+                return pattern
+    return None
 
 # %% ../nbs/10_layouts.ipynb #b20d03cc
 _MANY = 3  # pictures that may be wells of their own without a question

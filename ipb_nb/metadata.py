@@ -97,7 +97,9 @@ def _plane_times(pixels):
 # %% ../nbs/10_metadata.ipynb #02492432
 def ome_images(
     text: str,  # OME-XML
-) -> list:  # of dicts: name, pixel_size (µm; pixel_y: its height), time_h (a function from time index to hours), origin
+) -> (
+    list
+):  # of dicts: name, pixel_size (µm; pixel_y: its height), time_h (function of the time index), channels, origin
     "What OME-XML says of its images."
     out = []
     for image in ET.fromstring(text).findall('{*}Image'):
@@ -110,6 +112,7 @@ def ome_images(
                 pixel_size=pixel_um(size, pixels.get('PhysicalSizeXUnit', 'µm')),
                 pixel_y=pixel_um(pixels.get('PhysicalSizeY'), pixels.get('PhysicalSizeYUnit', 'µm')),
                 time_h=lambda t, times=times, interval=interval: times.get(t, round(t * interval, 6)),
+                channels=[(o.get('Name') or '').strip() for o in pixels.findall('{*}Channel')],
                 origin='OME',
             )
         )

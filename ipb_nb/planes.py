@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PROJECTIONS', 'MOST_PLANES', 'sharpness', 'project', 'NoChoice', 'checked_z', 'check_choice', 'chosen_planes',
-           'chosen_files']
+           'chosen_files', 'file_channels']
 
 # %% ../nbs/10_planes.ipynb #676690be
 import math
@@ -14,6 +14,7 @@ from functools import reduce
 import numpy as np
 from scipy import ndimage as ndi
 
+from .channels import find_channels
 from .core import InputError, one_channel
 
 # %% ../nbs/10_planes.ipynb #d777d8f3
@@ -61,8 +62,8 @@ def check_choice(
     kind, option = ('channels', 'channel') if axis == 'C' else ('focal planes', 'z')
     chosen = choice.get(axis)
     if chosen is None:
-        joined = '' if axis == 'C' else ', or join them: --z max or --z focus'
-        raise NoChoice(path, f'{n} {kind}', 'one', f'Choose one with --{option} 0 … {n - 1}{joined}.')
+        joined = 'keep several with --channels' if axis == 'C' else 'join them: --z max or --z focus'
+        raise NoChoice(path, f'{n} {kind}', 'one', f'Choose one with --{option} 0 … {n - 1}, or {joined}.')
     if chosen not in PROJECTIONS and not 0 <= chosen < n:
         raise NoChoice(path, f'{n} {kind}', f'more than {chosen}', 'Choose another.')
 
@@ -113,7 +114,7 @@ def _in_order(value):
 
 
 def chosen_files(
-    fields: dict,  # {path: channel, z, …}, from names
+    fields: dict,  # {path: channel, label, z, …}, from names
     choice: dict,  # as for `check_choice`
 ) -> tuple:  # {path: other fields} of the chosen files; {path: all paths of its stack} where planes are joined
     "The files of the chosen channel and focal plane, by their names."
@@ -125,7 +126,7 @@ def chosen_files(
                 fields = {f: o for f, o in fields.items() if o[name] == there[choice[axis]]}
     stacks = {}
     for f in sorted(fields, key=lambda f: _in_order(fields[f]['z'])):
-        others = {k: v for k, v in fields[f].items() if k not in ('channel', 'z')}
+        others = {k: v for k, v in fields[f].items() if k not in ('channel', 'label', 'z')}
         stacks.setdefault(repr(sorted(others.items())) if choice.get('Z') in PROJECTIONS else f, []).append((f, others))
     for files in stacks.values():
         if len({fields[f]['z'] for f, _ in files}) < len(files):
@@ -134,3 +135,27 @@ def chosen_files(
             raise NoChoice(files[0][0], f'{len(files)} files to join that are not all focal planes', expected, do)
     firsts = {files[0][0]: files[0][1] for files in stacks.values()}
     return firsts, {files[0][0]: [f for f, _ in files] for files in stacks.values() if len(files) > 1}
+
+# %% ../nbs/10_planes.ipynb #chfi0002
+def file_channels(
+    fields: dict,  # {path: channel, label, z, …}, from names
+    chosen: dict,  # {channel: its name in the files' names}, as from `chosen_channels`
+    z=None,  # as from `checked_z`
+) -> tuple:  # list of (other fields, {channel: path}), one for each frame; {path: all paths of its stack}
+    "The files of each frame, one for each chosen channel that is there."
+    labels = sorted({o['label'] for o in fields.values()}, key=_in_order)
+    folded, where = [c.casefold() for c in labels], 'the file names'
+    if lacks := [c for c in chosen.values() if c.casefold() not in folded]:
+        do = f'Write them as they stand there, for example --channels {labels[0]}=phase,{labels[-1]}=DAPI.'
+        raise NoChoice(where, f'the channels {", ".join(labels)}', f'a channel {lacks[0]}', do)
+    frames, stacks = {}, {}
+    for name, k in zip(chosen, find_channels(chosen, labels, where)):
+        own, more = chosen_files({f: o for f, o in fields.items() if o['label'] == labels[k]}, dict(Z=z))
+        stacks |= more
+        for f, others in own.items():
+            there = frames.setdefault(repr(sorted(others.items())), (others, {}))[1]
+            if name in there:
+                do = 'Let a --pattern tell them apart.'
+                raise NoChoice(f, f'the same frame and channel as {there[name]}', 'one file for each', do)
+            there[name] = f
+    return list(frames.values()), stacks

@@ -244,6 +244,7 @@ def _cells_text(ds):
     'ipb-detect raw cells --contact_sheet --workers 2',
     groups={
         'Files': 'list preview layout pattern pixel_size interval_h channel z max_pixels',
+        'Channels': 'channels depth segment_on',
         'Grey levels': 'scale flat_field',
         'Colonies': 'preset segmentation refine skip exclude fill_holes split min_area blur radius open_radius margin',
         'Labels': 'classes truth annotators seed outlines labels',
@@ -270,8 +271,8 @@ def ipb_detect(
         print(*failures, f'{n} {what} outlines, and no dataset: {page}', sep='\n')
         return
     if list:
-        reading = ('pattern', 'layout', 'channel', 'z', 'pixel_size', 'interval_h')
-        return _print_list(raw, *list_frames(raw, **{name: kwargs.get(name) for name in reading}))
+        reading = 'pattern layout channel channels depth segment_on z pixel_size interval_h'.split()
+        return _print_list(raw, *list_frames(raw, **{name: kwargs[name] for name in reading if name in kwargs}))
     if not dest:
         do = 'Name it: ipb-detect RAW DEST; or look first: ipb-detect RAW --list, or --preview 4.'
         raise InputError('dest', 'nothing', 'the folder of the dataset to make', do)

@@ -32,18 +32,19 @@ def _stretched(image):
 
 
 def outlined(
-    image: np.ndarray,  # uint8 (H, W)
+    image: np.ndarray,  # uint8 (H, W), or RGB (H, W, 3)
     labels: np.ndarray,  # int32 (H, W), 0 is background
     table: pd.DataFrame,  # number, y0, x0: the colonies
     most: int = SHEET_PX,  # px, the longer side
 ) -> np.ndarray:  # uint8 BGR (h, w, 3), the longer side at least 1200 px
     "A frame with the outlines and numbers of its colonies."
-    longer = max(image.shape)
+    longer = max(labels.shape)
     factor = most / longer if longer > most else max(_LEAST / longer, 1)
-    to = tuple(max(round(side * factor), 1) for side in image.shape[::-1])
-    grey = cv2.resize(_stretched(image), to, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC)
+    to = tuple(max(round(side * factor), 1) for side in labels.shape[::-1])
+    seen = _stretched(image) if image.ndim == 2 else image[..., ::-1]
+    out = cv2.resize(seen, to, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC)
     small = cv2.resize(labels.astype(np.float32), to, interpolation=cv2.INTER_NEAREST)
-    out = cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR)
+    out = cv2.cvtColor(out, cv2.COLOR_GRAY2BGR) if out.ndim == 2 else out
     near = np.ones((5, 5), np.uint8)  # lines that are seen in small, too
     out[cv2.dilate(small, near) != cv2.erode(small, near)] = _LINE
     for r in table.itertuples():
@@ -53,7 +54,7 @@ def outlined(
 
 
 def outlined_jpg(
-    image: np.ndarray,  # uint8 (H, W)
+    image: np.ndarray,  # uint8 (H, W), or RGB (H, W, 3)
     labels: np.ndarray,  # int32 (H, W)
     table: pd.DataFrame,  # number, y0, x0
     most: int = SHEET_PX,  # px, the longer side

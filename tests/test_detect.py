@@ -31,7 +31,8 @@ from ipb_nb import detect, preview
 from ipb_nb.core import InputError, command_parser, read_image, read_json, run_command
 from ipb_nb.dataset import ColonyDataset
 from ipb_nb.detect import detect_dataset
-from ipb_nb.frames import check_frames, list_frames, read_frame
+from ipb_nb.frames import check_frames, list_frames
+from ipb_nb.reader import read_frame
 from ipb_nb.preview import ipb_detect, parts_per_colony, write_preview
 from ipb_nb.segment import colony_mask, find_colonies
 from ipb_nb.simulate import colony_objects, simulate_experiment, true_labels

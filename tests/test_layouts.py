@@ -15,7 +15,8 @@ from ipb_nb.core import InputError
 from ipb_nb.dataset import ColonyDataset
 from ipb_nb.detect import detect_dataset
 from ipb_nb.preview import ipb_detect
-from ipb_nb.frames import check_frames, dataset_frame, list_frames, read_frame
+from ipb_nb.frames import check_frames, dataset_frame, list_frames
+from ipb_nb.reader import read_frame
 from ipb_nb.importers import ipb_import
 
 GUID = '{:08X}-AA11-4B0B-A55B-0123456789AB'.format

@@ -8,7 +8,8 @@ import tifffile
 
 from ipb_nb.core import InputError
 from ipb_nb.detect import detect_dataset
-from ipb_nb.frames import check_frames, file_frames, list_frames, read_frame
+from ipb_nb.frames import check_frames, list_frames
+from ipb_nb.reader import file_frames, read_frame
 from ipb_nb.metadata import hours, pixel_um
 
 NS = 'http://www.openmicroscopy.org/Schemas/OME/2016-06'
