@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['GREY', 'RGB', 'is_grey', 'check_channels', 'channel_facts', 'channels_of', 'picture_words', 'check_same',
-           'picture_suffix', 'picture_bytes', 'write_picture', 'read_picture', 'check_picture', 'channel_colors',
-           'channel_limits', 'to_show', 'resize_channels', 'chosen_channels', 'find_channel', 'find_channels',
-           'ome_channels', 'Pictures']
+           'channel_places', 'picture_suffix', 'picture_bytes', 'write_picture', 'read_picture', 'check_picture',
+           'channel_colors', 'channel_limits', 'to_show', 'resize_channels', 'chosen_channels', 'find_channel',
+           'find_channels', 'ome_channels', 'Pictures']
 
 # %% ../nbs/02_channels.ipynb #chan0003
 import hashlib
@@ -110,6 +110,23 @@ def check_same(
         lacks and not is_grey(*found) and len(expected[0]) > 1
     )
     raise InputError(where, text, picture_words(*expected), do)
+
+# %% ../nbs/02_channels.ipynb #plac0002
+def channel_places(
+    found: tuple,  # channels and depth of some pictures
+    expected: tuple,  # those of a model
+    dropout: float,  # with which it was trained: the chance that a channel was blanked; 0: none ever was
+    where,  # for the error
+) -> list:  # number of each channel of the pictures among those of the model
+    "Which channels of a model pictures have. All of them, unless it was trained with channel dropout."
+    (names, depth), (known, known_depth) = found, expected
+    if dropout and depth == known_depth and names and set(names) <= set(known):
+        return [list(known).index(c) for c in names]
+    do = 'Take a model that was trained on such pictures, or make the dataset with the channels of this one.'
+    if depth == known_depth and set(names) < set(known) and not dropout:
+        do += ' One that was trained with --channel_dropout does without some.'
+    check_same(found, expected, where, do)
+    return list(range(len(known)))
 
 # %% ../nbs/02_channels.ipynb #chan0012
 _ORDER = {3: [2, 1, 0], 4: [2, 1, 0, 3]}  # of channels, as OpenCV wants and gives them

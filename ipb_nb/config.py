@@ -120,8 +120,6 @@ class _Fields:
 
 # %% ../nbs/30_config.ipynb #6c9c5e8e
 class ExperimentConfig(_Fields):
-    "Everything that decides a run's result, resolved: no field is None."
-
     def __init__(
         self,
         preset: str = None,  # gives every field that is not named; default: quick, or with init the student's
@@ -156,6 +154,7 @@ class ExperimentConfig(_Fields):
         lambda_u: float = None,  # weight of the teacher's consistency loss; fixmatch, crest: of the loss on U
         ramp: float = 0.05,  # fraction of training over which lambda_u is reached
         strong: str = 'strong',  # strong augmentation; strong: the paper's
+        channel_dropout: float = 0.0,  # chance that a channel of such a patch is blanked: for images that lack some
         small: str = None,  # colonies smaller than the patch: show their surroundings, or enlarge as in the paper
         warmup: float = None,  # fraction of training in which the learning rate rises
         test_patches: int = None,  # per colony in validation and test; the mean decides; 1: the middle one; 0: all over
@@ -178,6 +177,7 @@ class ExperimentConfig(_Fields):
         save_memory: bool = False,  # a step with less memory, a fifth slower
         compile: bool = False,  # use torch.compile; the first steps then take a minute or more
     ):
+        "Everything that decides a run's result, resolved: no field is None."
         self._resolve(locals())
 
 # %% ../nbs/30_config.ipynb #cfginit1
@@ -273,7 +273,7 @@ _AT_LEAST_0 = (
     *('fold', 'seed', 'max_repeat', 'wd', 'lambda_u', 'finetune_lr'),
 )
 _AT_MOST = dict(width=8, threads=1024, batch_size=1 << 16, pairs=1 << 16, mu=1024)  # memory goes with them
-_FRACTIONS = ('threshold', 'ramp', 'warmup', 'ema', 'momentum', 'tau_plus')
+_FRACTIONS = ('threshold', 'ramp', 'warmup', 'ema', 'momentum', 'tau_plus', 'channel_dropout')
 
 
 @patch
@@ -291,6 +291,8 @@ def _check(self: ExperimentConfig):
     self._need(not judged, 'student_labeled', 'no, with feedback reference')
     self._need(not self.freeze or self.pretrained or self.init, 'freeze', 'no, without pretrained layers')
     self._need(not self.init or METHODS[self.method].trains_network, 'init', f'none, with method {self.method}')
+    looks = METHODS[self.method].trains_network
+    self._need(looks or not self.channel_dropout, 'channel_dropout', f'0, with method {self.method}')
     self._need(self.batch_size > 1, 'batch_size', 'a number of at least 2, for batch norm')
     self._need(self.pairs > 1, 'pairs', 'a number of at least 2')
     METHODS[self.method].check(self)

@@ -172,6 +172,9 @@ def check_run(
     parts = Split(ds, cfg.split).fold(cfg.fold)
     _check_parts(cfg, parts)
     check_scale(ds, parts.index, cfg.sides[0], cfg.small)
+    if cfg.channel_dropout and len(ds.channels) == 1:
+        found, do = f'{cfg.channel_dropout} for one channel, {ds.channels[0]}', 'Leave it out.'
+        raise InputError('channel_dropout', found, 'a dataset of several channels', do)
     if cfg.regions:
         painted_parts(ds, cfg.split, cfg.fold, cfg.sides[0], cfg.small)
     create_model(cfg.arch, cfg.sides, len(ds.classes), width=cfg.width, channels=len(ds.channels))
@@ -376,6 +379,8 @@ def _write(training, tested, networks):
     )
     if pictures := channel_facts(ds.channels, ds.depth):
         model |= pictures | dict(format_version=2)
+    if cfg.channel_dropout:
+        model['channel_dropout'] = cfg.channel_dropout
     write_json(model, out / 'model.json')
     about = dict(format_version=1, classes=ds.classes, n_test=len(loaders.test.items), selected_on=training.selected_on)
     write_json(metrics | about, out / 'metrics.json')
@@ -580,7 +585,7 @@ _GROUPS = {
     'select ema',
     'IPB and meta pseudo labels': 'feedback teacher_frozen balance balance_by balance_on max_repeat label multi_label '
     'regions labeled_in_u student_labeled student_from_teacher threshold temperature lambda_u ramp',
-    'patches': 'strong small test_patches tta',
+    'patches': 'strong channel_dropout small test_patches tta',
     'other methods': 'pairs tau_plus mu align generations',
     'computing': 'threads amp save_memory compile',
 }

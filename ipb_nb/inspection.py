@@ -480,7 +480,7 @@ def _classify_patches(student, colony):
         stride *= 2
     y, x = ys[at[:, 0]], xs[at[:, 1]]
     patches = [colony.cut((a, b, a + side, b + side), student.side) for a, b in zip(y, x)]
-    p, _ = student.look(np.stack(patches))
+    p, _ = student.look(np.stack(patches), channels=colony.channels)
     found = pd.DataFrame(dict(y=y, x=x, predicted=np.array(student.classes)[p.argmax(1)]))
     return found.join(pd.DataFrame(p, columns=[f'p_{c}' for c in student.classes])), side
 

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SMALL', 'MIN_FRACTION', 'VIEWS', 'patch_window', 'center_box', 'count_inside', 'patch_sums', 'patch_box',
            'patch_scales', 'uniforms', 'more_keys', 'views', 'PatchDL', 'PatchEpoch', 'TensorPatch', 'PatchViews',
-           'TrainViews', 'normalisation', 'patch_views', 'MultiScalePatchBlock', 'ColonyBlock', 'balanced_weights',
-           'check_scale', 'ColonyLoaders', 'colony_dataloaders']
+           'TrainViews', 'normalisation', 'view_options', 'patch_views', 'MultiScalePatchBlock', 'ColonyBlock',
+           'balanced_weights', 'check_scale', 'ColonyLoaders', 'colony_dataloaders']
 
 # %% ../nbs/15_patch.ipynb #8c6724be
 import os
@@ -331,12 +331,23 @@ def _levels(v, x):
     return x.new_tensor(v)[:, None, None] if isinstance(v, (list, tuple)) else v
 
 
+def _blank(x, keys, probability):
+    "Set channels of normalised patches to 0, their mean: each with this chance, but never all of a patch."
+    u = uniforms(more_keys(keys, _DROPOUT_KEYS), 'strong', x.shape[1])
+    stays = (u >= probability) | (u == u.amax(1, keepdim=True))
+    return x.mul_(stays[:, :, None, None])
+
+
+_DROPOUT_KEYS = 600  # of `more_keys`
+
+
 def views(
     x: torch.Tensor,  # uint8 or uint16 (B, channels, scale, scale)
     keys: torch.Tensor,  # int64 (B,)
     kind: str,  # plain, weak (flips), strong (the paper's), randaug, or contrast (crops)
     mean: float = 0.5,  # grey level of the dataset, 0…1; of several channels a list
     std: float = 0.2,  # its standard deviation
+    channel_dropout: float = 0.0,  # chance that a channel of a strong, randaug or contrast view is blanked
 ) -> torch.Tensor:  # float32 (B, channels, scale, scale), normalised
     "The input of the network: augmented as `kind` says, keyed by `keys` (paper, *Dataset augmentations*)."
     if kind not in VIEWS:
@@ -357,7 +368,8 @@ def views(
             x = _strong(x, u[:, 2:], keys)
         if kind == 'contrast':
             x = _contrast_view(x, u[:, 2:], keys)
-        return x.sub_(_levels(mean, x)).div_(_levels(std, x))
+        x = x.sub_(_levels(mean, x)).div_(_levels(std, x))
+        return _blank(x, keys, channel_dropout) if channel_dropout and kind not in ('plain', 'weak') else x
 
 # %% ../nbs/15_patch.ipynb #2f2e1844
 def _occurrence(i):
@@ -549,9 +561,11 @@ class PatchViews(ItemTransform):
         kind: str = 'plain',  # of view, see `views`
         statistics: dict = None,  # `mean` and `std`; an empty one is filled in from the training data
         scales: tuple = None,  # px, for `TensorPatch`
+        channel_dropout: float = 0.0,  # chance that a channel is blanked
     ):
         super().__init__()
         self.kind, self.statistics, self.scales = kind, statistics, scales
+        self.more = dict(channel_dropout=channel_dropout) if channel_dropout else {}
         self.make = views  # (`remember_features` puts something else in its place)
 
     def setups(self, dl):
@@ -560,7 +574,7 @@ class PatchViews(ItemTransform):
 
     def encodes(self, b):
         x, keys, *target = b
-        return (self.make(x, keys, self.kind, **self.statistics), *target)
+        return (self.make(x, keys, self.kind, **self.statistics, **self.more), *target)
 
     def decodes(self, b):
         x, *rest = b
@@ -585,11 +599,18 @@ def normalisation(
     return _transform(dl).statistics
 
 
+def view_options(
+    dl,  # a loader made with `MultiScalePatchBlock`
+) -> dict:  # arguments of `views`
+    "The grey-level statistics and, of training data, the channel dropout of a loader."
+    return normalisation(dl) | _transform(dl).more
+
+
 def patch_views(
     dl,  # a loader made with `MultiScalePatchBlock`
 ):  # function (patches, keys, kind) → views
     "`views`, normalised as in a loader."
-    return partial(_transform(dl).make, **normalisation(dl))
+    return partial(_transform(dl).make, **view_options(dl))
 
 # %% ../nbs/15_patch.ipynb #14451395
 def MultiScalePatchBlock(
@@ -599,13 +620,17 @@ def MultiScalePatchBlock(
     statistics: dict = None,
     pixel_size: float = None,  # µm, for scales in µm
     augment: str = 'strong',  # views of training data: strong, randaug or weak; None: uint8 patches and keys
+    channel_dropout: float = 0.0,  # chance that a channel of such a view is blanked; weak ones keep all
     **kwargs,  # of `PatchDL`, for example `small='enlarge'`
 ) -> TransformBlock:
     """A fastai block that makes patches of colonies.
 
     A batch carries only the largest scale; the network takes its centre for a smaller one."""
     scales, statistics = patch_scales(scales, pixel_size), statistics if statistics is not None else {}
-    tfms = [TrainViews(augment, statistics, scales), PatchViews('plain', statistics, scales)] if augment else None
+    tfms = None
+    if augment:
+        training = TrainViews(augment, statistics, scales, channel_dropout)
+        tfms = [training, PatchViews('plain', statistics, scales)]
     return TransformBlock(batch_tfms=tfms, dl_type=PatchDL, dls_kwargs=dict(scale=scales[0], seed=seed, **kwargs))
 
 # %% ../nbs/15_patch.ipynb #028bf22a
@@ -703,7 +728,7 @@ def colony_dataloaders(
     crops: Crops = None,  # of the dataset, if they are open already
     labeled_in_u: bool = False,  # the colonies of L, without their labels, belong to U, too
     more: dict = None,  # id: `Colony` and class, such as `region_items`: they are drawn as colonies of L are
-    **kwargs,  # of `PatchDL`: `small`, `min_fraction`
+    **kwargs,  # `channel_dropout`, and of `PatchDL`: `small`, `min_fraction`
 ) -> ColonyLoaders:
     "The loaders of one fold."
     parts = Split(ds, split).fold(fold)

@@ -178,6 +178,7 @@ def _adopt(student, ds, images, pixel_size, unscaled, departures):
         do = 'Take the model that was trained for these classes, or a dataset without labels.'
         raise InputError(images / 'dataset.json', f'the classes {found}', f'those of the model: {expected}', do)
     student.check_channels((ds.channels, ds.depth), images / 'dataset.json')
+    departures += student.lacking(ds.channels)
     size, factor = pixel_size or ds.pixel_size, 1.0
     _check_sizes(size, student.pixel_size, unscaled, images)
     if not size:
@@ -294,7 +295,7 @@ def grey_departure(
 ) -> list:  # of one sentence, or of none
     "Are the new colonies darker, brighter, flatter or of more contrast than those in training?"
     counts = np.asarray(grey, float)
-    if not counts.sum():
+    if not counts.sum() or not is_grey(student.channels, student.depth):
         return []
     levels, known = np.arange(256) / 255, student.info['normalisation']
     mean = np.average(levels, weights=counts)

@@ -265,6 +265,7 @@ class ModelFile(Record):
     normalisation: _Grey
     channels: _Channels = []
     depth: Literal[8, 16] = 8  # bits
+    channel_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # above 0: pictures may lack channels
     margin: _Margin
     intensity: str | dict | list | None = None
     detection: dict | None

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from scipy import ndimage as ndi
 
 from .core import InputError
-from .channels import channels_of, check_picture, check_same, picture_words, is_grey
+from .channels import channel_places, channels_of, check_picture, check_same, is_grey, picture_words
 from .crop import Colony, to_planes
 from .decision import patch_grid, probabilities
 from .distributed import compute_device
@@ -77,10 +77,23 @@ def check_channels(
     self: Student,
     kind: tuple,  # channels and depth of pictures, such as `ds.channels, ds.depth`
     where,  # for the error
-):
-    "Stop at pictures of other channels or another depth than those of the training."
-    do = 'Take a model that was trained on such pictures, or make the dataset with the channels of this one.'
-    check_same(kind, (self.channels, self.depth), where, do)
+) -> list:  # number of each channel of the pictures among the student's
+    "Stop at pictures of other channels or another depth than those of the training; see `channel_places`."
+    return channel_places(kind, (self.channels, self.depth), self.info.get('channel_dropout', 0), where)
+
+
+@patch
+def lacking(
+    self: Student,
+    channels,  # of some pictures
+) -> list:  # of one sentence, or of none
+    "Which channels of the training are missing."
+    lacks = [c for c in self.channels if c not in channels]
+    if not lacks or is_grey(self.channels, self.depth):
+        return []
+    return [
+        f'The images have no {" and no ".join(lacks)}: the student decides without, as it learnt by channel dropout.'
+    ]
 
 # %% ../nbs/50_student.ipynb #21d862de
 def load_student(
@@ -92,22 +105,36 @@ def load_student(
 
 # %% ../nbs/50_student.ipynb #3abc9f1e
 @patch
+def _normalised(self: Student, x, at):
+    "Patches of the channels `at` as the network takes them; a channel that is missing is 0, as when it was dropped."
+    n, own = len(self.channels), self.info['normalisation']
+    if at == list(range(n)):
+        return views(x, None, 'plain', **own)
+    out = torch.zeros((len(x), n, *x.shape[2:]), device=x.device)
+    out[:, at] = views(x, None, 'plain', **{k: [v[j] for j in at] for k, v in own.items()})
+    return out
+
+
+@patch
 @torch.no_grad()
 def look(
     self: Student,
     patches: np.ndarray,  # (n, side, side) or (n, side, side, channels), as the student's dataset stores them
     batch: int = 64,  # patches at a time
+    channels=None,  # of the patches; None: the student's
 ) -> tuple:  # probabilities, float32 (n, n_classes), and features, torch (n, 512 × scales)
     "Class probabilities and features of patches. Those of other channels or another depth are an `InputError`."
     probs, features = [], []
-    check_picture(patches[0], self.channels, self.depth, 'patches')
-    patches = to_planes(patches, len(self.channels))
+    channels = self.channels if channels is None else channels
+    at = self.check_channels((channels, self.depth), 'patches')
+    check_picture(patches[0], channels, self.depth, 'patches')
+    patches = to_planes(patches, len(channels))
     for start in range(0, len(patches), batch):
         own = patches[start : start + batch]
         n = len(own)
         padding = np.zeros((-n % 16, *own.shape[1:]), own.dtype)  # torch keeps plans and memory for every batch size
         x = torch.from_numpy(np.concatenate([own, padding])).to(self.device)
-        x = views(x, None, 'plain', **self.info['normalisation'])
+        x = self._normalised(x, at)
         p, f = probabilities(self.net, x, self.info.get('tta', False), self.trust['temperature'], self.bias)
         probs.append(p[:n].cpu())
         features.append(f[:n].clone())
@@ -201,14 +228,16 @@ def classify(
 ) -> list:  # a dict per colony: probs (n_classes,), map (from `compose`), patches (how many), distance
     "Class probabilities and composition maps of colonies; the distance is that of the middle patch (see `distance`)."
     stride = self.side // 2 if stride is None else stride
+    kind = colonies[0].channels, 8 * colonies[0].pixels.itemsize
     for c in colonies:
-        self.check_channels((c.channels, 8 * c.pixels.itemsize), c.id)
+        check_same((c.channels, 8 * c.pixels.itemsize), kind, c.id, 'Classify them apart.')
+    self.check_channels(kind, colonies[0].id)
     grids = [patch_grid(c, self.side, stride, self.small) for c in colonies]
     kept = [np.argwhere(np.isfinite(fraction)) for _, _, fraction, _ in grids]
     patches = []
     for c, grid, at in zip(colonies, grids, kept):
         patches += _cut_kept(c, grid, at, self.side)
-    probs, features = self.look(np.stack(patches))
+    probs, features = self.look(np.stack(patches), channels=kind[0])
     found, middle, start = [], [], 0
     for c, grid, at in zip(colonies, grids, kept):
         found.append(_joined(c, grid, at, probs[start : start + len(at)], stride))

@@ -48,7 +48,7 @@ from .distributed import n_ranks, rank
 from .frozen import remember_features
 from .method import EMA, METHODS, STAGES, Ranks, SelectNetwork, fit_schedule
 from .model import BFloat16, autocast, create_model
-from .patch import colony_dataloaders, normalisation
+from .patch import colony_dataloaders, normalisation, view_options
 from .regions import painted_parts
 from .weights import grown, read_model, read_weights
 
@@ -73,6 +73,7 @@ def run_loaders(
         small=cfg.small,
         labeled_in_u=cfg.labeled_in_u,
         more=painted,
+        channel_dropout=cfg.channel_dropout,
     )
     if cfg.select == 'test':
         loaders.labeled, loaders.unlabeled = (
@@ -421,7 +422,7 @@ def remember(self: Training):
     "With frozen layers, compute the features of the patches that will be shown, where that is all of them."
     for dl, kinds, has, shows in self._shown() if self.features else ():
         if has <= shows:
-            self.features.fill(dl, kinds, normalisation(self.loaders.test))
+            self.features.fill(dl, kinds, view_options(self.loaders.labeled.train))
 
 # %% ../nbs/31_training.ipynb #93e87a27
 @patch

@@ -48,7 +48,7 @@ def _probabilities_of_student(ds, run):
     for k in trange(0, len(ids), 64, desc='classifying', unit='batch', leave=False):
         colonies = [ds.colony(i) for i in ids[k : k + 64]]
         patches = [c.cut(center_box(c, student.side, student.small), student.side) for c in colonies]
-        out.append(student.look(np.stack(patches))[0])
+        out.append(student.look(np.stack(patches), channels=ds.channels)[0])
     return pd.DataFrame(np.concatenate(out), ids, [f'p_{c}' for c in student.classes])
 
 # %% ../nbs/60_worklist.ipynb #cd42bb7d

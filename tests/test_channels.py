@@ -7,11 +7,14 @@ import onnx
 import pandas as pd
 import pytest
 import tifffile
+import torch
 from PIL import Image
 
 from ipb_nb.channels import Pictures, find_channel, to_show
 from ipb_nb.config import ExperimentConfig
 from ipb_nb.core import InputError, read_json, write_json
+from ipb_nb.crop import to_planes
+from ipb_nb.decision import probabilities
 from ipb_nb.experiment import train
 from ipb_nb.export import export_student
 from ipb_nb.importers import import_csv
@@ -93,16 +96,59 @@ def test_only_a_marker_tells_the_classes_apart(kind, images, tmp_path):
     assert model.graph.input[0].type.tensor_type.shape.dim[1].dim_value == len(channels)
 
 
+def test_dropout_lets_a_student_do_without_a_channel(images, tmp_path):
+    "The last two markers tell the classes apart, each alone; without dropout their lack is refused."
+    listed, how = images('markers')
+    _, run = trained(listed, tmp_path, importing=how, channel_dropout=0.4)
+    assert read_json(run / 'model.json')['channel_dropout'] == 0.4
+    how = dict(channels='SOX2,phase,DAPI', depth=16)  # (another order)
+    some = import_csv(listed, tmp_path / 'some', margin=4, box_masks='box', **how)
+    predict(run, some.path, tmp_path / 'found', unscaled=True)
+    found = pd.read_csv(tmp_path / 'found' / 'colonies.csv').set_index('colony_id').predicted
+    assert (found == some.colonies.label[found.index]).mean() > 0.9
+    assert any('The images have no OCT4' in o for o in read_json(tmp_path / 'found' / 'prediction.json')['departures'])
+
+    student = load_student(run)
+    patches = np.stack([some.colony(i).cut((4, 4, 36, 36)) for i in some.colonies.index[:5]])
+    full = np.stack([patches[..., 1], patches[..., 2], patches[..., 0], patches[..., 0]], -1)  # (any OCT4)
+    one = student.look(patches, channels=some.channels)[0]
+    norm = student.info['normalisation']
+    x = (to_planes(full, 4) / 65535 - np.reshape(norm['mean'], (4, 1, 1))) / np.reshape(norm['std'], (4, 1, 1))
+    x[:, 2] = 0
+    with torch.no_grad():
+        p = probabilities(student.net, torch.tensor(x).float(), False, student.trust['temperature'], student.bias)[0]
+    np.testing.assert_allclose(one, p, atol=1e-4)
+
+    info = read_json(run / 'model.json')
+    del info['channel_dropout']
+    write_json(info, run / 'model.json')
+    with pytest.raises(InputError, match='without OCT4; expected phase.*trained with --channel_dropout'):
+        predict(run, some.path, tmp_path / 'refused', unscaled=True)
+    assert not (tmp_path / 'refused' / 'colonies.csv').exists()
+
+
+def test_dropout_needs_channels_and_a_network(images, tmp_path):
+    grey = import_csv(images('stain')[0], tmp_path / 'grey', margin=4, box_masks='box')
+    save_split(grey, labeled=0.4, test=0.3, folds=1, by='random')
+    with pytest.raises(InputError, match='channel_dropout: found 0.2 for one channel, grey'):
+        train(ExperimentConfig(scales='32,16', channel_dropout=0.2), grey.path, tmp_path / 'run')
+    for fields in (dict(method='forest', channel_dropout=0.2), dict(channel_dropout=1.0)):
+        with pytest.raises(InputError, match='channel_dropout'):
+            ExperimentConfig(**fields)
+
+
 SHORT = dict(epochs=1, pretrain_epochs=1, finetune=0, steps=4, lr=0.01, ema=0.0, generations=1)
 
 
+DROPS = ('fixmatch', 'simclr', 'simtriplet')  # the other kinds of views
 OF_STAIN = [(method, 'stain') for method in sorted(set(METHODS) - {'mpl'})]
 
 
 @pytest.mark.parametrize('method, kind', [*OF_STAIN, ('forest', 'markers'), ('simclr', 'markers')])
 def test_every_method_learns_from_channels(method, kind, images, tmp_path):
     listed, how = images(kind)
-    ds, run = trained(listed, tmp_path, SHORT, importing=how, method=method)
+    dropout = 0.3 if method in DROPS else 0.0
+    ds, run = trained(listed, tmp_path, SHORT, importing=how, method=method, channel_dropout=dropout)
     parts = Split(ds).fold(0)
     assert {*read_run(run).predictions.colony_id} == {*parts.index[parts.part == 'T']}
 
