@@ -22,13 +22,13 @@ from tqdm import tqdm
 
 from .answers import check_questions, frame_table, write_answers
 from .core import InputError, allow_pixels, command, read_json, read_table, write_csv, write_json
-from .channels import GREY, is_grey, to_show
+from .channels import GREY, Pictures, is_grey, to_show
 from .crop import BOX, level_counts
 from .dataset import ColonyDataset
 from .detect import NoColonies, detect_dataset
 from .exclude import excluded_files
 from .folders import check_new, file_name, hold, remove_leftovers
-from .frames import check_frames, dataset_frame, list_frames, shows
+from .frames import check_frames, dataset_picture, list_frames, shows
 from .files import list_failure, path_id, sha256
 from .jobs import KILLED, dask_client, in_processes, on_dask
 from .metric import class_shares
@@ -66,9 +66,9 @@ def overlay_jpg(
 def _canvas(ds, colonies, size):
     "The frame from its raw file, or, where that is missing, as far as the crops show it."
     rows = ds.colonies.loc[[c.id for c in colonies]]
-    raw = dataset_frame(ds, rows.source.iloc[0])
+    raw = dataset_picture(ds, rows.source.iloc[0])
     if all(shows(raw, c, box) for c, box in zip(colonies, rows[BOX].to_numpy())):
-        return raw
+        return to_show(raw, ds.channels, ds.limits)
     height, width = size or (int(rows.y1.max()), int(rows.x1.max()))
     limits = ds.limits
     shown = [to_show(c.pixels, c.channels, limits) for c in colonies]
@@ -259,9 +259,21 @@ def _settings(student, detecting):
     return settings | asked
 
 
+def _reading(student, channels, segment_on):
+    "How raw images are read for the student: arguments of `list_frames`; none for 8-bit grey."
+    known, names = student.info['detection'] or {}, student.channels
+    how = {} if is_grey(names, student.depth) else dict(depth=student.depth)
+    if how and names != GREY:
+        how['channels'] = ','.join(names)
+    how |= {k: known[k] for k in ('channels', 'segment_on') if known.get(k)}
+    how |= {k: v for k, v in dict(channels=channels, segment_on=segment_on).items() if v}
+    pictures = Pictures.of(how)
+    student.check_channels((pictures.channels, pictures.depth), '--channels')
+    return how
+
+
 def _detect(student, frames, bad, images, out, pixel_size, unscaled, listing, detecting, departures, resume, **work):
     "A dataset of the colonies in raw frames, the factor by which they are to be scaled, and the area of its pixels."
-    student.check_channels((GREY, 8), f'{images}, raw images, which are taken as grey')
     settings, cells = _settings(student, detecting), out / 'cells'
     along = settings.get('outlines')
     departures += _frame_departures(student, frames, bad, settings, unscaled or along)
@@ -619,7 +631,9 @@ def predict(
     exclude: str = None,  # mask or ROIs of no colonies, for all these frames; or a folder of them (11_exclude)
     pattern: str = None,  # regular expression for paths; named groups: well, site, channel, z, time … (10_layouts)
     layout: str = None,  # rule for names: incucyte, imagexpress, … (10_layouts), plain: none; default: guessed
-    channel: int = None,  # number of the channel, of several, from 0
+    channels: str = None,  # those of the model, as the images call them: 0=phase,2=DAPI; default: as in training
+    segment_on: str = None,  # the channel in which colonies are looked for; default: as in training
+    channel: int = None,  # number of the channel, of several, for a model of grey pictures, from 0
     z: int | str = None,  # of several focal planes: a number from 0; max: brightest values; focus: the sharpest
     interval_h: float = None,  # hours from frame to frame, instead of what the files say
 ) -> Path:  # report.html
@@ -634,6 +648,10 @@ def predict(
     check_alone(segmentation, detect_preset=detect_preset, refine=refine, outlines=outlines)
     student = load_student(model)
     _check_classes(student.classes)
+    if (images / 'colonies.csv').exists():
+        _check_detects_nothing(images, dict(channels=channels, segment_on=segment_on))
+    else:
+        listing |= _reading(student, channels, segment_on)
     content, groups, fingerprint = _look_up(images, pixel_size, listing)
     check_questions(conditions, groups, control, audit)
     weights = sha256(student.path / 'student.safetensors')
@@ -702,7 +720,7 @@ def against_truth(
 @command(
     'ipb-predict run raw --out answers --conditions wells.csv',
     groups={
-        'Images': 'pixel_size unscaled layout pattern channel z interval_h max_pixels',
+        'Images': 'pixel_size unscaled layout pattern channels segment_on channel z interval_h max_pixels',
         'Colonies': 'detect_preset min_area refine segmentation outlines exclude',
         'Classes': 'prior',
         'Comparison': 'conditions control since audit min_colonies',

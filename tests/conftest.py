@@ -45,7 +45,7 @@ LONGEST = """test_wheel test_bccd test_channels 27_baselines 34_sweep test_sweep
 test_gpu 51_timecourse test_ranks 43_figures test_method 10_simulate test_export 65_learn test_related 21_mpl
 test_predict test_mps test_init 25_clustering test_frozen 17_model 22_balance 45_report test_simulate
 26_simtriplet 53_predict 54_export 60_worklist train report test_inspect test_detect test_splits
-test_commands""".split()
+test_commands test_channel_frames""".split()
 
 
 def pytest_collection_modifyitems(items):

@@ -1,0 +1,345 @@
+"""Stains and markers from the files of a microscope: frames, detection, and prediction on new ones."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+from PIL import Image
+
+from ipb_nb.channels import Pictures
+from ipb_nb.config import ExperimentConfig
+from ipb_nb.core import InputError, read_json, write_csv
+from ipb_nb.dataset import ColonyDataset
+from ipb_nb.detect import detect_dataset
+from ipb_nb.experiment import train
+from ipb_nb.frames import dataset_picture, list_frames
+from ipb_nb.predict import predict
+from ipb_nb.preview import ipb_detect
+from ipb_nb.reader import kept_pixels, picture_frames, read_frame, searched_pixels
+from ipb_nb.split import save_split
+
+MARKERS = ['phase', 'DAPI', 'OCT4', 'SOX2']
+ALL = dict(channels=','.join(MARKERS), depth=16)
+OME = dict(PhysicalSizeX=0.65, PhysicalSizeXUnit='µm', PhysicalSizeY=0.65, PhysicalSizeYUnit='µm')
+PLACES = (70, 80), (180, 210)
+
+
+def cells(seed, height=250, width=290):
+    "Two colonies, rough in phase contrast: the first has OCT4, the second SOX2. uint16 (4, height, width)."
+    rng, (y, x) = np.random.default_rng(seed), np.mgrid[:height, :width]
+    out = 800 + rng.normal(0, 20, (4, height, width))
+    for marker, place in zip((2, 3), PLACES):
+        inside = np.hypot(y - place[0], x - place[1]) < 42
+        out[0] += inside * rng.normal(0, 900, inside.shape)
+        out[1] += inside * 1500
+        out[marker] += inside * 6000
+    return out.clip(0, 65535).astype(np.uint16)
+
+
+def write_ome(path, planes, names=MARKERS, axes='CYX'):
+    tifffile.imwrite(path, planes, metadata=dict(axes=axes, Channel=dict(Name=names), **OME))
+
+
+@pytest.fixture
+def raw(tmp_path):
+    "A folder of four OME-TIFFs of two wells."
+    (tmp_path / 'raw').mkdir()
+    for k in range(4):
+        write_ome(tmp_path / 'raw' / f'{"AB"[k // 2]}_{k % 2}.ome.tif', cells(k))
+    return tmp_path / 'raw'
+
+
+def well_frames(folder, **how):
+    frames, failures, _ = list_frames(folder, **how)
+    assert not failures and len(frames) == 1
+    return frames.to_dict('records')[0]
+
+
+NAMES = {  # how programs name the file of a channel, and how it is asked for
+    'metamorph': ('exp_w{k1}{name}_s1_t1.TIF', '{name}'),
+    'numbered': ('exp_w{k1}.tif', 'w{k1}'),
+    'imagexpress': ('exp_B03_s1_w{k1}.tif', 'w{k1}'),
+    'leica': ('exp_t00_ch{k:02d}.tif', 'ch{k:02d}'),
+    'fiji': ('exp_t001_c{k:03d}.tif', 'c{k:03d}'),
+    'imagej': ('C{k1}-exp.tif', 'C{k1}'),
+    'at the end': ('exp_C{k1}.tif', 'c{k1}'),
+    'by name': ('one/exp_{name}.tif', '{name}'),
+}
+
+
+@pytest.mark.parametrize('layout', NAMES)
+def test_files_of_one_channel_are_one_frame(layout, tmp_path):
+    planes, (name, asked) = cells(0), NAMES[layout]
+    for k, marker in enumerate(MARKERS):
+        path = tmp_path / name.format(k=k, k1=k + 1, name=marker)
+        path.parent.mkdir(exist_ok=True)
+        tifffile.imwrite(path, planes[k])
+    own = [asked.format(k=k, k1=k + 1, name=marker) + f'={marker}' for k, marker in enumerate(MARKERS)]
+    frame = well_frames(tmp_path, channels=','.join(own[::-1]), depth=16, segment_on='phase')
+    np.testing.assert_array_equal(kept_pixels(frame), planes[::-1].transpose(1, 2, 0))
+    np.testing.assert_array_equal(searched_pixels(frame), planes[0])
+
+
+def test_channels_of_one_file(tmp_path):
+    film = np.stack([cells(0), cells(1)])
+    write_ome(tmp_path / 'film.ome.tif', film, axes='TCYX')
+    tifffile.imwrite(tmp_path / 'film.tif', film, imagej=True, metadata=dict(axes='TCYX'))
+    for name, asked in (('film.ome.tif', 'SOX2,dapi=DNA'), ('film.tif', '3=SOX2,1=DNA')):
+        frames = picture_frames(tmp_path / name, Pictures(asked, 16))
+        for planes, frame in zip(film, frames, strict=True):
+            np.testing.assert_array_equal(kept_pixels(frame), planes[[3, 1]].transpose(1, 2, 0))
+    with pytest.raises(InputError, match='film.tif: found the channels 0, 1, 2, 3; expected a channel OCT4'):
+        picture_frames(tmp_path / 'film.tif', Pictures('OCT4', 16))
+
+
+def test_nd2_by_a_stand_in(tmp_path, monkeypatch):
+    "This has the attributes of nd2.ND2File that are used."
+    nd2 = pytest.importorskip('nd2')
+    film = np.stack([cells(0), cells(1)])
+
+    class ND2File:
+        sizes, dtype, experiment = dict(T=2, C=4, Y=film.shape[2], X=film.shape[3]), film.dtype, []
+
+        def __init__(self, path):
+            self.voxel_size = lambda: SimpleNamespace(x=0.65, y=0.65)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def frame_metadata(self, k):
+            return SimpleNamespace(channels=[SimpleNamespace(channel=SimpleNamespace(name=name)) for name in MARKERS])
+
+        def read_frame(self, k):
+            return film[k]
+
+    monkeypatch.setattr(nd2, 'ND2File', ND2File)
+    (tmp_path / 'film.nd2').write_bytes(b'stand-in')
+    frames, failures, _ = list_frames(tmp_path, channels='SOX2,phase', depth=16)
+    assert not failures and frames.frame.tolist() == [0, 1]
+    for planes, frame in zip(film, frames.to_dict('records'), strict=True):
+        np.testing.assert_array_equal(kept_pixels(frame), planes[[3, 0]].transpose(1, 2, 0))
+
+
+def test_focal_planes_of_each_channel_are_joined(tmp_path):
+    stack = np.random.default_rng(0).integers(0, 4096, (3, 2, 40, 50)).astype(np.uint16)  # focal planes, channels
+    write_ome(tmp_path / 'a.ome.tif', stack, ['phase', 'DAPI'], axes='ZCYX')
+    (tmp_path / 'split').mkdir()
+    for z in range(3):
+        for c in range(2):
+            tifffile.imwrite(tmp_path / f'split/a_z{z}_ch0{c}.tif', stack[z, c])
+    expected = stack.max(0).transpose(1, 2, 0)
+    one = picture_frames(tmp_path / 'a.ome.tif', Pictures('phase,DAPI', 16), z='max')[0]
+    np.testing.assert_array_equal(kept_pixels(one), expected)
+    frame = well_frames(tmp_path / 'split', channels='ch00=phase,ch01=DAPI', depth=16, z='max')
+    np.testing.assert_array_equal(kept_pixels(frame), expected)
+
+
+def test_a_channel_saved_in_the_colour_of_its_marker(tmp_path):
+    level = np.random.default_rng(0).integers(0, 256, (40, 50)).astype(np.uint8)
+    Image.fromarray(np.dstack([level] * 3)).save(tmp_path / 'a_phase.png')
+    Image.fromarray(np.dstack([level * 0, level * 0, level.T.reshape(40, 50)])).save(tmp_path / 'a_DAPI.png')
+    frame = well_frames(tmp_path, channels='phase,DAPI')
+    np.testing.assert_array_equal(kept_pixels(frame), np.dstack([level, level.T.reshape(40, 50)]))
+
+
+def test_colours(tmp_path):
+    rgb = np.random.default_rng(0).integers(0, 256, (40, 50, 3)).astype(np.uint8)
+    Image.fromarray(rgb).save(tmp_path / 'a.png')
+    frame = well_frames(tmp_path, channels='rgb')
+    np.testing.assert_array_equal(kept_pixels(frame), rgb)
+    np.testing.assert_array_equal(searched_pixels(frame), cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY))
+    np.testing.assert_array_equal(
+        searched_pixels(well_frames(tmp_path, channels='rgb', segment_on='blue')), rgb[..., 2]
+    )
+    np.testing.assert_array_equal(read_frame(well_frames(tmp_path, channels='green')), rgb[..., 1])
+
+
+def test_a_detected_dataset_has_its_channels(raw, tmp_path):
+    ds = detect_dataset(raw, tmp_path / 'cells', margin=16, contact_sheet=True, **ALL)
+    assert (list(ds.channels), ds.depth, ds.info['format_version'], len(ds)) == (MARKERS, 16, 3, 8)
+    assert ds.info['intensity'] == 'phase, DAPI, OCT4, SOX2 of 16 bits, as they were'
+    for k, source in enumerate(sorted(ds.colonies.source.unique())):
+        for r in ds.colonies[ds.colonies.source.eq(source)].itertuples():
+            own = cells(k)[:, max(r.y0 - 16, 0) : r.y1 + 16, max(r.x0 - 16, 0) : r.x1 + 16]
+            np.testing.assert_array_equal(ds.pixels(r.colony_id)[0], own.transpose(1, 2, 0))
+        np.testing.assert_array_equal(dataset_picture(ds, source), cells(k).transpose(1, 2, 0))
+    sheet = cv2.imread(str(next((ds.path / 'contact_sheets' / 'frames').glob('*.jpg'))))
+    assert np.ptp(sheet.astype(int), axis=2).max() > 100  # in colours
+    assert pd.read_csv(ds.path / 'qc.csv').colonies.eq(2).all()
+
+    grey = detect_dataset(raw, tmp_path / 'grey', margin=16, channel=0)  # detection sees the same
+    assert ds.colonies[['y0', 'x0', 'y1', 'x1']].equals(grey.colonies[['y0', 'x0', 'y1', 'x1']])
+    for f in (grey.path / 'masks').iterdir():
+        assert f.read_bytes() == (ds.path / 'masks' / f.name).read_bytes()
+
+
+def tree(folder):
+    "The content of all files, without the times in the manifest."
+    files = {f.relative_to(folder).as_posix(): f.read_bytes() for f in Path(folder).rglob('*') if f.is_file()}
+    manifest = pd.read_csv(folder / 'manifest.csv').drop(columns='mtime_ns')
+    return files | {'manifest.csv': manifest.to_csv()}
+
+
+def test_one_channel_of_eight_bits_is_grey(raw, tmp_path):
+    detect_dataset(raw, tmp_path / 'by number', margin=16, channel=0)
+    detect_dataset(raw, tmp_path / 'by name', margin=16, channels='phase')
+    numbered, named = tree(tmp_path / 'by number'), tree(tmp_path / 'by name')
+    a, b = (read_json(tmp_path / name / 'dataset.json') for name in ('by number', 'by name'))
+    assert a.pop('detection')['channel'] == 0 and b.pop('detection')['channels'] == 'phase'
+    assert (b.pop('channels'), b.pop('depth'), b.pop('format_version')) == (['phase'], 8, 3)
+    assert a.pop('format_version') < 3 and a == b
+    for own in (numbered, named):
+        own.pop('dataset.json')
+    assert numbered == named
+
+
+def test_workers_and_resume_change_nothing(raw, tmp_path, monkeypatch):
+    import ipb_nb.detect as module
+
+    whole = tree(detect_dataset(raw, tmp_path / 'whole', margin=16, **ALL).path)
+    assert tree(detect_dataset(raw, tmp_path / 'two', margin=16, workers=2, **ALL).path) == whole
+    with monkeypatch.context() as m:
+        m.setattr(module, '_finish', lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            detect_dataset(raw, tmp_path / 'cut', margin=16, **ALL)
+    with pytest.raises(InputError, match='found channels phase,.*; expected channels phase,DAPI, as asked for'):
+        detect_dataset(raw, tmp_path / 'cut', margin=16, channels='phase,DAPI', depth=16, resume=True)
+    assert tree(detect_dataset(raw, tmp_path / 'cut', margin=16, resume=True, **ALL).path) == whole
+
+
+def test_a_batch_goes_on_past_bad_frames(raw, tmp_path, capsys):
+    write_ome(raw / 'A_2.ome.tif', cells(5)[:3], MARKERS[:3])
+    write_ome(raw / 'A_3.ome.tif', cells(5).astype(np.uint32) * 2)  # 17 bits
+    tifffile.imwrite(raw / 'A_4.ome.tif', cells(5)[0], metadata=OME)
+    with pytest.raises(InputError, match='3 files that could not be used'):
+        ipb_detect(str(raw), str(tmp_path / 'cells'), margin=16, **ALL)
+    reasons = pd.read_csv(tmp_path / 'cells' / 'failures.csv').set_index('source').reason
+    assert 'found the channels phase, DAPI, OCT4; expected a channel SOX2' in reasons['A_2.ome.tif']
+    assert 'found uint32 pixels; expected 16 bits' in reasons['A_3.ome.tif']
+    assert 'found a picture of one channel; expected a channel phase' in reasons['A_4.ome.tif']
+    assert len(ColonyDataset(tmp_path / 'cells')) == 8
+    assert ipb_detect(str(raw), list=True, **ALL) is None and '4 frames of 2 wells' in capsys.readouterr().out
+
+
+def test_a_frame_without_one_of_its_files(tmp_path):
+    (tmp_path / 'raw').mkdir()
+    for t in range(3):
+        for k, plane in enumerate(cells(t)):
+            if (t, k) != (1, 2):
+                tifffile.imwrite(tmp_path / 'raw' / f'A_t{t}_ch{k:02d}.tif', plane)
+    tifffile.imwrite(tmp_path / 'raw' / 'A_t2_ch03.tif', cells(2, 200, 200)[3])
+    asked = dict(channels='ch00=phase,ch01=DAPI,ch02=OCT4,ch03=SOX2', depth=16, pixel_size=0.65)
+    ds = detect_dataset(tmp_path / 'raw', tmp_path / 'cells', margin=16, **asked)
+    reasons = ds.failures.set_index('source').reason
+    assert 'found no file of OCT4 that can be read; expected a file for each of phase, DAPI' in reasons['A_t1_ch00.tif']
+    expected = 'found 200 × 200 pixels of uint16; expected 250 × 290 pixels of uint16, as phase has. SOX2 does not fit'
+    assert expected in reasons['A_t2_ch00.tif']
+    assert ds.colonies.source.unique().tolist() == ['A_t0_ch00.tif'] and len(reasons) == 2
+
+
+@pytest.mark.parametrize(
+    'asked, said',
+    [
+        (dict(channels='phase,Cy5', depth=16), 'expected a channel Cy5'),
+        (dict(channels='phase,DAPI'), 'found uint16 pixels; expected 8 bits. Keep 16 bits with --depth 16'),
+        (
+            dict(channels='phase,0=again', depth=16),
+            'found one channel, phase, as phase and again; expected a channel',
+        ),
+        (dict(ALL, channel=1), 'channel: found it with --channels'),
+        (dict(ALL, flat_field=True), 'flat_field: found it with --channels'),
+        (dict(ALL, segment_on='Cy5'), 'segment_on: found Cy5'),
+        (dict(depth=12), 'depth: found 12; expected 8 or 16 bits'),
+        ({}, 'found 4 channels; expected one. Choose one with --channel 0 … 3, or keep several with --channels'),
+    ],
+)
+def test_what_cannot_be_done_begins_nothing(raw, tmp_path, asked, said):
+    with pytest.raises(InputError) as e:
+        detect_dataset(raw, tmp_path / 'cells', margin=16, **asked)
+    assert said in str(e.value) and not (tmp_path / 'cells').exists()
+
+
+def test_preview_of_channels(raw, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ipb_detect('raw', 'cells', preview=2, **ALL)
+    page = (tmp_path / 'cells-preview.html').read_text()
+    assert '--channels phase,DAPI,OCT4,SOX2 --depth 16' in page and page.count('data:image/jpeg') == 2
+    assert not (tmp_path / 'cells').exists() and '2 frames' in capsys.readouterr().out
+
+
+def labelled(ds):
+    "The dataset with a class for each colony, by its marker."
+    table = pd.read_csv(ds.table, keep_default_na=False)
+    table['label'] = np.where(table.y0 < 100, 'OCT4+', 'SOX2+')
+    write_csv(table, ds.table)
+    return ColonyDataset(ds.path)
+
+
+@pytest.fixture(scope='module')
+def student(tmp_path_factory):
+    "A run that was trained on a detected dataset of four channels."
+    folder = tmp_path_factory.mktemp('student')
+    (folder / 'raw').mkdir()
+    for k in range(12):
+        write_ome(folder / 'raw' / f'{chr(97 + k) * 2}.ome.tif', cells(k))
+    ds = labelled(detect_dataset(folder / 'raw', folder / 'cells', margin=32, classes='OCT4+,SOX2+', **ALL))
+    save_split(ds, labeled=0.4, test=0.3, folds=1, by='random', valid=0.1)
+    length = dict(epochs=2, pretrain_epochs=20, finetune=10, steps=40, lr=0.02, ema=0.0)
+    return train(ExperimentConfig(scales='32,16', batch_size=8, threads=1, **length), ds.path, folder / 'run')
+
+
+def classes_found(out):
+    table = pd.read_csv(out / 'colonies.csv')
+    return (np.where(table.y0 < 100, 'OCT4+', 'SOX2+') == table.predicted).tolist()
+
+
+@pytest.mark.slow
+def test_raw_frames_are_predicted_from_their_channels(student, raw, tmp_path):
+    predict(student, raw, tmp_path / 'found')
+    assert classes_found(tmp_path / 'found') == [True] * 8
+    overlay = cv2.imread(str(next((tmp_path / 'found' / 'overlays').glob('*.jpg'))))
+    assert np.ptp(overlay[120:].astype(int), axis=2).max() > 60 and len(np.unique(overlay[:10])) > 5  # the frame itself
+    assert read_json(tmp_path / 'found' / 'prediction.json')['channels'] == ALL['channels']
+    predict(student, raw, tmp_path / 'found', resume=True)  # (is done)
+
+    (tmp_path / 'split').mkdir()
+    for k in range(4):
+        for c, plane in enumerate(cells(k)):
+            tifffile.imwrite(tmp_path / 'split' / f'{"AB"[k // 2]}_t{k % 2}_w{c + 1}.tif', plane)
+    mapped = dict(channels='w1=phase,w2=DAPI,w3=OCT4,w4=SOX2', pixel_size=0.65)
+    predict(student, tmp_path / 'split', tmp_path / 'mapped', workers=2, **mapped)
+    columns = ['predicted', 'p_OCT4+', 'group', 'frame', 'y0', 'x0', 'area_px']
+    whole, own = (pd.read_csv(tmp_path / name / 'colonies.csv')[columns] for name in ('found', 'mapped'))
+    pd.testing.assert_frame_equal(whole, own)
+
+
+@pytest.mark.slow
+def test_frames_of_other_channels_are_refused_by_name(student, raw, tmp_path):
+    write_ome(raw / 'A_2.ome.tif', cells(5)[:3], MARKERS[:3])
+    write_ome(raw / 'B_2.ome.tif', (cells(5) >> 8).astype(np.uint8))
+    predict(student, raw, tmp_path / 'found')
+    reasons = pd.read_csv(tmp_path / 'found' / 'failures.csv').set_index('source').reason
+    assert 'found the channels phase, DAPI, OCT4; expected a channel SOX2' in reasons['A_2.ome.tif']
+    assert 'found uint8 pixels; expected 16 bits' in reasons['B_2.ome.tif']
+    assert len(pd.read_csv(tmp_path / 'found' / 'colonies.csv')) == 8
+
+    (tmp_path / 'other').mkdir()
+    write_ome(tmp_path / 'other' / 'A_2.ome.tif', cells(5)[:3], MARKERS[:3])
+    for asked, said in (
+        ({}, 'expected a channel SOX2'),
+        (dict(channels='phase,DAPI'), '--channels: found phase, DAPI of 16 bits, without OCT4, SOX2; expected phase'),
+        (dict(channel=0), 'channel: found it with --channels'),
+    ):
+        with pytest.raises(InputError, match=said):
+            predict(student, tmp_path / 'other', tmp_path / 'nothing', **asked)
+        assert not (tmp_path / 'nothing').exists()
+    cells_of = tmp_path / 'found' / 'cells'
+    with pytest.raises(InputError, match='channels: found it with .*, a dataset; expected raw images'):
+        predict(student, cells_of, tmp_path / 'nothing', channels='phase')
