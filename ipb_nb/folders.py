@@ -117,6 +117,7 @@ def _is_alive(pid):
 # %% ../nbs/01_folders.ipynb #f01d0016b
 def remove_leftovers(
     folder,  # that this process holds
+    deep: bool = True,  # in its folders, too
 ):
     "Remove the half-written files of processes that are no more."
     if os.name != 'posix':
@@ -126,7 +127,7 @@ def remove_leftovers(
             m = re.fullmatch(r'\..*\.(\d+)\.partial(\..*)?', name)
             if m and not _is_alive(int(m[1])):
                 _remove(Path(top, name))
-        below[:] = [name for name in below if '.partial' not in name]
+        below[:] = [name for name in below if deep and '.partial' not in name]
 
 # %% ../nbs/01_folders.ipynb #f01d0016c
 def _remove(path):
@@ -151,6 +152,8 @@ def hold(
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with _locked(folder / name, folder, what, timeout):
+            if name == '.lock':  # (another one leaves the folder to others, too)
+                remove_leftovers(folder, deep=False)
             yield
     finally:
         if made:
@@ -212,6 +215,7 @@ def new_file(
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name('.lock')):
+        remove_leftovers(path.parent, deep=False)
         if path.exists():
             raise InputError(path, what, 'a new name', do)
         yield

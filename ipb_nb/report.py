@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from .compare import Comparison, compare, notes, results_table
 from .core import InputError, atomic_path, command
-from .folders import hold
+from .folders import hold, remove_leftovers
 from .decision import decision_in_words
 from ipb_nb.figures import (
     figure_2,
@@ -431,6 +431,10 @@ def _mistakes(c):
 # %% ../nbs/45_report.ipynb #37f01508c
 def _write(c):
     "report.html and the folder report, for a comparison."
+    for f in c.path.glob('.report.*.partial.html'):
+        f.unlink()  # (left by a report that was killed)
+    if (c.path / 'report').exists():
+        remove_leftovers(c.path / 'report')
     sections, lacking = _write_parts(c, c.path / 'report')
     shown = c.runs if len(c.runs) <= _DETAILS else []
     page = render(

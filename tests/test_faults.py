@@ -23,6 +23,7 @@ from ipb_nb.folders import _holder, file_name, hold, leads_out
 from ipb_nb.importers import import_csv, import_folders
 from ipb_nb.simulate import simulate_experiment
 from ipb_nb.split import Split, save_split
+from ipb_nb.worklist import assign
 from starts import copying
 
 WINDOWS = r'(?i)(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?'
@@ -394,57 +395,23 @@ def test_a_killed_import_leaves_nothing_to_the_next(class_folders, tmp_path):
     assert sorted(os.listdir(tmp_path)) == ['alone', 'ds'] and below(tmp_path / 'ds') == below(tmp_path / 'alone')
 
 
-def killed(work, *args, after):
-    "Do some work in a process that is killed after some seconds; True if it had ended before."
-    p = copying().Process(target=work, args=args)
-    p.start()
-    p.join(after)
-    ended = not p.is_alive()
-    p.kill()
-    p.join()
-    return ended
+def draw(dest):
+    save_split(ColonyDataset(dest), 'one', labeled=0.5, test=0.2, folds=2)
 
 
-@pytest.mark.long
-@pytest.mark.parametrize('kind', ['import', 'add', 'split'])
-def test_ten_kills_at_random_moments(kind, class_folders, tmp_path):
-    raw = tmp_path / 'raw'
-    shutil.copytree(class_folders / 'fine', raw / 'fine')
-    base = import_folders(raw if kind == 'add' else class_folders, tmp_path / 'base').path
-    commands = {
-        'import': lambda dest: import_folders(class_folders, dest),
-        'add': lambda dest: import_folders(class_folders, dest, classes=['fine', 'middle', 'coarse'], add=True),
-        'split': lambda dest: save_split(ColonyDataset(dest), 'one', labeled=0.5, test=0.2, folds=2),
-    }
-    command, rng = commands[kind], np.random.default_rng(0)
+def hand_out(dest):
+    assign(ColonyDataset(dest), ['ana', 'ben'], n=30, among='all')
 
-    def fresh(name):
-        dest = tmp_path / name / 'ds'
-        dest.parent.mkdir()
-        if kind in ('add', 'split'):
-            shutil.copytree(
-                base if kind == 'add' else import_folders(class_folders, tmp_path / f'{name}-whole').path, dest
-            )
-        return dest
 
-    alone, dest = fresh('alone'), fresh('killed')
-    start = time.time()
-    command(alone)
-    took, kills = time.time() - start, 0
-    whole = lambda: kind == 'add' and (dest / 'colonies.csv').read_bytes() == (alone / 'colonies.csv').read_bytes()
-    for _ in range(10):
-        if killed(command, dest, after=rng.uniform(0.02, 0.8) * took) or whole():
+@pytest.mark.parametrize('work', [draw, hand_out])
+def test_splits_and_work_lists_that_are_cut_at_any_step_end_the_same(work, dataset, tmp_path):
+    said = lambda dest: {f: re.sub(rb'20\d\d-[\dT:-]+', b'', o) for f, o in below(dest).items() if f.name != '.lock'}
+    work(alone := copied(dataset, tmp_path / 'alone').path)
+    for step in itertools.count():
+        dest = copied(dataset, tmp_path / f'{step}').path
+        done = cut(step, work, dest)
+        done or said(dest) == said(alone) or work(dest)
+        assert said(dest) == said(alone)
+        if done:
             break
-        kills += 1
-    try:
-        whole() or command(dest)
-    except InputError as e:
-        assert re.search('an existing', str(e))  # it had ended just before it was killed
-    said = lambda folder: {
-        f: re.sub(rb'20\d\d-\d\d-\d\d[T ][\d:.+]+|"raw_root": .*|"raw": .*', b'', content)
-        for f, content in below(folder).items()
-        if f.name != '.lock' and '.lock' not in f.name
-    }
-    one, other = said(alone), said(dest)
-    assert set(one) == set(other) and not [f for f in one if one[f] != other[f]] and kills
-    assert not [f for f in dest.parent.rglob('*') if '.partial' in f.name]
+    assert step

@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import struct
+import time
 import zipfile
 import zlib
 
@@ -214,11 +215,14 @@ def test_a_state_of_another_shape_is_passed_over(tmp_path, capsys):
 
 
 def quietly(read, *args):
-    "Any content is read, or an `InputError`."
+    "Any content is read, or an `InputError`, within 20 seconds of the processor (however busy it is)."
+    start = time.process_time()
     try:
         return read(*args)
     except InputError:
         return None
+    finally:
+        assert time.process_time() - start < 20, args
 
 
 ANY_JSON = st.recursive(
@@ -230,7 +234,7 @@ FUZZ = int(os.environ.get('IPB_FUZZ', 0))  # new examples of each kind, of bench
 QUICK = settings(
     max_examples=FUZZ or 60,
     derandomize=not FUZZ,
-    deadline=20_000 if FUZZ else None,
+    deadline=None,
     suppress_health_check=[*HealthCheck],
 )
 
