@@ -160,8 +160,6 @@ def _check_assignment(ds, annotators, overlap, repeats):
         raise InputError('repeats', repeats, '0 to 0.5', 'For example 0.05.')
     for name in annotators:
         annotator_log(ds, name)
-        if (f := ds.path / 'worklists' / f'{name}.csv').exists():
-            raise InputError(f, 'a work list', 'none yet', 'Remove it to make a new one; verdicts stay where they are.')
 
 # %% ../nbs/60_worklist.ipynb #asked002
 _DEFAULTS = {k: p.default for k, p in signature(work_list).parameters.items() if k != 'ds'}
@@ -178,6 +176,16 @@ def _store_list(ds, name, table, asked):
     with new_file(f, 'a work list', 'Call again to go on with it; or remove it to make a new one.'):
         write_json(dict(format_version=1) | asked, _asked_file(ds, name))
         write_csv(table, f)
+
+
+def _is_stored(ds, name, table):
+    "Has a call that was killed written this very list already? Another one in its place is an `InputError`."
+    f = ds.path / 'worklists' / f'{name}.csv'
+    if not f.exists():
+        return False
+    if f.read_text(encoding='utf-8') != table.to_csv(index=False, lineterminator='\n'):
+        raise InputError(f, 'a work list', 'none yet', 'Remove it to make a new one; verdicts stay where they are.')
+    return True
 
 
 def _remark(ds, name, asked):
@@ -202,7 +210,7 @@ def assign(
     seed: int = 0,
     **kwargs,
 ) -> dict:  # name: table
-    "Write worklists/<name>.csv for each annotator: the overlap for all, the rest for one each."
+    "Write worklists/<name>.csv for each annotator: the overlap for all, the rest for one each. Again, it goes on."
     annotators = [annotators] if isinstance(annotators, str) else list(annotators)
     _check_assignment(ds, annotators, overlap, repeats)
     ids, people = work_list(ds, seed=seed, **kwargs), len(annotators)
@@ -214,6 +222,8 @@ def assign(
     for k, name in enumerate(annotators):
         own = shared | set(rest[k::people])
         out[name] = _with_repeats([i for i in ids if i in own], repeats, stable_hash(name, seed) % 2**32)
+    new = [name for name, table in out.items() if not _is_stored(ds, name, table)]
+    for name in new:
         _store_list(ds, name, out[name], kwargs | dict(n=n, seed=seed))
     return out
 
