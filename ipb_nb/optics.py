@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from fastcore.basics import patch
 
-from .core import CLASSES, counter_rng
+from .core import counter_rng
 from .growth import DENSE, DIFF, SPREAD, cell_radius
 
 # %% ../nbs/09_optics.ipynb #807b739b
