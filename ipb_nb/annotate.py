@@ -23,6 +23,7 @@ from ipb_nb.panes import (
     THEMES,
     ErrorMessage,
     PicturePanes,
+    channels_html,
     fitted_picture,
     frame_beside,
     keyboard_shortcuts,
@@ -78,6 +79,10 @@ class _Thumbnails:
         if i not in self.made:
             self.made[i] = data_uri(crop_picture(self.ds, i, self.side, self.limits, 224), 85)
         return self.made[i]
+
+    def forget(self, limits):
+        "Make all pictures anew, with other limits."
+        self.limits, self.made = limits, {}
 
     def width(self, i):
         "A colony's longer side in words."
@@ -244,7 +249,7 @@ class ColonyAnnotator(PicturePanes):
         with suppress(OSError):  # (the folder may be read-only)
             self.regions.refresh()
         title = f'{state.ds.path.resolve().name}: labelling by {state.log}'
-        super().__init__('annotator', self.parts, keyboard_shortcuts(state.ds.classes, _MORE_KEYS), title)
+        super().__init__('annotator', self.parts, self.own_keys(), title)
 
     def changed(self):
         return self.state.changed()
@@ -252,10 +257,11 @@ class ColonyAnnotator(PicturePanes):
     def html_tools(self):
         options = [('', 'all items'), *self.state.filters]
         more = select_html('show', 'only', options, self.state.only)
-        return tools_html('item or colony', more=more)
+        channels = channels_html(self.state.ds.channels, self.hidden)
+        return tools_html('item or colony', more=more, channels=channels)
 
     def html_guide(self):
-        self.shortcuts = keyboard_shortcuts(self.state.ds.classes, _MORE_KEYS)  # (a class may be new)
+        self.shortcuts = self.own_keys()  # (a class may be new)
         return _guide_html(self.state, self.thumbs, self.examples, self.texts, self.brush if self.paints else None)
 
     def html_main(self):
@@ -273,6 +279,11 @@ class ColonyAnnotator(PicturePanes):
             notes=self.state.notes,
             width=f'{side * size:.0f} µm' if size else f'{side} px',
         )
+
+# %% ../nbs/61_annotate.ipynb #ownk0001
+@patch
+def own_keys(self: ColonyAnnotator):
+    return keyboard_shortcuts(self.state.ds.classes, _MORE_KEYS, self.state.ds.channels)
 
 # %% ../nbs/61_annotate.ipynb #brsh0003
 @patch(as_prop=True)

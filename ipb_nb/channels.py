@@ -234,6 +234,7 @@ def to_show(
     im: np.ndarray,  # uint8 or uint16 (H, W) or (H, W, channels)
     channels=GREY,  # names
     limits: np.ndarray = None,  # from `channel_limits`; None: those of this picture (8-bit grey: as it is)
+    hidden=(),  # names of channels of a colour picture that are left out
 ) -> np.ndarray:  # uint8 (H, W), or (H, W, 3) RGB
     "A picture for the eye."
     if im.ndim == 2 and im.dtype == np.uint8 and limits is None:
@@ -242,17 +243,18 @@ def to_show(
         if im.dtype == np.uint16:  # (cameras of 12 bits fill a sixteenth of the range; one contrast keeps the hue)
             high = (channel_limits([im]) if limits is None else np.asarray(limits))[:, 1].max()
             im = np.round(255 * (im / high).clip(0, 1)).astype(np.uint8)
-        return im
+        return im * np.uint8([c not in hidden for c in RGB]) if hidden else im
     limits = channel_limits([im]) if limits is None else np.asarray(limits)
     low, high = limits[:, 0], limits[:, 1]
     level = ((np.atleast_3d(im) - low) / (high - low)).clip(0, 1)
     if im.ndim == 2:
         return np.round(255 * level[..., 0]).astype(np.uint8)
     colors = channel_colors(channels)
-    shown, light = np.zeros((*im.shape[:2], 3)), sum(colors[c] != '#ffffff' for c in channels)
-    for k, c in enumerate(channels):
+    seen = [c for c in channels if c not in hidden]
+    shown, light = np.zeros((*im.shape[:2], 3)), sum(colors[c] != '#ffffff' for c in seen)
+    for c in seen:
         rgb = np.array([int(colors[c][j : j + 2], 16) / 255 for j in (1, 3, 5)])
-        shown += level[..., k, None] * rgb * (0.5 if light and colors[c] == '#ffffff' else 1)
+        shown += level[..., list(channels).index(c), None] * rgb * (0.5 if light and colors[c] == '#ffffff' else 1)
     return np.round(255 * shown.clip(0, 1)).astype(np.uint8)
 
 # %% ../nbs/02_channels.ipynb #chan0041

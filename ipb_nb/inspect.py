@@ -22,6 +22,7 @@ from ipb_nb.panes import (
     THEMES,
     ErrorMessage,
     PicturePanes,
+    channels_html,
     fitted_picture,
     keyboard_shortcuts,
     open_page,
@@ -47,7 +48,7 @@ def _filter_fields(s):
     return fields
 
 
-def _head_html(s):
+def _head_html(s, hidden=()):
     "Run, name, networks, order and filters."
     others = [n for n in s.run.networks if n != s.network]
     return render(
@@ -55,7 +56,7 @@ def _head_html(s):
         run=s.run.id,
         about=f'{s.run.name}, fold {s.run.config["fold"]}, {len(s.table)} test colonies',
         by=s.by,
-        tools=tools_html('colony'),
+        tools=tools_html('colony', channels=channels_html(s.ds.channels, hidden)),
         filters=_filter_fields(s),
         folder=s.against if s.against not in ['', *s.run.networks] else '',
         network=select_html('network', 'network', s.run.networks, s.network),
@@ -119,6 +120,10 @@ class _Thumbnails:
 
     def __init__(self, s):
         self.s, self.patches, self.middles = s, {}, {}
+
+    def forget(self, limits):
+        "Make all pictures anew, with other limits, those of the inspection."
+        self.patches, self.middles = {}, {}
 
     def patch(self, row):
         "The patch that the network saw."
@@ -310,14 +315,14 @@ class MisclassifiedExplorer(PicturePanes):
             '.': ['time', '1'],
         }
         panes = ['head', 'matrix', 'gallery', 'detail', 'foot', 'large']
-        keys = keyboard_shortcuts(self.state.classes, more)
+        keys = keyboard_shortcuts(self.state.classes, more, self.state.ds.channels)
         super().__init__('explorer', panes, keys, f'{self.state.run.id}: errors')
 
     def changed(self):
         return self.state.changed()
 
     def html_head(self):
-        return _head_html(self.state)
+        return _head_html(self.state, self.hidden)
 
     def html_matrix(self):
         return _matrix_html(self.state, self.counted)

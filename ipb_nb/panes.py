@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['BUTTONS', 'THEMES', 'surroundings', 'frame_beside', 'contrast', 'with_outline', 'scale_bar', 'picture_html',
-           'fitted_picture', 'select_html', 'tools_html', 'track_names', 'verdict_text', 'keyboard_shortcuts', 'Panes',
-           'ErrorMessage', 'PicturePanes', 'screenshot', 'Problem', 'page_server', 'serve_page', 'app_command',
-           'open_page']
+           'fitted_picture', 'select_html', 'tools_html', 'channels_html', 'track_names', 'verdict_text',
+           'keyboard_shortcuts', 'Panes', 'ErrorMessage', 'PicturePanes', 'screenshot', 'Problem', 'page_server',
+           'serve_page', 'app_command', 'open_page']
 
 # %% ../nbs/60_panes.ipynb #a2809958
 import os
@@ -30,7 +30,7 @@ import traitlets
 from fastcore.basics import patch
 from markupsafe import Markup
 
-from .channels import is_grey, to_show
+from .channels import channel_colors, is_grey, to_show
 from .core import MULTI_LABEL, InputError, read_json, write_json
 from .crop import BOX
 from .dataset import ColonyDataset
@@ -83,10 +83,11 @@ def frame_beside(
 def contrast(
     ds: ColonyDataset,
     n: int = 40,  # crops that are sampled
+    hidden=(),  # names of channels that are not shown
 ) -> tuple:  # the grey levels that become black and white; of other pictures a function, `to_show` of this dataset
     "One contrast for all pictures of a dataset: the 0.2 % and 99.8 % quantiles of its pixels."
     if not is_grey(ds.channels, ds.depth):
-        return partial(to_show, channels=ds.channels, limits=ds.limits)
+        return partial(to_show, channels=ds.channels, limits=ds.limits, hidden=tuple(hidden))
     ids = ds.colonies.index[np.linspace(0, len(ds) - 1, min(n, len(ds))).astype(int)]
     sample = np.concatenate([ds.pixels(i)[0].ravel()[::7] for i in ids])
     low, high = np.quantile(sample, [0.002, 0.998])
@@ -172,9 +173,24 @@ def tools_html(
     find: str,  # what can be found
     size: bool = True,  # with a slider for the size of thumbnails
     more='',  # HTML of further fields
+    channels='',  # HTML of `channels_html`
 ):
     "Fields that change the view."
-    return render(read_asset('panes-tools.html'), find=find, size=size, more_tools=more)
+    return render(read_asset('panes-tools.html'), find=find, size=size, more_tools=more, channels=channels)
+
+# %% ../nbs/60_panes.ipynb #chbt0002
+_CHANNEL_KEYS = 6  # Shift and a digit; beyond that, keyboards have brackets there, which are taken
+
+
+def channels_html(
+    channels,  # names
+    hidden=(),  # those that are not shown
+):
+    "Buttons that name the channels and show or hide them; nothing for a single one."
+    if len(channels) == 1:
+        return ''
+    own = [dict(name=c, color=color, on=c not in hidden) for c, color in channel_colors(channels).items()]
+    return render(read_asset('panes-channels.html'), channels=own, keys=_CHANNEL_KEYS)
 
 # %% ../nbs/60_panes.ipynb #ffca082b
 def track_names(
@@ -209,11 +225,13 @@ _MOVES = {'ArrowRight': ['step', '1'], 'ArrowLeft': ['step', '-1'], 'PageDown': 
 def keyboard_shortcuts(
     classes: list,
     more: dict,  # further keys of the widget
+    channels=(),  # that can be shown and hidden
 ) -> dict:  # key: action and value
     "The keys of a widget."
     buttons = {key: [*does] for does, _, key in BUTTONS}
     digits = {str(k + 1): ['class', c] for k, c in enumerate(classes[:9])}
-    return _MOVES | buttons | digits | more
+    shown = {f'Shift+{k + 1}': ['channel', c] for k, c in enumerate(channels[:_CHANNEL_KEYS])}
+    return _MOVES | buttons | digits | more | (shown if len(channels) > 1 else {})
 
 # %% ../nbs/60_panes.ipynb #f3fefd4c
 class Panes(anywidget.AnyWidget):
@@ -286,9 +304,9 @@ def act(
 
 # %% ../nbs/60_panes.ipynb #larg0002
 class PicturePanes(Panes):
-    "Panes of which one, `large`, shows a picture over the others."
+    "Panes of which one, `large`, shows a picture over the others. They show the colonies of a `state` with `ds`."
 
-    over = None
+    over, hidden = None, ()  # the picture, and the channels that are not shown
 
     def enlarge(
         self,
@@ -306,6 +324,18 @@ class PicturePanes(Panes):
 
     def do_close(self, value, **_):
         self.over = None
+
+    def do_channel(self, value, **_):
+        "Show or hide a channel in all pictures; one always stays."
+        state = self.state
+        if value not in (channels := state.ds.channels):
+            raise InputError('channel', value, ' or '.join(channels), 'Choose one of them.')
+        hidden = {*self.hidden} ^ {value}
+        if len(hidden) == len(channels):
+            raise InputError('channel', f'{value}, the last one that is shown', 'another', 'Show another one first.')
+        self.hidden = tuple(c for c in channels if c in hidden)
+        state.limits = contrast(state.ds, hidden=self.hidden)
+        self.thumbs.forget(state.limits)
 
 # %% ../nbs/60_panes.ipynb #ea6e08a2
 def screenshot(

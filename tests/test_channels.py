@@ -18,6 +18,7 @@ from ipb_nb.decision import probabilities
 from ipb_nb.experiment import train
 from ipb_nb.export import export_student
 from ipb_nb.importers import import_csv
+from ipb_nb.inspect import MisclassifiedExplorer
 from ipb_nb.method import METHODS
 from ipb_nb.predict import predict
 from ipb_nb.run import read_run
@@ -90,6 +91,14 @@ def test_only_a_marker_tells_the_classes_apart(kind, images, tmp_path):
 
     with pytest.raises(InputError, match='expected'):
         load_student(run).look(np.zeros((2, 32, 32), np.uint8))
+
+    explorer = MisclassifiedExplorer(run)
+    explorer.act('cell', '0,0')
+    before = explorer.pane_gallery, explorer.pane_detail
+    explorer.act('channel', channels[1])
+    assert explorer.pane_head.count('aria-pressed="false"') == 1
+    assert before[0] != explorer.pane_gallery and before[1] != explorer.pane_detail
+
     export_student(run, tmp_path / 'onnx', format='onnx')  # (compares with the student)
     model = onnx.load(tmp_path / 'onnx' / 'student.onnx')
     assert {p.key: p.value for p in model.metadata_props} == dict(channels=','.join(channels), depth=str(depth))

@@ -14,8 +14,9 @@ from selenium.webdriver.common.actions.wheel_input import ScrollOrigin
 from selenium.webdriver.common.keys import Keys
 
 from ipb_nb.annotate import ColonyAnnotator
+from ipb_nb.channels import channel_facts
 from ipb_nb.core import CLASSES, read_pixels, read_table, write_csv
-from ipb_nb.dataset import ColonyDataset
+from ipb_nb.dataset import ColonyDataset, write_dataset
 from ipb_nb.panes import page_server
 from ipb_nb.regions import Regions
 from ipb_nb.sheets import frames_page, outlined_jpg
@@ -397,3 +398,61 @@ def test_the_page_of_frames(driver, tmp_path, embedded):
     w.click('#only')
     shown = [e.is_displayed() for e in w.all('figure')]
     assert shown == [False, True]
+
+
+@pytest.fixture(scope='module')
+def marked(tmp_path_factory):
+    "A dozen colonies with two markers in 16 bits; one marker is brighter in one class."
+    rng, inside = np.random.default_rng(0), np.hypot(*np.ogrid[-1:1:60j, -1:1:60j]) < 0.7
+
+    def rows():
+        for k in range(12):
+            levels = [2000, 900 * (1 + k % 2), 1500]
+            pixels = (rng.random((60, 60, 3)) * 200 + inside[..., None] * levels).astype(np.uint16)
+            own = dict(label='', source=f'{k}.tif', group='', box=(8, 8, 52, 52), pixels=pixels, mask=inside)
+            yield dict(colony_id=f'c{k:02d}') | own
+
+    folder = tmp_path_factory.mktemp('marked') / 'cells'
+    return write_dataset(folder, rows(), CLASSES, margin=8, **channel_facts(['phase', 'DAPI', 'OCT4'], 16)).path
+
+
+def test_channels_are_hidden_and_shown(marked, driver):
+    kw = dict(ds=str(marked), by='ana', among='all', n=9)
+    with page_server('ipb_nb.annotate:ColonyAnnotator', kw) as s:
+        Thread(target=s.serve_forever, daemon=True).start()
+        try:
+            look(driver, 1280, 1000)
+            driver.get(s.url)
+            w = Widget(driver)
+            settled(w)
+            picture = lambda: w.all('[data-pane=main] figure img')[0].get_attribute('src')
+            shown = lambda: [b.get_attribute('aria-pressed') for b in w.all('.channels button')]
+            whole = picture()
+            assert [b.text.split()[0] for b in w.all('.channels button')] == ['phase', 'DAPI', 'OCT4']
+            colors = js(w, 'return [...document.querySelectorAll(".channels .dot")].map(e => e.style.background)')
+            assert colors[0] == 'rgb(255, 255, 255)' and len(set(colors)) == 3
+            w.press('@')  # (Shift and 2)
+            w.wait(lambda: shown() == ['true', 'false', 'true'])
+            assert picture() != whole and '0 of' in w.text('main')  # no class was said
+            w.press('@')
+            w.wait(lambda: shown() == ['true'] * 3)
+            assert picture() == whole
+            look(driver, 420, 800)
+            settled(w)
+            for name in ('phase', 'DAPI'):
+                w.click(f'.channels [data-value={name}]')
+                settled(w)
+            assert shown() == ['false', 'false', 'true']
+            w.click('.channels [data-value=OCT4]')
+            w.wait(lambda: 'the last one that is shown' in w.text('foot'))
+            assert shown() == ['false', 'false', 'true']
+            assert js(w, 'const e = document.querySelector(".ipb"); return e.scrollWidth <= e.clientWidth + 1')
+            w.press('v')
+            w.wait(lambda: w.all('.zoom img'))
+        finally:
+            s.shutdown()
+            look(driver, 1280, 1000)
+
+
+def test_grey_has_no_channels_to_choose(page):
+    assert not page.all('.channels')

@@ -301,7 +301,8 @@ function render({ model, el }) {
     if (e.target.matches('input, select, textarea')) return e.key == 'Escape' && root.focus();
     if (e.target.matches('button') && (e.key == 'Enter' || e.key == ' ')) return;
     if (brush.key(e.key)) return e.preventDefault();
-    const k = model.get('shortcuts')[e.key];
+    const keys = model.get('shortcuts'), digit = e.shiftKey && !/\d/.test(e.key) && e.code.match(/^Digit(\d)$/);
+    const k = digit && keys[`Shift+${digit[1]}`] || keys[e.key];
     if (k?.[0] == 'play') {
       e.preventDefault();
       return root.querySelector('[data-local=play]')?.click();
