@@ -65,7 +65,8 @@ def stroke_marks(
     for k, stroke in enumerate(strokes, 1):
         points, colony, width = _check_stroke(f'{where}, stroke {k}', stroke)
         own = np.zeros(shape, np.uint8)
-        cv2.polylines(own, [points], False, 1, width)
+        line = points if len(points) > 1 else points.repeat(2, 0)  # one point alone would not be drawn
+        cv2.polylines(own, [line], False, 1, width)
         if not own.any():
             found, expected = f'stroke {k} outside of the image', f'strokes within {shape[1]} × {shape[0]} px'
             raise InputError(where, found, expected, 'Take the strokes of this image.')
@@ -77,7 +78,8 @@ _STEP = 2  # px from sample to sample
 _SIGMAS = 1.0, 2.0, 4.0  # samples
 _AROUND = 32.0  # samples, standard deviation of what the grey level is compared with
 _WINDOWS = 5, 9, 17  # px, of the roughness
-_N_FEATURES = 1 + 4 * len(_SIGMAS) + len(_WINDOWS)
+_LARGE = 3.2, 6.4, 12.8  # samples, standard deviations: as wide as colonies
+_N_FEATURES = 1 + 4 * len(_SIGMAS) + len(_WINDOWS) + len(_LARGE)
 _ROWS, _REACH = 256, 20  # samples: a strip, and how far features look
 
 # %% ../nbs/12_strokes.ipynb #strk0013a
@@ -100,20 +102,27 @@ def _roughness(pixels, window):
     return cv2.blur(cv2.log(variance + 0.5) / 2, (window, window))[::_STEP, ::_STEP]
 
 # %% ../nbs/12_strokes.ipynb #strk0014a
-def _strip_features(pixels, small, around, level):
+def _strip_features(pixels, small, around, level, wide):
     "Of one strip: float32 (n_features, h, w)."
     smooth = [cv2.GaussianBlur(small, (0, 0), sigma) for sigma in _SIGMAS]
     out = [smooth[0] - level]
     for g, sigma in zip(smooth, _SIGMAS):
         out += [g - around, _edge_strength(g, sigma), *_curvatures(g, sigma)]
     blurred = cv2.GaussianBlur(pixels, (3, 3), 0).astype(np.float32)
-    return np.stack(out + [_roughness(blurred, window) for window in _WINDOWS])
+    return np.stack(out + [_roughness(blurred, window) for window in _WINDOWS] + wide)
 
 # %% ../nbs/12_strokes.ipynb #strk0015
-def _surroundings(small):
-    "The picture at the scale of what is around a cell."
+def _averaged(small, sigma):
+    "The picture averaged widely, on a coarse grid."
     coarse = cv2.resize(small, None, fx=0.25, fy=0.25, interpolation=cv2.INTER_AREA) if min(small.shape) > 8 else small
-    return cv2.resize(cv2.GaussianBlur(coarse, (0, 0), _AROUND / 4), small.shape[::-1], interpolation=cv2.INTER_LINEAR)
+    return cv2.resize(cv2.GaussianBlur(coarse, (0, 0), sigma / 4), small.shape[::-1], interpolation=cv2.INTER_LINEAR)
+
+
+def _wide_roughness(small):
+    "The logarithm of the samples' local standard deviation, averaged as widely as colonies are."
+    mean = cv2.blur(small, (5, 5))
+    variance = np.maximum(cv2.blur(small * small, (5, 5)) - mean * mean, 0)
+    return [_averaged(cv2.log(variance + 0.5) / 2, sigma) for sigma in _LARGE]
 
 # %% ../nbs/12_strokes.ipynb #strk0015a
 def _strips(image):
@@ -121,17 +130,18 @@ def _strips(image):
     height, width = (-(-side // _STEP) * _STEP for side in image.shape)
     even = cv2.copyMakeBorder(image, 0, height - len(image), 0, width - image.shape[1], cv2.BORDER_REPLICATE)
     small = cv2.resize(even, (width // _STEP, height // _STEP), interpolation=cv2.INTER_AREA).astype(np.float32)
-    around, level = _surroundings(small), float(np.median(small))
+    around, level, wide = _averaged(small, _AROUND), float(np.median(small)), _wide_roughness(small)
     for top in range(0, len(small), _ROWS):
         first, last = max(top - _REACH, 0), min(top + _ROWS + _REACH, len(small))
         own = slice(first, last)
-        found = _strip_features(even[first * _STEP : last * _STEP], small[own], around[own], level)
+        pixels = even[first * _STEP : last * _STEP]
+        found = _strip_features(pixels, small[own], around[own], level, [o[own] for o in wide])
         yield top, found[:, top - first : top - first + _ROWS]
 
 # %% ../nbs/12_strokes.ipynb #strk0015b
 def pixel_features(
     image: np.ndarray,  # uint8 (H, W)
-) -> np.ndarray:  # float32 (16, ceil(H / 2), ceil(W / 2))
+) -> np.ndarray:  # float32 (19, ceil(H / 2), ceil(W / 2))
     "What is known of every second pixel: grey levels, edges, curvatures, roughness."
     if image.ndim != 2 or image.dtype != np.uint8 or not image.size:
         raise InputError('image', f'{image.dtype} of {image.shape}', '8-bit grey (H, W)', 'Convert it with to_grey8.')
@@ -202,7 +212,8 @@ def _fitted(x, y):
     return RandomForestClassifier(**how).fit(x, y)
 
 # %% ../nbs/12_strokes.ipynb #strk0023
-_VERSION = 1
+_VERSION = 2
+_SMOOTH = {1: 0.8, 2: 2.0}  # by version: samples, by which shares are smoothed
 _KINDS = dict(feature='u1', level='<f4', share='<f8')
 
 # %% ../nbs/12_strokes.ipynb #strk0023a
@@ -345,7 +356,8 @@ def trained_mask(
     features: np.ndarray = None,  # of the image, where they are known
 ) -> np.ndarray:  # bool (H, W)
     "Where the share of colony is above the threshold; opened, filled, without small regions."
-    share = cv2.GaussianBlur(segmentation.probability(image, features), (0, 0), 0.8)
+    smooth = _SMOOTH[segmentation.info['format_version']]
+    share = cv2.GaussianBlur(segmentation.probability(image, features), (0, 0), smooth)
     share = cv2.resize(share, None, fx=_STEP, fy=_STEP, interpolation=cv2.INTER_LINEAR)[: len(image), : image.shape[1]]
     mask = (share > segmentation.info['threshold']).astype(np.uint8)
     mask = cv2.morphologyEx(mask, cv2.MORPH_OPEN, disk(open_radius))

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from ipb_nb.core import InputError, read_json, write_json
 from ipb_nb.detect import detect_dataset
 from ipb_nb.predict import _settings
-from ipb_nb.strokes import read_marks
+from ipb_nb.strokes import Segmentation, _packed, read_marks, trained_mask
 
 SIDE = 320
 CENTERS = [(80, 90), (235, 110), (150, 240)]
@@ -72,6 +72,17 @@ def test_whoever_does_the_work_finds_the_same(cells, raw, tmp_path, how):
     ds = detect_dataset(raw, tmp_path / 'ds', pixel_size=0.8, segmentation=model, **how)
     pd.testing.assert_frame_equal(found(ds), found(cells))
     assert (ds.path / 'segmentation.json').read_bytes() == model.read_bytes()
+
+
+def test_a_model_of_the_first_version_finds_what_it_found():
+    trees = dict(
+        feature=np.full((16, 255), 13), level=np.full((16, 255), 1.0), share=np.tile(np.arange(256) < 128, (16, 1))
+    )
+    numbers = {k: _packed(v, kind) for (k, v), kind in zip(trees.items(), ('u1', '<f4', '<f8'))}
+    info = dict(format_version=1, pixel_size=None, channel=None, threshold=0.5) | numbers  # smooth is colony
+    now, then = (trained_mask(disc_frame(1)[0], Segmentation(info | dict(format_version=v))) for v in (2, 1))
+    assert abs(int(then.sum()) - 55675) < 60  # as it was before there was a second version
+    assert abs(int(now.sum()) - 55675) > 500  # whose shares are smoothed more
 
 
 def test_it_travels_with_the_dataset_and_the_student(cells, raw, tmp_path):
