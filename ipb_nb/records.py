@@ -348,7 +348,7 @@ class SegmentationFile(Record):
     "A trained segmentation."
 
     _do = 'Restore the file, or train again.'
-    format_version: Annotated[int, Field(ge=1, le=1)]
+    format_version: Annotated[int, Field(ge=1, le=2)]
     pixel_size: _PixelSize | None
     channel: _Count | None
     threshold: _Share
