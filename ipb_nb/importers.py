@@ -235,7 +235,7 @@ def _is_map(path):
         return bool(re.fullmatch(r'\s*[-+\d.e]+([ \t]+[-+\d.e]+)+\s*', f.readline(1 << 20)))
 
 # %% ../nbs/06_importers.ipynb #f785d811
-def _folder_files(path, folders, masks, failures):
+def _folder_files(path, folders, masks, failures, pictures):
     "Pictures as (fold, part, class folder, path), the masks found for them; all others are added to `failures`."
     masks = None if masks is None or masks.resolve() == path.resolve() else masks
     where, others = masks or path, _mask_files(path, masks)
@@ -250,7 +250,7 @@ def _folder_files(path, folders, masks, failures):
         inside = [o for o in inside if masks.resolve() not in (path / o[3]).resolve().parents]
     else:
         inside = [o for o in inside if o[3] not in others]
-    inside = own_files(path, inside, failures)
+    inside = own_files(path, [o for o in inside if pictures.is_first(path / o[3])], failures)
     images = [f for *_, f in inside]
     drawn = match_files(images, others, ['', *MASK_ENDINGS], not masks)
     named = [o for o in others if o.suffix.lower() != '.txt' or o in drawn.values() or _is_map(where / o)]
@@ -263,7 +263,7 @@ def _folder_files(path, folders, masks, failures):
 # %% ../nbs/06_importers.ipynb #7e7940e0
 def _folder_colonies(path, folders, masks, margin, places, counts, failures, pictures):
     "Rows of class folders; `places` receives (colony, fold, part, label) of the published layout."
-    files, drawn = _folder_files(path, folders, masks, failures)
+    files, drawn = _folder_files(path, folders, masks, failures, pictures)
     for fold, part, c, source in tqdm(files, desc='importing', unit='image', leave=False):
         below = [p for p in source.parts[len(c.relative_to(path).parts) :] if p != c.name]
         in_class = c != path
@@ -575,10 +575,10 @@ def import_csv(
     return import_rows(path.parent, dest, rows, classes, failures, **kwargs)
 
 # %% ../nbs/06_importers.ipynb #127e9394
-def _matched(path, folder, suffixes, endings, failures, what):
+def _matched(path, folder, suffixes, endings, failures, what, pictures):
     "Images with their masks or ROI files; those that lack the other are failures."
     beside = folder.resolve() == path.resolve()
-    images, others = files_below(path), files_below(folder, suffixes)
+    images, others = [f for f in files_below(path) if pictures.is_first(path / f)], files_below(folder, suffixes)
     if beside:
         named_so = (*IMAGE_SUFFIXES, '.npy')
         others = [o for o in others if o.suffix.lower() not in named_so or o.stem.endswith(endings)]
@@ -622,9 +622,9 @@ def import_masks(
 ) -> ColonyDataset:
     "Cut out every object of label images as a colony without a label."
     path, folder, counts = _folder(path), _folder(masks or path), {}
-    failures = _unreadable(path)
-    pairs = _matched(path, folder, (*IMAGE_SUFFIXES, '.npy'), MASK_ENDINGS, failures, 'label image')
-    rows = _mask_colonies(path, folder, pairs, margin, counts, failures, Pictures.of(kwargs))
+    failures, pictures = _unreadable(path), Pictures.of(kwargs)
+    pairs = _matched(path, folder, (*IMAGE_SUFFIXES, '.npy'), MASK_ENDINGS, failures, 'label image', pictures)
+    rows = _mask_colonies(path, folder, pairs, margin, counts, failures, pictures)
     kwargs |= dict(importer='label images', margin=margin, counts=counts)
     return import_rows(path, dest, rows, list(classes or []), failures, **kwargs)
 
@@ -672,8 +672,8 @@ def import_rois(
 ) -> ColonyDataset:
     "Cut out every ROI drawn in Fiji as a colony."
     path, folder, names, counts = _folder(path), _folder(masks or path), set(), {}
-    failures = _unreadable(path)
-    pairs = _matched(path, folder, ('.zip', '.roi'), _ROI_ENDINGS, failures, 'ROI file')
+    failures, pictures = _unreadable(path), Pictures.of(kwargs)
+    pairs = _matched(path, folder, ('.zip', '.roi'), _ROI_ENDINGS, failures, 'ROI file', pictures)
     for o in pairs.values():
         try:
             found = {c for c, _ in read_rois(folder / o, classes)}
@@ -683,7 +683,7 @@ def import_rois(
             continue  # reported when it is its turn
         names |= _new_classes(folder / o, found, classes)
     classes = list(classes or sorted(names))
-    rows = _roi_colonies(path, folder, pairs, classes, margin, counts, failures, Pictures.of(kwargs))
+    rows = _roi_colonies(path, folder, pairs, classes, margin, counts, failures, pictures)
     kwargs |= dict(importer='Fiji ROIs', margin=margin, counts=counts)
     return import_rows(path, dest, rows, classes, failures, **kwargs)
 

@@ -17,6 +17,7 @@ from ipb_nb.dataset import ColonyDataset
 from ipb_nb.detect import detect_dataset
 from ipb_nb.experiment import train
 from ipb_nb.frames import dataset_picture, list_frames
+from ipb_nb.importers import import_masks
 from ipb_nb.predict import predict
 from ipb_nb.preview import ipb_detect
 from ipb_nb.reader import kept_pixels, picture_frames, read_frame, searched_pixels
@@ -159,6 +160,24 @@ def test_colours(tmp_path):
         searched_pixels(well_frames(tmp_path, channels='rgb', segment_on='blue')), rgb[..., 2]
     )
     np.testing.assert_array_equal(read_frame(well_frames(tmp_path, channels='green')), rgb[..., 1])
+
+
+def test_importers_find_the_files_of_the_other_channels(tmp_path):
+    (tmp_path / 'raw').mkdir()
+    mask = np.zeros((40, 50), np.uint8)
+    mask[5:20, 8:30], mask[25:35, 30:45] = 1, 2
+    planes = np.random.default_rng(0).integers(0, 4096, (2, 40, 50)).astype(np.uint16)
+    for field in 'ab':
+        for c in (1, 2):
+            tifffile.imwrite(tmp_path / 'raw' / f'{field}_w{c}.tif', planes[c - 1])
+        tifffile.imwrite(tmp_path / 'raw' / f'{field}_w1_masks.tif', mask)
+    (tmp_path / 'raw' / 'b_w2.tif').unlink()
+    asked = dict(channels='w1=phase,w2=DAPI', depth=16, margin=2)
+    ds = import_masks(tmp_path / 'raw', tmp_path / 'cells', ['one'], **asked)
+    assert ds.colonies.source.tolist() == ['a_w1.tif'] * 2 and list(ds.channels) == ['phase', 'DAPI']
+    np.testing.assert_array_equal(ds.pixels(ds.colonies.index[0])[0], planes[:, 3:22, 6:32].transpose(1, 2, 0))
+    (failure,) = ds.failures.itertuples()
+    assert failure.source == 'b_w1.tif' and 'b_w2.tif: found no such file' in failure.reason
 
 
 def test_a_detected_dataset_has_its_channels(raw, tmp_path):
