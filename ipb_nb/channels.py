@@ -401,7 +401,7 @@ class Pictures:
             return read_image(path)
         planes, there = _planes(path)
         if self.chosen:
-            planes = planes[..., find_channels(self.chosen, there, path)]
+            planes = self._chosen_planes(planes, there, path)
         elif len(there) == 1 or tuple(there) == RGB:
             planes = one_channel(planes)
         else:
@@ -430,3 +430,44 @@ def check_depth(
     if self.as_they_are and dtype != f'uint{self.depth}':
         do = 'Keep 16 bits with --depth 16.' if dtype == 'uint16' else 'Export all images with one depth.'
         raise InputError(where, f'{dtype} pixels', f'{self.depth} bits', do)
+
+# %% ../nbs/02_channels.ipynb #chan002g
+@patch
+def files(
+    self: Pictures,
+    path,  # of an image
+) -> list:  # of paths, in the order of the channels; none where the name says nothing of these channels
+    "The files of all channels that are kept, where the name of one ends in a channel, or begins with it: C1-."
+    path = Path(path)
+    for c in map(re.escape, self.chosen.values()):
+        end, front = rf'(.*(?<![^\W_])){c}((?:\.ome)?\.\w+)', rf'(){c}(-.*)'
+        if m := re.fullmatch(end, path.name) or re.fullmatch(front, path.name):
+            return [path.with_name(m[1] + other + m[2]) for other in self.chosen.values()]
+    return []
+
+
+@patch
+def is_first(
+    self: Pictures,
+    path,  # of an image
+) -> bool:
+    "Whether a file is a picture of its own, and not a further channel of another one."
+    there = [f for f in self.files(path) if f.exists()]
+    return not there or there[0] == Path(path)
+
+
+@patch
+def _chosen_planes(self: Pictures, planes, there, path):
+    "The channels (H, W, n) of a file, or of this file and those beside it."
+    try:
+        return planes[..., find_channels(self.chosen, there, path)]
+    except InputError:
+        if not (files := self.files(path)):
+            raise
+    planes = [read_pixels(f) for f in files]
+    planes = [im if im.ndim == 2 else im.max(-1) for im in planes]  # saved in the colour of its marker
+    for f, im in zip(files, planes):
+        if (im.shape, im.dtype) != (planes[0].shape, planes[0].dtype):
+            found, expected = (f'{o.dtype} pixels of shape {o.shape}' for o in (im, planes[0]))
+            raise InputError(f, found, f'{expected}, as in {files[0].name}', 'Export all channels alike.')
+    return np.stack(planes, -1)
