@@ -13,6 +13,7 @@ from pathlib import Path
 from zipfile import ZipFile
 
 import numpy as np
+import psutil
 import pytest
 import yaml
 
@@ -127,8 +128,13 @@ class Trial:
         with suppress(subprocess.TimeoutExpired):
             assert p.wait(after) == 0, (self.folder / 'said').read_text(errors='replace')
             return True
+        family = psutil.Process(p.pid).children(recursive=True)  # (a kernel has a session of its own)
         with suppress(ProcessLookupError):
             os.killpg(p.pid, signal.SIGKILL)
+        for one in family:
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
+        psutil.wait_procs(family, 10)
         p.wait()
         return False
 
