@@ -611,6 +611,7 @@ def _finish(dest, raw, frames, p, failures, sheets, workers):
 def _info(dest, raw, frames, p, colonies):
     "The content of dataset.json."
     limits, gains = _scales(dest, frames, p)
+    scaled = dict(grey_limits=[float(v) for v in limits]) if limits else {}
     if limits:
         intensity = f'8-bit grey; deeper images scaled from {limits[0]:g}–{limits[1]:g} to 0–255'
     elif frames.dtype.eq('uint8').all():
@@ -629,7 +630,7 @@ def _info(dest, raw, frames, p, colonies):
         flat_field={plate: np.round(gain, 4).tolist() for plate, gain in gains.items()},
         imports=[dict(importer='detect', raw=raw, colonies=colonies, there_already=0)],
     )
-    return info | facts
+    return info | scaled | facts
 
 # %% ../nbs/13_detect.ipynb #2106b062
 def _complete(ds, truth, annotators, seed):

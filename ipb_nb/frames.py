@@ -525,13 +525,14 @@ def dataset_frame(
 # %% ../nbs/11_frames.ipynb #8a7b0fe5
 def _as_detected(info, name, file, number):
     "A frame, scaled, levelled and resized as dataset.json says, or as it is where channels or 16 bits are kept."
-    how, limits, parts = info.get('detection') or {}, info['intensity'], Path(name).parts
+    how, limits, parts = info.get('detection') or {}, info.get('grey_limits'), Path(name).parts
+    if not limits and (m := re.search(r'scaled from (\S+)–(\S+) to', str(info['intensity']))):
+        limits = [float(m[1]), float(m[2])]  # (older datasets have them in words)
     gain = (info.get('flat_field') or {}).get(parts[0] if len(parts) > 2 else '')
     frame = picture_frames(file, Pictures.of(how), how.get('channel'), how.get('z'))[number]
     if frame['kept']:
         image = kept_pixels(frame)
     else:
-        limits = limits if isinstance(limits, list) else None
         image = to_8bit(searched_pixels(frame), limits, None if gain is None else np.array(gain, np.float32))
     if not how.get('resample'):
         return image

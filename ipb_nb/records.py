@@ -106,6 +106,7 @@ class DatasetFile(Record):
     channels: _Channels = []
     depth: Literal[8, 16] = 8  # bits
     intensity: str | dict | list | None = None
+    grey_limits: Annotated[list[float], Field(min_length=2, max_length=2)] | None = None  # that become 0 and 255
     detection: dict | None = None
     flat_field: dict | None = None
     examples: dict[str, list[str] | str] = {}
