@@ -126,6 +126,8 @@ def longhand(
     "The same steps in plain torch."
     opt_s, opt_t, n, o = torch_sgd(s, lr), torch_sgd(t, 0.05), len(u), torch.tensor(log_shares).double()
     seen, baseline = [], None
+    if feedback == 'cosine':
+        h_baseline = h_baseline or 0.99
     for i, ((x, keys), (x_l, y_l)) in enumerate(zip(u, labeled.new(n_draws=n * B, epoch=0))):
         weak, strong = views(x, keys, 'weak'), views(x, keys, 'strong')
         out = t(torch.cat([x_l, weak, strong]))
@@ -166,10 +168,11 @@ def longhand(
                     q.grad = q_s.grad - q_g  # (what L taught stays)
                 twin.step()
             opt_s.step()
-            if feedback == 'exact':
+            if feedback in ('exact', 'cosine'):
                 there = copy.deepcopy(s)
                 grads = torch.autograd.grad(F.cross_entropy(there(x_l), y_l), list(there.parameters()))
-                h = lr * sum((a * b).sum() for a, b in zip(grads, g))
+                dot, *squares = (sum((a * b).sum() for a, b in zip(*o)) for o in ((grads, g), (grads, grads), (g, g)))
+                h = lr * dot if feedback == 'exact' else dot / max(math.sqrt(math.prod(squares)), 1e-16)  # (or 0)
             elif feedback == 'taylor':
                 h = (labelled_loss(untaught, x_l, y_l) - labelled_loss(s, x_l, y_l)).detach()
             elif feedback == 'reference':
@@ -460,7 +463,7 @@ def test_training_can_begin_at_a_later_epoch():
 def test_what_cannot_be_is_refused():
     from fastai.optimizer import Adam
 
-    with pytest.raises(InputError, match='feedback: found approx; expected exact or taylor or reference'):
+    with pytest.raises(InputError, match='feedback: found approx; expected exact or taylor or cosine or reference'):
         learner('approx', network(1), network(2), 0.5)
     with pytest.raises(InputError, match='label: found both; expected argmax or sample'):
         PseudoLabels(network(1), views, label='both')
