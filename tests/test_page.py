@@ -49,10 +49,11 @@ def server(cells):
 
 
 @pytest.fixture
-def page(server, driver):
-    "The annotator's page, fresh, 1280 px wide."
+def page(cells, server, driver):
+    "The annotator's page, fresh, 1280 px wide, without the verdicts of tests before."
     look(driver, 1280, 1000)
     driver.get('about:blank')
+    (cells / 'annotations' / 'ana.csv').unlink(missing_ok=True)
     driver.get(server.url)
     w = Widget(driver)
     settled(w)
