@@ -6,7 +6,7 @@
 __all__ = ['GREY', 'RGB', 'is_grey', 'check_channels', 'channel_facts', 'channels_of', 'picture_words', 'check_same',
            'channel_places', 'picture_suffix', 'picture_bytes', 'write_picture', 'read_picture', 'check_picture',
            'channel_colors', 'channel_limits', 'to_show', 'resize_channels', 'chosen_channels', 'find_channel',
-           'find_channels', 'ome_channels', 'Pictures']
+           'find_channels', 'ome_channels', 'Pictures', 'one_marker']
 
 # %% ../nbs/02_channels.ipynb #chan0003
 import hashlib
@@ -250,11 +250,11 @@ def to_show(
     if im.ndim == 2:
         return np.round(255 * level[..., 0]).astype(np.uint8)
     colors = channel_colors(channels)
-    seen = [c for c in channels if c not in hidden]
-    shown, light = np.zeros((*im.shape[:2], 3)), sum(colors[c] != '#ffffff' for c in seen)
-    for c in seen:
+    seen = [(k, c) for k, c in enumerate(channels) if c not in hidden]
+    shown, light = np.zeros((*im.shape[:2], 3)), sum(colors[c] != '#ffffff' for _, c in seen)
+    for k, c in seen:
         rgb = np.array([int(colors[c][j : j + 2], 16) / 255 for j in (1, 3, 5)])
-        shown += level[..., list(channels).index(c), None] * rgb * (0.5 if light and colors[c] == '#ffffff' else 1)
+        shown += level[..., k, None] * rgb * (0.5 if light and colors[c] == '#ffffff' else 1)
     return np.round(255 * shown.clip(0, 1)).astype(np.uint8)
 
 # %% ../nbs/02_channels.ipynb #chan0041
@@ -432,6 +432,13 @@ def check_depth(
         raise InputError(where, f'{dtype} pixels', f'{self.depth} bits', do)
 
 # %% ../nbs/02_channels.ipynb #chan002g
+def one_marker(
+    im: np.ndarray,  # (H, W), or (H, W, 1, 3 or 4) saved in the colour of a marker
+) -> np.ndarray:  # (H, W)
+    "The picture of one channel: of colours the brightest."
+    return im if im.ndim == 2 else im[..., :3].max(-1)
+
+
 @patch
 def files(
     self: Pictures,
@@ -464,8 +471,7 @@ def _chosen_planes(self: Pictures, planes, there, path):
     except InputError:
         if not (files := self.files(path)):
             raise
-    planes = [read_pixels(f) for f in files]
-    planes = [im if im.ndim == 2 else im.max(-1) for im in planes]  # saved in the colour of its marker
+    planes = [one_marker(planes if f == Path(path) else read_pixels(f)) for f in files]
     for f, im in zip(files, planes):
         if (im.shape, im.dtype) != (planes[0].shape, planes[0].dtype):
             found, expected = (f'{o.dtype} pixels of shape {o.shape}' for o in (im, planes[0]))

@@ -120,65 +120,68 @@ class _Fields:
 
 # %% ../nbs/30_config.ipynb #6c9c5e8e
 class ExperimentConfig(_Fields):
-    def __init__(
-        self,
-        preset: str = None,  # gives every field that is not named; default: quick, or with init the student's
-        method: str = 'mpl',  # mpl: meta pseudo labels, with balancing IPB; others: see the chapters on methods
-        feedback: str = 'exact',  # on the student's step; reference: as published; cosine: by its angle; none: h = 0
-        teacher_frozen: bool_arg = None,  # keep the teacher as pre-trained: no feedback, no step
-        balance: bool = True,  # resample the unlabelled set (U) every epoch so that all classes come equally often
-        balance_by: str = None,  # draws: rare classes come more often; logits: the loss knows how often they come
-        balance_on: str = 'all',  # pseudo-labels that balancing counts and draws
-        max_repeat: int = 0,  # how often a colony may be drawn in an epoch; 0: any number
-        label: str = None,  # the teacher's likeliest class, a sample from its distribution, or all of it (soft)
-        student_labeled: bool_arg = None,  # the student learns from the labelled set (L), too, in every step
-        student_from_teacher: bool_arg = None,  # the student begins with the weights of the pre-trained teacher
-        labeled_in_u: bool_arg = None,  # the colonies of L, without their labels, belong to U, too
-        multi_label: bool = True,  # use multi-label colonies in the unlabelled set (U)
-        regions: bool = False,  # painted parts of multi-label colonies belong to the labelled set (L)
-        arch: str = None,  # hrnet, vgg19, or any timm network
-        width: float = 1.0,  # of hrnet and vgg19: channels of every layer, as a factor
-        pretrained: bool_arg = None,  # begin with weights learnt from photographs: yes or no
-        init: str = '',  # begin with a trained student: its run folder, or one that ipb-export wrote
-        freeze: bool_arg = None,  # keep the pretrained layers as they are, and train the last ones
-        scales: str = None,  # sides of the patch, largest first: 64 or 224,112 (px), or 180um,90um
-        split: str = 'default',  # name of the dataset's split
-        fold: int = 0,  # of the split
-        pairs: int = 256,  # patches per step while simclr, clustering and simtriplet learn without labels
-        tau_plus: float = 0.0,  # simclr: assumed share of negatives of the same class (debiased loss); 0: none
-        mu: int = 7,  # fixmatch, crest: patches of U per patch of L
-        align: bool = False,  # fixmatch: align the shares of the pseudo-labels with those of L
-        generations: int = 3,  # crest: how many times training starts anew
-        threshold: float = None,  # confidence from which a pseudo-label counts
-        temperature: float = 1.0,  # of the teacher's soft labels
-        lambda_u: float = None,  # weight of the teacher's consistency loss; fixmatch, crest: of the loss on U
-        ramp: float = 0.05,  # fraction of training over which lambda_u is reached
-        strong: str = 'strong',  # strong augmentation; strong: the paper's
-        channel_dropout: float = 0.0,  # chance that a channel of such a patch is blanked: for images that lack some
-        small: str = None,  # colonies smaller than the patch: show their surroundings, or enlarge as in the paper
-        warmup: float = None,  # fraction of training in which the learning rate rises
-        test_patches: int = None,  # per colony in validation and test; the mean decides; 1: the middle one; 0: all over
-        tta: bool_arg = None,  # average over the eight orientations of a patch in test and prediction
-        select: str = 'valid',  # student: best on V (valid), last epoch, or best on T (test: as published, biased)
-        ema: float = None,  # decay of the averaged network that is validated and kept; 0: none
-        pretrain_epochs: int = None,  # of the teacher on L; simclr and others: of the network on L, after U
-        pretrain_steps: int = None,  # the same in steps, however small L is; 0: one pass over L per epoch
-        epochs: int = None,  # of the main training
-        finetune: int = None,  # epochs on L at the end; 0: none
-        finetune_lr: float = 0.0,  # highest learning rate of these epochs; 0: a tenth of lr
-        steps: int = None,  # of the main training, spread over the epochs; 0: one pass over the data per epoch
-        batch_size: int = None,  # patches, of all processes together
-        lr: float = None,  # highest learning rate
-        wd: float = 1e-4,  # weight decay
-        momentum: float = 0.9,  # of SGD
-        seed: int = 0,  # of weights, patches and draws
-        threads: int = 0,  # CPU threads per process; 0: one per core; results repeat exactly for the same number
-        amp: bool_arg = None,  # compute in bfloat16: yes or no; None: where that is faster
-        save_memory: bool = False,  # a step with less memory, a fifth slower
-        compile: bool = False,  # use torch.compile; the first steps then take a minute or more
-    ):
-        "Everything that decides a run's result, resolved: no field is None."
-        self._resolve(locals())
+    "Everything that decides a run's result, resolved: no field is None."
+
+# %% ../nbs/30_config.ipynb #cfgfield
+@patch
+def __init__(
+    self: ExperimentConfig,
+    preset: str = None,  # gives every field that is not named; default: quick, or with init the student's
+    method: str = 'mpl',  # mpl: meta pseudo labels, with balancing IPB; others: see the chapters on methods
+    feedback: str = 'exact',  # on the student's step; reference: as published; cosine: by its angle; none: h = 0
+    teacher_frozen: bool_arg = None,  # keep the teacher as pre-trained: no feedback, no step
+    balance: bool = True,  # resample the unlabelled set (U) every epoch so that all classes come equally often
+    balance_by: str = None,  # draws: rare classes come more often; logits: the loss knows how often they come
+    balance_on: str = 'all',  # pseudo-labels that balancing counts and draws
+    max_repeat: int = 0,  # how often a colony may be drawn in an epoch; 0: any number
+    label: str = None,  # the teacher's likeliest class, a sample from its distribution, or all of it (soft)
+    student_labeled: bool_arg = None,  # the student learns from the labelled set (L), too, in every step
+    student_from_teacher: bool_arg = None,  # the student begins with the weights of the pre-trained teacher
+    labeled_in_u: bool_arg = None,  # the colonies of L, without their labels, belong to U, too
+    multi_label: bool = True,  # use multi-label colonies in the unlabelled set (U)
+    regions: bool = False,  # painted parts of multi-label colonies belong to the labelled set (L)
+    arch: str = None,  # hrnet, vgg19, or any timm network
+    width: float = 1.0,  # of hrnet and vgg19: channels of every layer, as a factor
+    pretrained: bool_arg = None,  # begin with weights learnt from photographs: yes or no
+    init: str = '',  # begin with a trained student: its run folder, or one that ipb-export wrote
+    freeze: bool_arg = None,  # keep the pretrained layers as they are, and train the last ones
+    scales: str = None,  # sides of the patch, largest first: 64 or 224,112 (px), or 180um,90um
+    split: str = 'default',  # name of the dataset's split
+    fold: int = 0,  # of the split
+    pairs: int = 256,  # patches per step while simclr, clustering and simtriplet learn without labels
+    tau_plus: float = 0.0,  # simclr: assumed share of negatives of the same class (debiased loss); 0: none
+    mu: int = 7,  # fixmatch, crest: patches of U per patch of L
+    align: bool = False,  # fixmatch: align the shares of the pseudo-labels with those of L
+    generations: int = 3,  # crest: how many times training starts anew
+    threshold: float = None,  # confidence from which a pseudo-label counts
+    temperature: float = 1.0,  # of the teacher's soft labels
+    lambda_u: float = None,  # weight of the teacher's consistency loss; fixmatch, crest: of the loss on U
+    ramp: float = 0.05,  # fraction of training over which lambda_u is reached
+    strong: str = 'strong',  # strong augmentation; strong: the paper's
+    channel_dropout: float = 0.0,  # chance that a channel of such a patch is blanked: for images that lack some
+    small: str = None,  # colonies smaller than the patch: show their surroundings, or enlarge as in the paper
+    warmup: float = None,  # fraction of training in which the learning rate rises
+    test_patches: int = None,  # per colony in validation and test; the mean decides; 1: the middle one; 0: all over
+    tta: bool_arg = None,  # average over the eight orientations of a patch in test and prediction
+    select: str = 'valid',  # student: best on V (valid), last epoch, or best on T (test: as published, biased)
+    ema: float = None,  # decay of the averaged network that is validated and kept; 0: none
+    pretrain_epochs: int = None,  # of the teacher on L; simclr and others: of the network on L, after U
+    pretrain_steps: int = None,  # the same in steps, however small L is; 0: one pass over L per epoch
+    epochs: int = None,  # of the main training
+    finetune: int = None,  # epochs on L at the end; 0: none
+    finetune_lr: float = 0.0,  # highest learning rate of these epochs; 0: a tenth of lr
+    steps: int = None,  # of the main training, spread over the epochs; 0: one pass over the data per epoch
+    batch_size: int = None,  # patches, of all processes together
+    lr: float = None,  # highest learning rate
+    wd: float = 1e-4,  # weight decay
+    momentum: float = 0.9,  # of SGD
+    seed: int = 0,  # of weights, patches and draws
+    threads: int = 0,  # CPU threads per process; 0: one per core; results repeat exactly for the same number
+    amp: bool_arg = None,  # compute in bfloat16: yes or no; None: where that is faster
+    save_memory: bool = False,  # a step with less memory, a fifth slower
+    compile: bool = False,  # use torch.compile; the first steps then take a minute or more
+):
+    self._resolve(locals())
 
 # %% ../nbs/30_config.ipynb #cfginit1
 @patch

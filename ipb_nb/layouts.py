@@ -149,7 +149,9 @@ def _product(counts):
 # %% ../nbs/10_layouts.ipynb #ef7f7446
 def _own_fields(got, numbers, start):
     "The fields of one frame; `numbers` are those of all, `start` is the first date in hours."
-    own = {k: got[k] for k in ('label',) if k in got} | dict(channel=got.get('channel', ''), z=got.get('z', ''))
+    own = dict(channel=got.get('channel', ''), z=got.get('z', ''))
+    if 'label' in got:
+        own['label'] = got['label']
     if got['above'] is not None:  # else nothing names the well
         plate = [got['plate']] if len(numbers['plate']) > 1 and 'plate' in got and 'group' not in got else []
         site = [f's{got["site"]}'] if len(numbers['site']) > 1 and 'site' in got else []

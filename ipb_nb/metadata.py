@@ -97,9 +97,7 @@ def _plane_times(pixels):
 # %% ../nbs/10_metadata.ipynb #02492432
 def ome_images(
     text: str,  # OME-XML
-) -> (
-    list
-):  # of dicts: name, pixel_size (µm; pixel_y: its height), time_h (function of the time index), channels, origin
+) -> list:  # of dicts: name, pixel_size, pixel_y (µm), time_h (a function of the time index), channels, origin
     "What OME-XML says of its images."
     out = []
     for image in ET.fromstring(text).findall('{*}Image'):

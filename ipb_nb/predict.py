@@ -178,7 +178,6 @@ def _adopt(student, ds, images, pixel_size, unscaled, departures):
         do = 'Take the model that was trained for these classes, or a dataset without labels.'
         raise InputError(images / 'dataset.json', f'the classes {found}', f'those of the model: {expected}', do)
     student.check_channels((ds.channels, ds.depth), images / 'dataset.json')
-    departures += student.lacking(ds.channels)
     size, factor = pixel_size or ds.pixel_size, 1.0
     _check_sizes(size, student.pixel_size, unscaled, images)
     if not size:
@@ -292,7 +291,7 @@ def _detect(student, frames, bad, images, out, pixel_size, unscaled, listing, de
     )
     departures += _found_too_few_or_many(student, len(ds), len(frames))
     intensity = student.info['intensity']
-    if intensity and ds.info['intensity'] != intensity:
+    if intensity and ds.info['intensity'] != intensity and is_grey(ds.channels, ds.depth):
         departures.append(f"Grey levels: {ds.info['intensity']}; in training: {intensity}.")
     if along:
         return _adopt(student, ds, images, pixel_size, unscaled, departures)
@@ -570,6 +569,7 @@ def _start(
         else:
             how = pixel_size, unscaled, listing, detecting, departures, resume
             ds, factor, area = _detect(student, *content, images, out, *how, **work)
+        departures += student.lacking(ds.channels)
     except NoColonies:
         departures += _found_too_few_or_many(student, 0, len(content[0]))
         _write_tables(student, None, out, departures, pd.DataFrame(), [], np.zeros(256), {})

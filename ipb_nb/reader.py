@@ -14,7 +14,7 @@ import numpy as np
 import tifffile
 from PIL import Image, UnidentifiedImageError
 
-from .channels import GREY, RGB, Pictures, find_channels
+from .channels import GREY, RGB, Pictures, find_channels, one_marker
 from ipb_nb.core import (
     InputError,
     check_file,
@@ -78,7 +78,7 @@ def _frame(
         width=width,
     )
 
-
+# %% ../nbs/10_reader.ipynb #22f47336
 def joined_planes(
     frames: list,  # of all focal planes
     how: str,  # one of `PROJECTIONS`
@@ -343,7 +343,7 @@ def _kept_channels(frame):
     "The channels of a frame that are kept, (H, W) for one."
     planes = [read_frame(part) for part in frame['parts']]
     if len(planes) > 1:
-        planes = [im if im.ndim == 2 else im[..., :3].max(-1) for im in planes]
+        planes = [one_marker(im) for im in planes]
     found, picks = np.dstack(planes), list(frame['picks'])
     if max(picks) >= found.shape[2]:
         raise InputError(frame['path'], 'a picture of one channel', 'colours', 'Export it in colours, or take it out.')

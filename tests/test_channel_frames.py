@@ -1,5 +1,6 @@
 """Stains and markers from the files of a microscope: frames, detection, and prediction on new ones."""
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ from PIL import Image
 
 from ipb_nb.channels import Pictures
 from ipb_nb.config import ExperimentConfig
-from ipb_nb.core import InputError, read_json, write_csv
+from ipb_nb.core import InputError, read_json, write_csv, write_json
 from ipb_nb.dataset import ColonyDataset
 from ipb_nb.detect import detect_dataset
 from ipb_nb.experiment import train
@@ -362,3 +363,17 @@ def test_frames_of_other_channels_are_refused_by_name(student, raw, tmp_path):
     cells_of = tmp_path / 'found' / 'cells'
     with pytest.raises(InputError, match='channels: found it with .*, a dataset; expected raw images'):
         predict(student, cells_of, tmp_path / 'nothing', channels='phase')
+
+
+@pytest.mark.slow
+def test_raw_frames_may_lack_what_the_student_can_do_without(student, tmp_path):
+    run, raw = shutil.copytree(student, tmp_path / 'run'), tmp_path / 'raw'
+    write_json(read_json(run / 'model.json') | dict(channel_dropout=0.3), run / 'model.json')
+    raw.mkdir()
+    own = [k for k, c in enumerate(MARKERS) if c != 'DAPI']
+    for k in range(2):
+        write_ome(raw / f'A_{k}.ome.tif', cells(k)[own], [MARKERS[j] for j in own])
+    predict(run, raw, tmp_path / 'found', channels='phase,OCT4,SOX2')
+    departures = read_json(tmp_path / 'found' / 'prediction.json')['departures']
+    assert sum('have no DAPI' in o for o in departures) == 1 and not any('Grey levels' in o for o in departures)
+    assert len(pd.read_csv(tmp_path / 'found' / 'colonies.csv')) == 4
