@@ -1,6 +1,8 @@
 """Cells of a blood smear (IPB_BCCD) in colours and in grey, the same cells in every part: recall of supervised training
-by preset frozen (or PRESET) over five folds, a tenth of the cells labelled. `python benchmarks/long_stain.py FOLDER`; runs that are done
-stay in FOLDER, and another call goes on."""
+by preset frozen (or PRESET) over five folds, a tenth of the cells labelled.
+
+`python benchmarks/long_stain.py FOLDER`; a run takes some nine minutes of one core. Runs that are done stay in FOLDER,
+and another call goes on."""
 
 import os
 import sys
