@@ -32,6 +32,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
+from .classes import plain_text
 from .core import InputError, atomic_path, class_colors, write_csv
 from .distributed import average, rank
 from .records import CheckpointFile, read_record
@@ -381,6 +382,7 @@ def epoch_line(
     return f"{r['stage']} {r['epoch'] + 1:4d}   loss {r['train_loss']:.3f}{scored}   {losses}"
 
 # %% ../nbs/19_checkpoint.ipynb #e444114d
+@plain_text()
 def plot_live(
     history: pd.DataFrame,  # history.csv
     valid_is: str = 'V',  # the part that scored the epochs: V, L or T

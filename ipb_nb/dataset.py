@@ -48,7 +48,7 @@ from ipb_nb.channels import (
     read_picture,
     write_picture,
 )
-from .classes import check_class_names
+from .classes import check_class_names, plain_text
 from .crop import BOX, MARGIN, Colony, missing_margin, show_crop
 from .folders import file_name, hold, leads_out, new_folder, remove_leftovers
 from .manifest import DIGESTS, begin_addition, end_addition, write_manifest
@@ -59,9 +59,6 @@ TEXT_COLUMNS = 'colony_id image mask label source group track_id parent_ids even
 COLUMNS = 'colony_id image mask label source group frame time_h track_id parent_ids event touches_border'.split()
 COLUMNS += [*BOX, 'area_px']
 FORMAT_VERSION = 2
-
-# %% ../nbs/03_dataset.ipynb #59dd841a
-plt.rcParams['text.parse_math'] = False  # a $ in the name of a class or a well is no formula
 
 # %% ../nbs/03_dataset.ipynb #f58464cf
 _MOST = 240  # bytes of a colony's id, which names its pictures
@@ -698,6 +695,7 @@ def _draw_pair(ax, votes, a, b, kinds):
 
 # %% ../nbs/03_dataset.ipynb #f2cec946
 @patch
+@plain_text()
 def plot_agreement(self: ColonyDataset):
     "Draw a table of verdicts against verdicts for every two annotators."
     v = self.votes()
@@ -752,6 +750,7 @@ def _side(self: ColonyDataset, now):
 
 # %% ../nbs/03_dataset.ipynb #fe0c08e7
 @patch
+@plain_text()
 def show(
     self: ColonyDataset,
     n: int = 5,  # colonies of each label
@@ -769,7 +768,8 @@ def show(
     for row, label in zip(axs, labels):
         for ax in row:
             ax.axis('off')
-        row[0].set_title(shorten(label), loc='left', fontsize=10, color=colors[label], fontweight='bold')
+        how = dict(loc='left', fontsize=10, color=colors[label], fontweight='bold', parse_math=False)
+        row[0].set_title(shorten(label), **how)
         outline = 'w' if label == MULTI_LABEL else colors[label]
         ids = now.index[now.label.eq(label) & now.exclude.eq('')]
         for k, (ax, i) in enumerate(zip(row, ids)):
@@ -874,6 +874,7 @@ def _draw_sizes(ax, sizes, colors, unit):
 
 # %% ../nbs/03_dataset.ipynb #0b26e925
 @patch
+@plain_text()
 def plot_summary(
     self: ColonyDataset,
     n: int = 8,  # example crops of each label

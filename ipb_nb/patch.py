@@ -547,7 +547,7 @@ class TensorPatch(TensorImage):
         ax.imshow(np.hstack(panels), cmap='gray', vmin=0, vmax=1)
         ax.axis('off')
         if 'title' in kwargs:
-            ax.set_title(kwargs['title'])
+            ax.set_title(kwargs['title'], parse_math=False)
         return ax
 
 # %% ../nbs/15_patch.ipynb #7831c279

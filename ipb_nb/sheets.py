@@ -14,6 +14,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
+from .classes import plain_text
 from .core import CLASSES, MULTI_LABEL, PALETTE, class_colors
 from .track import read_small_frame
 
@@ -113,6 +114,7 @@ def _draw_legend(fig, tables):
         fig.legend(lines, labels, loc='outside lower center', ncols=6, frameon=False, fontsize=10)
 
 # %% ../nbs/12_sheets.ipynb #03683571
+@plain_text()
 def contact_sheet(
     df: pd.DataFrame,  # frames of one well in order: `frame, time_h, flag`
     tables: list,  # of their colonies: number, label and track_id

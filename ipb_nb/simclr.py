@@ -19,6 +19,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.manifold import TSNE
 from torch import nn
 
+from .classes import plain_text
 from .core import InputError, class_colors
 from .method import Method, paper_sgd, register
 from .model import N_FEATURES
@@ -168,6 +169,7 @@ def embed(
     return torch.cat(f).cpu(), torch.cat(y).cpu().as_subclass(torch.Tensor)
 
 # %% ../nbs/24_simclr.ipynb #a765630f
+@plain_text()
 def plot_embedding(
     embeddings: dict,  # features and targets (as `embed` gives them) by title
     classes,  # class names

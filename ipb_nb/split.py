@@ -38,6 +38,7 @@ from ipb_nb.core import (
     write_json,
 )
 from .channels import GREY, resize_channels, to_show
+from .classes import plain_text
 from .dataset import ColonyDataset, shorten
 from .folders import file_name, new_file
 from .manifest import renew_manifest, verify_pictures
@@ -581,6 +582,7 @@ def _plot_groups(axs, one, labels, colors):
 
 # %% ../nbs/05_split.ipynb #2a3f48e8
 @patch
+@plain_text()
 def plot(
     self: Split,
     fold: int = 0,  # from 0

@@ -5,6 +5,8 @@ import os
 import random
 import shutil
 import struct
+import subprocess
+import sys
 import time
 import zipfile
 import zlib
@@ -12,6 +14,7 @@ import zlib
 import cv2
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 import roifile
 import safetensors.numpy
@@ -22,7 +25,7 @@ from hypothesis import strategies as st
 
 from ipb_nb import records
 from ipb_nb.core import InputError, allow_pixels, read_json, read_pixels, read_table, write_json, write_png
-from ipb_nb.checkpoint import Checkpoints
+from ipb_nb.checkpoint import Checkpoints, plot_live
 from ipb_nb.dataset import FORMAT_VERSION, ColonyDataset
 from ipb_nb.frames import check_frames, list_frames
 from ipb_nb.importers import import_folders, read_voc
@@ -30,9 +33,11 @@ from ipb_nb.layouts import by_layout
 from ipb_nb.masks import read_mask
 from ipb_nb.outlines import roi_entries
 from ipb_nb.records import Record, check_record
+from ipb_nb.simclr import plot_embedding
 from ipb_nb.split import Split, save_split
 from ipb_nb.student import load_student
 from ipb_nb.sweep import parse_yaml
+from ipb_nb.toy import toy_dataset
 from ipb_nb.weights import read_weights
 from ipb_nb.worklist import _remark, assign
 
@@ -143,15 +148,31 @@ def test_tables_that_are_none(tmp_path, text, says):
         read_table(tmp_path / 'a.csv', ['a'])
 
 
-def test_a_name_with_dollars_is_no_formula(folders, tmp_path):
-    (folders / 'a').rename(folders / '$x_{')
-    (folders / 'b').rename(folders / '$^$')
-    ds = import_folders(folders, tmp_path / 'ds')
-    _, ax = plt.subplots()
-    ax.set(title=ds.classes[0], xticks=[0, 1], xticklabels=ds.classes)
-    ax.plot([0, 1], label=ds.classes[1])
-    ax.legend().figure.canvas.draw()
-    plt.close()
+def test_a_name_with_dollars_is_no_formula(tmp_path):
+    ds = toy_dataset(tmp_path / 'ds', (8, 8, 8), classes=['$x_{', '$^$', 'c'], labeled=0.5, test=0.3)
+    for colony in ds.colonies.index[:2]:
+        for by, name in (('ana', ds.classes[0]), ('ben', ds.classes[1])):
+            ds.annotate(colony, name, by=by)
+    history = pd.DataFrame(dict(stage='student', epoch=[0, 1], train_loss=1.0, valid_loss=1.0, macro_tpr=0.5))
+    features = torch.randn(9, 4), torch.arange(9) % 2
+    plt.close('all')
+    ds.plot_summary(), ds.plot_agreement(), ds.show(2), Split(ds).plot()
+    plot_live(history.assign(**{f'tpr_{c}': 0.5 for c in ds.classes}))
+    plot_embedding({'a': features}, ds.classes)
+    assert len(plt.get_fignums()) == 6
+    for number in plt.get_fignums():
+        plt.figure(number).canvas.draw()  # a formula that cannot be read would stop here
+    plt.close('all')
+
+
+def test_the_axes_of_others_keep_their_formulas():
+    code = (
+        'import importlib, pkgutil, fastai.vision.all, seaborn, ipb_nb, matplotlib as m; own = dict(m.rcParams)\n'
+        'for o in pkgutil.iter_modules(ipb_nb.__path__): importlib.import_module(f"ipb_nb.{o.name}")\n'
+        'print([k for k, v in m.rcParams.items() if k != "backend" and v != own[k]])'
+    )
+    said = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout
+    assert said.splitlines()[-1] == '[]'
 
 
 def test_a_model_that_would_take_all_memory(tmp_path):
