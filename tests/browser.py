@@ -113,10 +113,17 @@ const ids = [...document.querySelectorAll('[id]')].map(e => e.id);
 for (const id of new Set(ids.filter((o, k) => ids.indexOf(o) != k))) out.push(`twice: id ${id}`);
 for (const css of ['html[lang]', 'title', 'main', 'h1'])
     if (document.querySelectorAll(css).length != 1) out.push(`not one ${css}`);
+let level = 0;
+for (const e of document.querySelectorAll('h1, h2, h3, h4')) {
+    if (e.tagName[1] > level + 1) out.push(`a level is skipped: ${name(e)}`);
+    level = +e.tagName[1];
+}
+for (const e of document.querySelectorAll('th')) if (!e.innerText.trim()) out.push(`an empty head: ${name(e)}`);
 return out"""
 
 
 def barriers(driver) -> list:
     """What keeps people from using a page: text without contrast (WCAG 2.1 AA), controls and pictures without words,
-    tables that no key scrolls, ids that come twice, no main part, no heading, no language."""
+    tables that no key scrolls, ids that come twice, no main part, no heading or one whose level is skipped, table heads
+    without words, no language."""
     return driver.execute_script(BARRIERS)
