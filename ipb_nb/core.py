@@ -111,7 +111,7 @@ def shell_word(
 
 # %% ../nbs/00_core.ipynb #fdd33dc8
 class CtrlC:
-    "A block in which Ctrl-C is noted; any error after it leaves the block as `KeyboardInterrupt`."
+    "A block in which Ctrl-C or SIGTERM is noted; any error after it leaves the block as `KeyboardInterrupt`."
 
     pressed = False
 
@@ -120,21 +120,26 @@ class CtrlC:
         if self.pressed:
             raise KeyboardInterrupt
 
-    def _press(self, *args):
+    def _press(self, number, frame):
+        if number == signal.SIGTERM and os.getpid() != self.pid:
+            os._exit(128 + number)  # (a worker that was forked from here has nothing to tidy up)
         self.pressed = True
-        self.before(*args)
+        if self.before[number] == signal.SIG_DFL:
+            raise KeyboardInterrupt
+        self.before[number](number, frame)
 
     def __enter__(self):
-        self.before = signal.getsignal(signal.SIGINT)
-        in_main_thread = threading.current_thread() is threading.main_thread()
-        self.listens = in_main_thread and callable(self.before)  # (a background process ignores Ctrl-C)
-        if self.listens:
-            signal.signal(signal.SIGINT, self._press)
-        return self
+        self.before, self.pid = {}, os.getpid()
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                now = signal.getsignal(number)
+                if callable(now) or number == signal.SIGTERM and now == signal.SIG_DFL:
+                    self.before[number] = signal.signal(number, self._press)
+        return self  # (a background process ignores Ctrl-C)
 
     def __exit__(self, kind, error, traceback):
-        if self.listens:
-            signal.signal(signal.SIGINT, self.before)
+        for number, before in self.before.items():
+            signal.signal(number, before)
         if isinstance(error, Exception):
             self.check()
 

@@ -148,7 +148,8 @@ def test_only_the_same_run_goes_on(dataset, longer, processes, tmp_path):
         (dataset / 'colonies.csv').write_text(before)
 
 
-def test_ctrl_c(dataset, longer, undisturbed, tmp_path):
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c(number, dataset, longer, undisturbed, tmp_path):
     out = tmp_path / 'run'
     command = [
         BIN / 'ipb-train',
@@ -161,7 +162,7 @@ def test_ctrl_c(dataset, longer, undisturbed, tmp_path):
     p = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not (out / 'history.csv').exists() or len(pd.read_csv(out / 'history.csv')) < 4:
         time.sleep(0.01)
-    p.send_signal(signal.SIGINT)
+    p.send_signal(number)
     _, err = p.communicate()
     assert p.returncode == 1 and 'the same command with --resume goes on from there' in err and 'Traceback' not in err
     run = json.loads((out / 'run.json').read_text())

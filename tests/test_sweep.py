@@ -130,6 +130,11 @@ def test_a_wrong_grid_is_reported_with_its_line(tmp_path, text, says):
 def test_a_killed_runner(grid, dataset, undisturbed, tmp_path):
     out = tmp_path / 'runs'
     p = start(grid, dataset, out, '--only', '*-fold0')
+    wait_for(lambda: epochs(out) >= 1)
+    below = psutil.Process(p.pid).children(recursive=True)
+    p.terminate()  # (asked to end, it ends what it has started)
+    assert p.wait() == 1 and below and not psutil.wait_procs(below, 60)[1]
+    p = start(grid, dataset, out, '--only', '*-fold0')
     wait_for(lambda: epochs(out) >= 4)
     p.kill()
     p.wait()
