@@ -273,8 +273,9 @@ class FullTraining(BackgroundProcess):
         self.out.parent.mkdir(parents=True, exist_ok=True)
         super().__init__(['-m', 'ipb_nb', 'train', *self.args[1:]], self.log, start_new_session=True)
         began = psutil.Process(self.process.pid).create_time()
-        note = dict(data=self.args[1], split=split.name, preset=preset, more=[o for o in more if o != '--resume'])
-        write_json(note | dict(format_version=1, pid=self.process.pid, began=began), _note_of(self.out))
+        self.note = dict(format_version=1, data=self.args[1], split=split.name, preset=preset, pid=self.process.pid)
+        self.note |= dict(began=began, more=[o for o in more if o != '--resume'])
+        write_json(self.note, _note_of(self.out))
 
     def about(self, split, preset, out, more):
         self.split, self.preset, self.out, self.more = split, preset, out, more
@@ -291,6 +292,7 @@ class FullTraining(BackgroundProcess):
         "End it; `ipb-train … --resume` goes on from the last checkpoint."
         self.process.terminate()
         self.stopped = True
+        write_json(self.note | dict(stopped=True), _note_of(self.out))
 
     def again(self):  # the training that goes on
         "Go on with it from its last checkpoint, or begin anew if there is none."
@@ -312,7 +314,8 @@ class EarlierTraining(FullTraining):
     ):
         import psutil
 
-        note = read_record(_note_of(out), TrainingFile)
+        self.note = note = read_record(_note_of(out), TrainingFile)
+        self.stopped = note.get('stopped', False)
         self.about(Split(ds, note['split']), note['preset'], out, note['more'])
         self.process = None
         with suppress(psutil.Error):
@@ -329,7 +332,7 @@ class EarlierTraining(FullTraining):
             if self.process and self.process.is_running() and self.process.status() != psutil.STATUS_ZOMBIE:
                 return 'running'
         state = run_state(self.out)
-        return 'failed' if state == 'none' else state
+        return ('stopped' if self.stopped else 'failed') if state == 'none' else state
 
 
 def earlier_training(

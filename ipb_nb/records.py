@@ -225,6 +225,7 @@ class TrainingFile(Record):
     more: list[str] = []
     pid: Annotated[int, Field(ge=1)]
     began: float
+    stopped: bool = False
 
 
 class SweepFile(Record):
