@@ -704,7 +704,7 @@ def detect_dataset(
     seed: int = 0,  # of the annotators
     resample: float = None,  # µm: bring all frames to this pixel size first
     pattern: str = None,  # regular expression for paths; named groups: well, site, channel, z, time … (10_layouts)
-    layout: str = None,  # rule for names: incucyte, imagexpress, … (10_layouts), plain: none; default: guessed
+    layout: str = None,  # rule for names: incucyte, … (10_layouts), plain: none, or a table of files; default: guessed
     channels: str = None,  # keep these, by name or number: rgb, or phase,DAPI, or 0=phase,2=DAPI; default: grey
     depth: int = 8,  # bits of a pixel that are kept: 8 or 16
     segment_on: str = None,  # the channel in which colonies are looked for; default: the first, of colours their luma

@@ -35,10 +35,12 @@ from ipb_nb.layouts import (
     PLAIN,
     by_layout,
     by_pattern,
+    by_table,
     channel_pattern,
     check_layout,
     frame_counts,
     guess_layout,
+    is_table,
     question_names,
 )
 from .planes import NoChoice, checked_z, chosen_files, file_channels
@@ -150,7 +152,7 @@ def _rows(found, by_name, origin):
     "A table with one row per frame; fields of a name, read by a layout or a pattern, go before everything else."
     rows = []
     for f, frames in found.items():
-        if origin == 'pattern' and f.as_posix() not in by_name:
+        if origin in ('pattern', 'table') and f.as_posix() not in by_name:
             continue  # in a set with a file that fits
         fixed = dict(by_name.get(f.as_posix(), {}))
         fixed |= {f'{field}_from': origin for field in fixed if field != 'plate'} | {'by_pattern': 'group' in fixed}
@@ -249,6 +251,8 @@ def _by_names(files, layout, pattern, choice, chosen, failures):
         fields, text = by_pattern(paths, pattern, failures)
     elif layout in (None, PLAIN):
         return files, {}, {}, layout or '', {}
+    elif is_table(layout):
+        fields, text = by_table(paths, layout, failures)
     else:
         fields, text = by_layout(paths, layout)
         for p in paths:
@@ -315,7 +319,7 @@ _A_DATE = 1e5  # hours; more are since the year 1, by a clock
 def list_frames(
     raw,  # folder, searched with all its subfolders, or one file
     pattern: str = None,  # regular expression for paths below `raw` with named groups out of `PATTERN_FIELDS`
-    layout: str = None,  # a key of `LAYOUTS`, or plain; None: guessed from the names, unless there is a pattern
+    layout: str = None,  # a key of `LAYOUTS`, plain, or a table (`by_table`); None: guessed, unless there is a pattern
     channel: int = None,  # number of the channel, of several
     z: int | str = None,  # number of the focal plane, of several; or max or focus
     pixel_size: float = None,  # µm, instead of what the files say; 0: unknown
@@ -338,7 +342,7 @@ def list_frames(
     found = _frames_by_file(root, files, frames_of, failures)
     _join_files(found, stacks, z, failures)
     _join_channels(found, sets, pictures, failures)
-    df = _rows(found, fields, 'pattern' if pattern else 'layout')
+    df = _rows(found, fields, 'pattern' if pattern else 'table' if is_table(layout) else 'layout')
     dated = df.time_h > _A_DATE
     df.loc[dated, 'time_h'] = (df.time_h - df.time_h[dated].min()).round(6)
     _set_groups(df, root)

@@ -630,7 +630,7 @@ def predict(
     outlines: str = None,  # folder of label images or ROI zips: cut along them instead of detecting
     exclude: str = None,  # mask or ROIs of no colonies, for all these frames; or a folder of them (11_exclude)
     pattern: str = None,  # regular expression for paths; named groups: well, site, channel, z, time … (10_layouts)
-    layout: str = None,  # rule for names: incucyte, imagexpress, … (10_layouts), plain: none; default: guessed
+    layout: str = None,  # rule for names: incucyte, … (10_layouts), plain: none, or a table of files; default: guessed
     channels: str = None,  # those of the model, as the images call them: 0=phase,2=DAPI; default: as in training
     segment_on: str = None,  # the channel in which colonies are looked for; default: as in training
     channel: int = None,  # number of the channel, of several, for a model of grey pictures, from 0

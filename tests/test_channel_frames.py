@@ -86,6 +86,26 @@ def test_files_of_one_channel_are_one_frame(layout, tmp_path):
     np.testing.assert_array_equal(searched_pixels(frame), planes[0])
 
 
+def test_a_table_says_what_files_are(tmp_path):
+    "Names without any rule; the table gives wells, times and channels."
+    rows, names = [], iter('fox cat elk ant bee cow dog eel'.split())
+    (tmp_path / 'raw').mkdir()
+    for t in range(2):
+        for name, plane in zip(MARKERS, cells(t)):
+            rows.append(dict(file=f'{next(names)}.tif', well='B3', time=t, channel=name))
+            tifffile.imwrite(tmp_path / 'raw' / rows[-1]['file'], plane)
+    write_csv(pd.DataFrame(rows), table := tmp_path / 'files.csv')
+    how = dict(layout=str(table), pixel_size=0.65)
+    ds = detect_dataset(tmp_path / 'raw', tmp_path / 'cells', min_area=500, **ALL, **how)
+    assert len(ds) == 4 and list(ds.channels) == MARKERS and set(ds.colonies.group) == {'B3'}
+    assert sorted(ds.colonies.frame.astype(int)) == [0, 0, 1, 1]
+    frame = list_frames(tmp_path / 'raw', **how, channels='OCT4,DAPI', depth=16)[0].iloc[1]
+    assert frame.frame == 1 and frame.frame_from == 'table'
+    write_csv(pd.DataFrame(rows[:-1]), table)
+    frames, failures, _ = list_frames(tmp_path / 'raw', **how, **ALL)
+    assert len(frames) == 1 and 'found no file of SOX2' in str(failures)
+
+
 def test_channels_of_one_file(tmp_path):
     film = np.stack([cells(0), cells(1)])
     write_ome(tmp_path / 'film.ome.tif', film, axes='TCYX')
