@@ -72,7 +72,7 @@ def _time(got):
     if 'year' in got:
         try:
             days = date(*(int(got.get(k, 1)) for k in ('year', 'month', 'day'))).toordinal()
-        except ValueError:
+        except (ValueError, OverflowError):
             return None  # month 13
     else:
         days = int(got.get('d', 0))
@@ -82,7 +82,9 @@ def _time(got):
 def _well(got):
     "The name of a well whose row and column are given."
     row = got['row']
-    return f'{chr(64 + int(row)) if row.isdigit() else row}{got.get("column", "")}'
+    if re.fullmatch('[0-9]{1,2}', row) and 0 < int(row) <= 52:  # (a plate of 1,536 wells ends in row AF)
+        row = 'A' * (int(row) > 26) + chr(65 + (int(row) - 1) % 26)
+    return f'{row}{got.get("column", "")}'
 
 # %% ../nbs/10_layouts.ipynb #321f41f4
 def _label(path, m):
@@ -192,13 +194,20 @@ def _searched(path, pattern):
     try:
         got |= dict(well=_well(got)) if 'row' in got else {}
         got.setdefault('time_h', _time(got))
-    except ValueError as e:
+    except (ValueError, OverflowError) as e:
         raise InputError(path, f'{got} by the pattern ({e})', 'whole numbers', 'Correct the pattern.') from None
     named = [k for k in _WELL_FIELDS if f'(?P<{k}>' in pattern]
     folders = path.split('/')[:-1] if named == ['site'] else []
     return got | _label(path, re.search(pattern, path)) | dict(above=folders if named else None)
 
 # %% ../nbs/10_layouts.ipynb #02238e3a
+def _with_plates(name, read):
+    fields, text = _described(name, read)
+    for p, got in read.items():
+        fields[p] |= dict(plate=got['plate']) if 'plate' in got else {}
+    return fields, text
+
+
 def by_pattern(
     paths,  # of files, relative
     pattern: str,  # regular expression with groups out of `PATTERN_FIELDS`
@@ -216,10 +225,7 @@ def by_pattern(
     if not read:
         found, expected = f'{pattern}, which fits none of {len(paths)} files', 'one that fits their paths'
         raise InputError('pattern', found, expected, f'The first is {paths[0]}.')
-    fields, text = _described('pattern', read)
-    for p, got in read.items():
-        fields[p] |= dict(plate=got['plate']) if 'plate' in got else {}
-    return fields, text
+    return _with_plates('pattern', read)
 
 # %% ../nbs/10_layouts.ipynb #laytab01
 def _listed(where, row):
@@ -231,8 +237,8 @@ def _listed(where, row):
         got.setdefault('time_h', _time(got))
         if not all(abs(got.get(k) or 0) < MOST_FRAMES for k in ('frame', 'time_h')):
             raise ValueError
-    except ValueError:
-        found = ', '.join(f'{k} {v}' for k, v in got.items() if k not in _WELL_FIELDS)
+    except (ValueError, OverflowError):
+        found = ', '.join(f'{k} {str(v)[:20]}' for k, v in got.items() if k not in _WELL_FIELDS)
         expected = 'whole numbers below 10⁹, hours as time_h'
         raise InputError(where, found, expected, 'Correct the line.') from None
     label = dict(label=got['channel']) if 'channel' in got else {}
@@ -261,7 +267,7 @@ def by_table(
     for p in paths:
         if p not in read:
             list_skipped(failures, p, f'{p}: {table} does not list it')
-    return _described('table', read)
+    return _with_plates('table', read)
 
 # %% ../nbs/10_layouts.ipynb #09c1841e
 _WORDS = dict(

@@ -8,13 +8,17 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pandas as pd
 import pytest
 import tifffile
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
-from ipb_nb.core import InputError
+from ipb_nb.core import InputError, write_csv
 from ipb_nb.dataset import ColonyDataset
 from ipb_nb.detect import detect_dataset
 from ipb_nb.preview import ipb_detect
+from ipb_nb.layouts import PATTERN_FIELDS, by_pattern, by_table
 from ipb_nb.frames import check_frames, dataset_frame, list_frames
 from ipb_nb.reader import read_frame
 from ipb_nb.importers import ipb_import
@@ -350,3 +354,26 @@ def test_a_bad_file_in_ten_is_a_line_each(tmp_path, capsys):
         ipb_import(str(tmp_path / 'raw'), str(tmp_path / 'ds'), classes='A', margin=4)
     ds = ColonyDataset(tmp_path / 'ds')
     assert len(ds) == 270 and sorted(ds.failures.source) == sorted(f['source'] for f in failures)
+
+
+CELLS = st.dictionaries(
+    st.sampled_from(PATTERN_FIELDS), st.text('0123456789-.eA²', min_size=1, max_size=40), min_size=1
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(CELLS)
+@example(dict(year='9' * 30, row='9' * 30))
+@example(dict(d='9' * 400, m='1'))
+def test_odd_fields_of_a_file(tmp_path_factory, row):
+    "From a table or a name: fields with numbers of a bounded size, or an InputError."
+    table = tmp_path_factory.getbasetemp() / 'odd.csv'
+    write_csv(pd.DataFrame([dict(file='a.png') | row]), table)
+    name = '_'.join(row.values())
+    pattern = '_'.join(f'(?P<{k}>.+)' for k in row)
+    for read in (lambda: by_table(['a.png'], table, [])[0]['a.png'], lambda: by_pattern([name], pattern, [])[0][name]):
+        try:
+            got = read()
+        except InputError:
+            continue
+        assert (got.get('frame') or 0) < 10**9
