@@ -356,9 +356,8 @@ def test_a_bad_file_in_ten_is_a_line_each(tmp_path, capsys):
     assert len(ds) == 270 and sorted(ds.failures.source) == sorted(f['source'] for f in failures)
 
 
-CELLS = st.dictionaries(
-    st.sampled_from(PATTERN_FIELDS), st.text('0123456789-.eA²', min_size=1, max_size=40), min_size=1
-)
+TEXT = st.text('0123456789-.eA²', min_size=1, max_size=40)
+CELLS = st.dictionaries(st.sampled_from(PATTERN_FIELDS), TEXT, min_size=1)
 
 
 @settings(max_examples=200, deadline=None)
