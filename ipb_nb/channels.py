@@ -222,11 +222,11 @@ def channel_colors(
 
 # %% ../nbs/02_channels.ipynb #08c2fb1c
 _STEP = 0.954  # median difference of two pixels, in standard deviations of their noise
-_NOISE = 20  # the least contrast, in the same: noise alone stays dark
 
 
 def channel_limits(
     pictures,  # iterable of (H, W) or (H, W, channels)
+    least: float = 20,  # contrast, in standard deviations of their noise, so that noise alone stays dark
 ) -> np.ndarray:  # (channels, 2): the levels that are shown as black and as white
     "The 0.2 % and 99.8 % quantiles of each channel of some pictures; wider where these hold little but noise."
     samples, noise = [], []
@@ -236,7 +236,7 @@ def channel_limits(
         steps = np.abs(np.diff(rows, axis=1, append=rows[:, -1:]))
         noise.append(np.median(steps, axis=(0, 1)) / _STEP)
     low, high = np.quantile(np.concatenate(samples), [0.002, 0.998], axis=0)
-    return np.stack([low, np.maximum(high, low + np.maximum(_NOISE * np.median(noise, axis=0), 1))], 1)
+    return np.stack([low, np.maximum(high, low + np.maximum(least * np.median(noise, axis=0), 1))], 1)
 
 # %% ../nbs/02_channels.ipynb #chan0017
 def to_show(
@@ -250,8 +250,7 @@ def to_show(
         return im
     if tuple(channels) == RGB and im.ndim == 3:
         if im.dtype == np.uint16:  # (cameras of 12 bits fill a sixteenth of the range; one contrast keeps the hue)
-            high = np.quantile(im[::7], 0.998, axis=(0, 1)).max() if limits is None else np.asarray(limits)[:, 1].max()
-            high = max(high, 1)
+            high = (channel_limits([im], least=0) if limits is None else np.asarray(limits))[:, 1].max()
             im = np.round(255 * (im / high).clip(0, 1)).astype(np.uint8)
         return im * np.uint8([c not in hidden for c in RGB]) if hidden else im
     limits = channel_limits([im]) if limits is None else np.asarray(limits)

@@ -53,6 +53,7 @@ from ipb_nb.frames import (
 )
 from .files import files_below, list_failure, list_skipped, sha256
 from .jobs import KILLED, dask_client, in_processes, on_dask
+from .layouts import noted_layout
 from .manifest import DIGESTS
 from .planes import checked_z
 from .outlines import labels_tiff, read_outlines, rois_zip
@@ -663,6 +664,7 @@ def _asked(given):
     p = checked_settings({name: given[name] for name in DETECTION}, _pixel_size(frames))
     p |= dict(classes=_class_names(a.classes, a.labels), margin=a.margin, scale=a.scale)
     p |= dict(flat_field=bool(a.flat_field)) | reading | {k: v for k, v in pictures.items() if v not in (None, 8)}
+    p['layout'] = noted_layout(a.layout)
     p |= dict(true_labels=bool(a.truth), annotators=a.annotators, seed=a.seed, outlines=bool(a.outlines))
     p |= dict(labels=a.labels and os.path.relpath(a.labels, dest), resample=a.resample)
     excluded, p['exclude'] = excluded_by_frame(a.exclude, frames) if a.exclude else ({}, None)

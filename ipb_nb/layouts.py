@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LAYOUTS', 'PLAIN', 'PATTERN_FIELDS', 'guess_layout', 'is_table', 'check_layout', 'by_layout', 'by_pattern',
-           'by_table', 'suggest_pattern', 'channel_pattern', 'question_names', 'frame_counts']
+           'by_table', 'noted_layout', 'suggest_pattern', 'channel_pattern', 'question_names', 'frame_counts']
 
 # %% ../nbs/10_layouts.ipynb #cd1811a2
 import re
@@ -12,8 +12,7 @@ import shlex
 from datetime import date
 
 from .core import InputError, composed, read_table
-from .files import list_failure, list_skipped
-from .importers import MOST_FRAMES, check_pattern, from_pattern
+from .files import as_fields, check_pattern, from_pattern, list_failure, list_skipped, sha256
 
 # %% ../nbs/10_layouts.ipynb #f8ecb47f
 _WELL = r'(?P<well>[A-P]\d{1,2})'
@@ -188,14 +187,18 @@ _WELL_FIELDS = ('group', 'well', 'row', 'site')
 PATTERN_FIELDS = (*_WELL_FIELDS, *'column plate channel z frame time time_h d h m year month day'.split())
 
 
+def _complete(got, where, do):
+    "The fields of a file with a well for row and column, and with hours."
+    try:
+        return dict(time_h=_time(got)) | got | (dict(well=_well(got)) if 'row' in got else {})
+    except (ValueError, OverflowError):
+        found = ', '.join(f'{k} {got[k]:.40}' for k in ('d', 'h', 'm', 'year', 'month', 'day') if k in got)
+        raise InputError(where, found, 'whole numbers', do) from None
+
+
 def _searched(path, pattern):
     "The groups of a pattern in a path, as from `_fields`."
-    got = from_pattern(path, pattern)
-    try:
-        got |= dict(well=_well(got)) if 'row' in got else {}
-        got.setdefault('time_h', _time(got))
-    except (ValueError, OverflowError) as e:
-        raise InputError(path, f'{got} by the pattern ({e})', 'whole numbers', 'Correct the pattern.') from None
+    got = _complete(from_pattern(path, pattern), path, 'Correct the pattern.')
     named = [k for k in _WELL_FIELDS if f'(?P<{k}>' in pattern]
     folders = path.split('/')[:-1] if named == ['site'] else []
     return got | _label(path, re.search(pattern, path)) | dict(above=folders if named else None)
@@ -230,17 +233,8 @@ def by_pattern(
 # %% ../nbs/10_layouts.ipynb #laytab01
 def _listed(where, row):
     "The fields of a file by its row."
-    got = {'frame' if k == 'time' else k: v for k, v in row.items() if v}
-    try:
-        got |= {k: number(got[k][:400]) for k, number in dict(frame=int, time_h=float).items() if k in got}
-        got |= dict(well=_well(got)) if 'row' in got else {}
-        got.setdefault('time_h', _time(got))
-        if not all(abs(got.get(k) or 0) < MOST_FRAMES for k in ('frame', 'time_h')):
-            raise ValueError
-    except (ValueError, OverflowError):
-        found = ', '.join(f'{k} {str(v)[:20]}' for k, v in got.items() if k not in _WELL_FIELDS)
-        expected = 'whole numbers below 10⁹, hours as time_h'
-        raise InputError(where, found, expected, 'Correct the line.') from None
+    do = 'Correct the line.'
+    got = _complete(as_fields({'frame' if k == 'time' else k: v for k, v in row.items()}, where, do), where, do)
     label = dict(label=got['channel']) if 'channel' in got else {}
     return got | label | dict(above=[] if got.keys() & {*_WELL_FIELDS} else None)
 
@@ -268,6 +262,13 @@ def by_table(
         if p not in read:
             list_skipped(failures, p, f'{p}: {table} does not list it')
     return _with_plates('table', read)
+
+# %% ../nbs/10_layouts.ipynb #laytab04
+def noted_layout(
+    layout: str,  # checked
+) -> str:
+    "A layout as work that goes on notes it: of a table, its digest."
+    return f'table {sha256(layout)}' if is_table(layout) else layout
 
 # %% ../nbs/10_layouts.ipynb #09c1841e
 _WORDS = dict(

@@ -11,7 +11,6 @@ __all__ = ['BUTTONS', 'THEMES', 'surroundings', 'frame_beside', 'contrast', 'wit
 # %% ../nbs/60_panes.ipynb #a2809958
 import os
 import secrets
-import signal
 import socket
 import subprocess
 import sys
@@ -457,7 +456,6 @@ def open_page(
 ):
     "Serve a page with one widget, and open it in the browser, until Ctrl-C."
     _check_page(port, theme)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # both stop it alike
     with page_server(widget, kw, port, theme) as server:
         print(f'{server.url}\nStop with Ctrl-C.', flush=True)
         if not no_browser:

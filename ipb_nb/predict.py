@@ -31,6 +31,7 @@ from .folders import check_new, file_name, hold, remove_leftovers
 from .frames import check_frames, dataset_picture, list_frames, shows
 from .files import list_failure, path_id, sha256
 from .jobs import KILLED, dask_client, in_processes, on_dask
+from .layouts import noted_layout
 from .metric import class_shares
 from .patch import check_scale
 from .planes import checked_z
@@ -658,6 +659,7 @@ def predict(
     asked = dict(model_sha256=weights, images=os.path.relpath(images, out), images_sha256=fingerprint)
     asked |= dict(prior=prior, stride=stride, pixel_size=pixel_size, unscaled=unscaled, **listing)
     asked |= dict(detect_preset=detect_preset, min_area=min_area, refine=refine)
+    asked['layout'] = noted_layout(layout)
     asked['segmentation'] = segmentation and marks_digest(segmentation)
     asked['outlines'] = outlines and os.path.relpath(outlines, out)
     asked['exclude'] = exclude and {name: sha256(f) for name, f in excluded_files(exclude).items()}

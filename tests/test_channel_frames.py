@@ -104,6 +104,8 @@ def test_a_table_says_what_files_are(tmp_path):
     write_csv(pd.DataFrame(rows[:-1]), table)
     frames, failures, _ = list_frames(tmp_path / 'raw', **how, **ALL)
     assert len(frames) == 1 and 'found no file of SOX2' in str(failures)
+    with pytest.raises(InputError, match='found layout table .*; expected layout table .*, as asked for'):
+        detect_dataset(tmp_path / 'raw', tmp_path / 'cells', min_area=500, resume=True, **ALL, **how)
 
 
 def test_channels_of_one_file(tmp_path):
