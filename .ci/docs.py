@@ -69,6 +69,11 @@ def page_of(path, dest):
     dest.parent.mkdir(parents=True, exist_ok=True)
     text = re.sub(r'\]\((?:\.\./)+(benchmarks|configs|tests)/', rf']({REPOSITORY}/\1/', plain_tables(text))
     text = re.sub(r'(\]\([^)\s:]*)\.ipynb([)#])', r'\1.md\2', text)
+    text = re.sub(r'\]\(\.\./((?:\.\./)*)docs/', r'](\1', text)  # what is in docs/ lies at the root of the site
+    if dest.parent.name == 'tutorials':  # (the page has no imports)
+        (dest.parent / path.name).write_bytes(path.read_bytes())
+        title, _, rest = text.partition('\n')
+        text = f'{title}\n\n[Download this notebook]({path.name}) to run it.\n{rest}'
     dest.write_text(text, encoding='utf-8')
 
 
