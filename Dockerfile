@@ -9,14 +9,19 @@ ARG TORCH=cpu
 
 RUN useradd --create-home --uid 1000 ipb && mkdir /work && chown ipb /work
 
-# torch and torchvision change rarely and are large: a layer of their own
-RUN pip install --no-cache-dir torch torchvision --index-url "https://download.pytorch.org/whl/${TORCH}"
+# torch and torchvision, as tested, change rarely and are large: a layer of their own
+COPY constraints.txt /src/
+RUN grep -E '^torch(vision)?==' /src/constraints.txt > /src/torch.txt \
+    && pip install --no-cache-dir -r /src/torch.txt --index-url "https://download.pytorch.org/whl/${TORCH}"
 
-COPY settings.ini setup.py pyproject.toml README.md LICENSE MANIFEST.in constraints.txt /src/
+COPY settings.ini setup.py pyproject.toml README.md LICENSE MANIFEST.in /src/
 COPY ipb_nb /src/ipb_nb
 COPY nbs/experiments /src/nbs/experiments
 COPY configs /src/configs
-RUN pip install --no-cache-dir /src jupyterlab && rm -rf /src
+# all else as tested, but for what came with PyTorch
+RUN grep -Ev '^(torch|triton|nvidia|cuda)' /src/constraints.txt > /src/pins.txt \
+    && pip install --no-cache-dir -c /src/pins.txt /src jupyterlab \
+    && rm -rf /src
 
 USER ipb
 WORKDIR /work
