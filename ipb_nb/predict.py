@@ -470,7 +470,7 @@ def _doubts(student, df, grey):
     "What the table of colonies and their grey levels say against trusting the student."
     yield from grey_departure(student, grey)
     if student.trust.get('calibrated_on') is None:
-        yield 'The probabilities are as the network gives them: part V was too small to choose a temperature on.'
+        yield 'The probabilities are as the network gives them: the validation set (V) was too small to calibrate them.'
     if len(df) and (share := df.unfamiliar.mean()) > 0.05:
         yield (
             f'{share:.0%} of the colonies are farther from everything seen in training than 99 % of what was '
