@@ -426,7 +426,7 @@ def waiting(self: LabelLoop) -> str:  # nothing if there is nothing to wait for
     said = self.features.said(1)
     if self.features.state == 'failed':
         return f'The features could not be computed: {said}. Rounds are random.'
-    return f'Until every colony was looked at once, rounds are random: {said or "starting"}'
+    return f'The first rounds are random, until the network has looked at every colony: {said or "starting"}'
 
 # %% ../nbs/65_learn.ipynb #lrn053
 @patch
