@@ -1,10 +1,10 @@
 """Does learning from the unlabelled images pay? configs/evidence.yaml on simulated colonies and on real cells.
 
 `python benchmarks/long_evidence.py FOLDER [SPLIT [ROWS]]` keeps datasets and runs in FOLDER and resumes there; SPLIT
-limits it to per20 (20 labels a class) or share10 (a tenth), ROWS (with * and ?) to some rows of the grid. Blood cells
-where IPB_BCCD, imaging-flow cells where IPB_MLCP names their folder. Three folds with 30 % of the tracks (or cells) in
-T. The recalls are those of all test colonies of the folds together; intervals come from a bootstrap over tracks
-(or fields, or cells)."""
+limits it to per5, per20 or per80 (so many labels a class) or share10 (a tenth of all), ROWS (with * and ?) to some rows
+of the grid. Blood cells where IPB_BCCD, imaging-flow cells where IPB_MLCP names their folder. Three folds with 30 % of
+the tracks (or cells) in T. The recalls are those of all test colonies of the folds together; intervals come from a
+bootstrap over tracks (or fields, or cells)."""
 
 import os
 import shutil
@@ -61,7 +61,12 @@ def with_few_labels(ds, base, name, number):
     write_split(ds, name, pd.concat(parts), nothing, frozen=base.name, by=base.info['by'], folds=3, test=0.3)
 
 
-BUDGETS = dict(per20=lambda n: 20, share10=lambda n: max(round(n / 7), 2))  # (a tenth of all is a seventh without T)
+BUDGETS = dict(
+    per5=lambda n: 5,
+    per20=lambda n: 20,
+    per80=lambda n: 80,
+    share10=lambda n: max(round(n / 7), 2),  # (a tenth of all is a seventh without T)
+)
 
 
 def recalls(total, found, chosen=slice(None)):
