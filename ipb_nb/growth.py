@@ -364,7 +364,7 @@ def _turn(self: Well):
 def _change(self: Well):
     "New states, places and daughters of all cells."
     c = self.cells
-    own = pd.DataFrame(self.tempers).to_records()[c['founder']]
+    own = {k: np.array([temper[k] for temper in self.tempers])[c['founder']] for k in self.tempers[0]}
     of = {kind: c['kind'] == kind for kind in (DEBRIS, DENSE, DIFF, SPREAD)}
     chance = self.rng.random((6, len(c)))
     spreads = self._spread(own, of, chance[0])
