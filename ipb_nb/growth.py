@@ -9,7 +9,6 @@ __all__ = ['DEBRIS', 'DENSE', 'DIFF', 'SPREAD', 'CELL', 'OVERLAP', 'FOUNDERS', '
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 from fastcore.basics import patch
 from scipy.spatial import cKDTree
 
