@@ -9,7 +9,6 @@ __all__ = ['DEBRIS', 'DENSE', 'DIFF', 'SPREAD', 'CELL', 'OVERLAP', 'FOUNDERS', '
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 from fastcore.basics import patch
 from scipy.spatial import cKDTree
 
@@ -364,7 +363,7 @@ def _turn(self: Well):
 def _change(self: Well):
     "New states, places and daughters of all cells."
     c = self.cells
-    own = pd.DataFrame(self.tempers).to_records()[c['founder']]
+    own = {k: np.array([temper[k] for temper in self.tempers])[c['founder']] for k in self.tempers[0]}
     of = {kind: c['kind'] == kind for kind in (DEBRIS, DENSE, DIFF, SPREAD)}
     chance = self.rng.random((6, len(c)))
     spreads = self._spread(own, of, chance[0])

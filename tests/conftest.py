@@ -41,11 +41,11 @@ def pytest_unconfigure(config):
 
 SLOW = """inspect page tuning learn report survive ranks sweep related wheel predict export method bccd leaks commands
 notebooks init""".split()
-LONGEST = """test_wheel test_bccd test_channels 27_baselines 34_sweep test_sweep 70_demo test_survive 32_experiment
-test_gpu 51_timecourse test_ranks 43_figures test_method 10_simulate test_export 65_learn test_related 21_mpl
-test_predict test_mps test_init 25_clustering test_frozen 17_model 22_balance 45_report test_simulate
-26_simtriplet 53_predict 54_export 60_worklist train report test_inspect test_detect test_splits
-test_commands test_channel_frames""".split()
+LONGEST = """test_wheel test_survive test_export test_sweep 70_demo test_channels 17_model 27_baselines
+10_simulate test_bccd test_gpu 45_report 1_first_run 60_worklist test_ranks 21_mpl test_method 32_experiment
+test_related 54_export test_predict 53_predict test_init 51_timecourse 25_clustering 22_balance 7_a_new_class
+test_frozen 34_sweep 43_figures test_simulate 26_simtriplet 61_annotate test_mps 65_learn train report test_inspect
+test_detect test_splits test_commands test_channel_frames""".split()
 
 
 def pytest_collection_modifyitems(items):

@@ -62,7 +62,7 @@ def images(tmp_path_factory):
     return of_kind
 
 
-LENGTH = dict(epochs=2, pretrain_epochs=20, finetune=10, steps=40, lr=0.02, ema=0.0)
+LENGTH = dict(epochs=1, pretrain_epochs=10, finetune=5, steps=12, lr=0.02, ema=0.0)
 
 
 def trained(listed, out, length=LENGTH, importing=None, **how):

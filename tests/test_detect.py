@@ -360,8 +360,10 @@ def test_names_and_patterns(frame, tmp_path):
             list_frames(tmp_path, pattern=bad)
 
 
-def test_what_stops_before_anything_runs(frame, tmp_path):
+def test_what_stops_before_anything_runs(frame, tmp_path, monkeypatch):
     raw = tmp_path / 'raw'
+    client = pytest.importorskip('distributed').Client
+    monkeypatch.setattr('dask.distributed.Client', lambda at, timeout: client(at, timeout='1s'))  # (nobody answers)
     raw.mkdir()
 
     def save(name, size):

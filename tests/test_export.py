@@ -25,15 +25,23 @@ def run(once, simulated):
     return once('two_scales', lambda d: train(ExperimentConfig(**cfg), simulated, d / 'run')) / 'run'
 
 
-def test_all_formats(run, tmp_path):
-    packed = tmp_path / 'bioimageio' / 'package.zip'
-    command = [BIN / 'ipb-export', run, '--out', packed.parent, '--format', 'bioimageio', '--author', 'A. B, C. D']
-    subprocess.run(command, check=True, capture_output=True)
+@pytest.fixture(scope='module')
+def packed(once, run):
+    "The package that the command makes."
+
+    def make(d):
+        options = ['--out', d / 'bioimageio', '--format', 'bioimageio', '--author', 'A. B, C. D']
+        subprocess.run([BIN / 'ipb-export', run, *options], check=True, capture_output=True)
+
+    return once('package', make) / 'bioimageio' / 'package.zip'
+
+
+def test_all_formats(run, packed, tmp_path):
     for f in ('safetensors', 'onnx'):
         export_student(run, tmp_path / f, format=f)
-    for f in ('safetensors', 'onnx', 'bioimageio'):
-        card = (tmp_path / f / 'README.md').read_text()
-        assert '## Validation' in card and str(tmp_path) not in card and str(run) not in card
+    for folder in (tmp_path / 'safetensors', tmp_path / 'onnx', packed.parent):
+        card = (folder / 'README.md').read_text()
+        assert '## Validation' in card and str(folder.parent) not in card and str(run) not in card
     assert package_errors(packed) == []
     zoo = subprocess.run([BIN / 'bioimageio', 'test', packed], capture_output=True, text=True)  # the zoo's own command
     assert zoo.returncode == 0, zoo.stdout + zoo.stderr
@@ -66,10 +74,9 @@ def test_every_network_becomes_onnx(run, arch, scales, tmp_path):
     assert write_onnx(load_student(tmp_path, 'cpu'), tmp_path / 'student.onnx', x) <= 1e-4
 
 
-def test_a_package_that_says_something_else_fails(run, tmp_path):
+def test_a_package_that_says_something_else_fails(packed, tmp_path):
     "The zoo's test is a test: with other numbers to compare with, it fails."
-    export_student(run, tmp_path / 'zoo', 'bioimageio', 'colonies', authors=['A. Author'])
-    with zipfile.ZipFile(tmp_path / 'zoo' / 'package.zip') as z:
+    with zipfile.ZipFile(packed) as z:
         z.extractall(tmp_path / 'open')
     np.save(tmp_path / 'open' / 'probabilities.npy', 1 - np.load(tmp_path / 'open' / 'probabilities.npy'))
     text = (tmp_path / 'open' / 'rdf.yaml').read_text()
