@@ -43,12 +43,14 @@ from .dataset import COLUMNS, FORMAT_VERSION, LOG_COLUMNS, TEXT_COLUMNS, ColonyD
 from .exclude import excluded_by_frame, excluded_region
 from .folders import check_new, file_name, hold, remove_leftovers
 from ipb_nb.frames import (
+    FILES,
     check_frames,
     common_limits,
     flat_field,
     list_frames,
     resize_factor,
     resized,
+    searched_channel,
     to_8bit,
 )
 from .files import files_below, list_failure, list_skipped, sha256
@@ -364,7 +366,8 @@ def _trained(dest, frames, p, scales, factors, given):
             if not isinstance(given, dict) and Path(given).is_dir():
                 masks = _companions(Path(given), frames, MARKS, False)
                 given = {source: mask for source, mask in zip(frames.source, masks) if mask}
-            learn_segmentation(given, frames, image_of, _pixel_size(frames), p['channel']).save(file)
+            of = _pixel_size(frames), p['channel'], searched_channel(frames)
+            learn_segmentation(given, frames, image_of, *of).save(file)
         except InputError:
             if not {f.name for f in (dest / '.detect').iterdir()} - {'.parameters.json', '.scales.json'}:
                 shutil.rmtree(dest / '.detect')  # nothing was found yet: try again with other marks
@@ -590,6 +593,9 @@ def _finish(dest, raw, frames, p, failures, sheets, workers):
         raise InputError(raw, found, 'readable images', 'Repair them, and go on with --resume.')
     df, quality = _follow_all(dest, frames, sheets, workers)
     write_csv(quality, dest / 'qc.csv')
+    joined = [(o.source, *pair) for o in frames.itertuples() for pair in o.files]
+    if joined:
+        write_csv(pd.DataFrame(joined, columns=['source', 'channel', 'file']), dest / FILES)
     if sheets:
         _write_page(dest, frames, quality)
     for source in quality.source[quality.flag.eq(_NO_OUTLINE)]:
@@ -619,7 +625,7 @@ def _info(dest, raw, frames, p, colonies):
         intensity = '8-bit grey as it was'
     else:
         intensity = '8-bit grey; deeper images stretched from their own 0.1 to 99.9 % quantiles'
-    raw, facts = os.path.relpath(raw, dest), Pictures.of(p).facts
+    raw, facts, searched = os.path.relpath(raw, dest), Pictures.of(p).facts, searched_channel(frames)
     info = dict(
         format_version=3 if facts else FORMAT_VERSION,
         classes=p['classes'],
@@ -627,7 +633,7 @@ def _info(dest, raw, frames, p, colonies):
         pixel_size=_pixel_size(frames),
         raw_root=raw,
         intensity=intensity,
-        detection=p | _model_of(dest, p),
+        detection=p | _model_of(dest, p) | (dict(searched=searched) if searched else {}),
         flat_field={plate: np.round(gain, 4).tolist() for plate, gain in gains.items()},
         imports=[dict(importer='detect', raw=raw, colonies=colonies, there_already=0)],
     )
@@ -645,6 +651,15 @@ def _complete(ds, truth, annotators, seed):
     return ds
 
 # %% ../nbs/13_detect.ipynb #plan0001
+def _check_one_scale(raw, frames):
+    "Numbers of several types, such as counts and shares, have no common scale of grey."
+    deep = frames.dtype[frames.dtype.ne('uint8')].value_counts()
+    if len(deep) > 1:
+        found = ', '.join(f'{dtype} in {n} frames' for dtype, n in deep.items())
+        do = 'Export all images alike, or scale each by itself: --scale image.'
+        raise InputError(raw, found, 'one type of numbers for one scale of grey', do)
+
+
 _READING = 'pattern layout channel z pixel_size interval_h'.split()
 
 
@@ -660,6 +675,8 @@ def _asked(given):
         raise InputError('flat_field', 'it with --channels or --depth', '8-bit grey', do)
     frames, failures, bad = list_frames(Path(a.raw), **reading, **pictures)
     gaps = _check_listed(Path(a.raw), frames, failures, bad, a.truth, a.allow_gaps, a.resample)
+    if a.scale == 'experiment' and not Pictures.of(pictures).as_they_are:
+        _check_one_scale(a.raw, frames)
     factors = _resampled(frames, a.resample, a.truth or a.outlines)
     p = checked_settings({name: given[name] for name in DETECTION}, _pixel_size(frames))
     p |= dict(classes=_class_names(a.classes, a.labels), margin=a.margin, scale=a.scale)

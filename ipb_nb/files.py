@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['OTHER_SUFFIXES', 'MASK_ENDINGS', 'MOST_FRAMES', 'is_dataset', 'folder_of_images', 'files_below', 'match_files',
-           'find_file', 'path_id', 'sha256', 'list_failure', 'list_skipped', 'own_files', 'check_pattern', 'as_fields',
-           'from_pattern']
+           'find_file', 'path_id', 'sha256', 'list_failure', 'list_skipped', 'list_formats', 'own_files',
+           'check_pattern', 'as_fields', 'from_pattern']
 
 # %% ../nbs/06_files.ipynb #02b5cc2d
 import hashlib
@@ -14,12 +14,14 @@ import re
 from functools import lru_cache
 from pathlib import Path
 
+from .channels import MICROSCOPE_FORMATS, conversion
 from .core import IMAGE_SUFFIXES, InputError, composed
 from .folders import file_name
 
 # %% ../nbs/06_files.ipynb #4702eef9
-OTHER_SUFFIXES = tuple(
-    '.gif .webp .jp2 .heic .svg .npy .czi .nd2 .lif .lsm .oib .oif .vsi .dcm .dv .ims .stk'.split()
+OTHER_SUFFIXES = (
+    *'.gif .webp .jp2 .heic .svg .npy .nd2 .lsm .dcm .stk'.split(),
+    *MICROSCOPE_FORMATS,
 )  # pictures in formats that are not read here
 _SYSTEM = set(  # folders of Synology, QNAP, Windows, macOS, Linux and NetApp
     '@eadir @tmp @recycle @recently-snapshot @sharebin #recycle #snapshot ~snapshot $recycle.bin recycler recycled '
@@ -200,6 +202,22 @@ def list_skipped(
 ):
     "Add an item that was left out for a good reason."
     failures.append(dict(source=str(source), item=item, kind='skipped', reason=reason))
+
+# %% ../nbs/06_files.ipynb #form0011
+def list_formats(
+    path,  # folder
+    failures: list,  # as for `list_failure`
+    but=(),  # further endings that are read
+):
+    "Note the pictures in formats that are not read here, each with what to do; those alone are an `InputError`."
+    others = [f for f in files_below(path, OTHER_SUFFIXES) if f.suffix.lower() not in but]
+    others = [f for f in others if not f.stem.endswith(MASK_ENDINGS)]
+    for f in others:
+        list_skipped(failures, f.as_posix(), f'{f.as_posix()}: {f.suffix} is not read here. {conversion(f)}')
+    if others and not files_below(path, (*IMAGE_SUFFIXES, *but)):
+        first = others[0]
+        found = f'no images but {len(others)} in formats that are not read here, the first {first}'
+        raise InputError(path, found, f'files that end in {", ".join((*IMAGE_SUFFIXES, *but))}', conversion(first))
 
 # %% ../nbs/06_files.ipynb #own00002
 def own_files(

@@ -28,19 +28,19 @@ from ipb_nb.core import (
     read_numbers,
     read_table,
 )
-from .channels import Pictures
+from .channels import Pictures, check_format
 from .crop import BOX, MARGIN, colony_row
 from .classes import check_class_names, plain_label
 from .dataset import ColonyDataset, write_dataset
 from ipb_nb.files import (
     MASK_ENDINGS,
-    OTHER_SUFFIXES,
     check_pattern,
     files_below,
     find_file,
     folder_of_images,
     from_pattern,
     list_failure,
+    list_formats,
     list_skipped,
     match_files,
     own_files,
@@ -54,10 +54,7 @@ from .split import write_split
 # %% ../nbs/06_importers.ipynb #c225b3d0
 def _unreadable(path):
     "Failures for all pictures in formats that are not read here."
-    failures = []
-    for f in files_below(path, OTHER_SUFFIXES):
-        if not f.stem.endswith(MASK_ENDINGS):
-            list_skipped(failures, f.as_posix(), f'{f.suffix} is not read here; export it as TIFF or PNG')
+    list_formats(path, failures := [])
     return failures
 
 # %% ../nbs/06_importers.ipynb #6827f572
@@ -663,6 +660,7 @@ def find_kind(
     if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES:
         raise InputError(path, 'one image', expected, 'Give the folder.')
     if path.is_file():
+        check_format(path)
         return 'csv'
     if not path.is_dir():
         raise InputError(path, 'no such file or folder', expected, 'Check the path.')

@@ -33,12 +33,12 @@ from .channels import channel_colors, is_grey, to_show
 from .core import MULTI_LABEL, InputError, read_json, write_json
 from .crop import BOX
 from .dataset import ColonyDataset
-from .frames import dataset_frame, shows
+from .frames import dataset_picture, shows
 from .page import apply_contrast, cached_colony, data_uri, draw_outline, read_asset, render, to_bgr
 from .serve import PageServer
 
 # %% ../nbs/60_panes.ipynb #36f656de
-_frame = lru_cache(maxsize=32)(dataset_frame)
+_frame = lru_cache(maxsize=8)(dataset_picture)  # (those of several channels are large)
 
 # %% ../nbs/60_panes.ipynb #40e49671
 def surroundings(

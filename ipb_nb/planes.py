@@ -124,6 +124,8 @@ def chosen_files(
             check_choice(axis, len(there), f'the file names ({name} {", ".join(there)})', choice)
             if choice[axis] not in PROJECTIONS:
                 fields = {f: o for f, o in fields.items() if o[name] == there[choice[axis]]}
+            if axis == 'C':
+                fields = {f: o | dict(searched=o.get('label') or o[name]) for f, o in fields.items()}
     stacks = {}
     for f in sorted(fields, key=lambda f: _in_order(fields[f]['z'])):
         others = {k: v for k, v in fields[f].items() if k not in ('channel', 'label', 'z')}

@@ -14,7 +14,7 @@ import numpy as np
 import tifffile
 from PIL import Image, UnidentifiedImageError
 
-from .channels import GREY, RGB, Pictures, find_channels, one_marker
+from .channels import GREY, LUMA, RGB, Pictures, check_format, find_channels, one_marker
 from ipb_nb.core import (
     InputError,
     check_file,
@@ -61,6 +61,8 @@ def _frame(
         parts=(),  # frames of one channel each, or one of colours
         picks=(),  # which of the channels of the parts are kept
         on=-1,  # the one in which colonies are looked for; -1: luma
+        searched='',  # its name; '': unknown
+        files=(),  # (channel, path below the folder) of those that it is joined of
         kept=(),  # names of channels that are kept as they are; none: 8-bit grey
         lost=0,  # planes that are named but not there
         apart=position,  # what tells it from others of the same name
@@ -86,6 +88,9 @@ def joined_planes(
     "The frame that joins those of all focal planes."
     if len(frames) == 1:
         return frames[0]
+    if frames[0]['parts']:
+        parts = zip(*(o['parts'] for o in frames))
+        return frames[0] | dict(parts=[joined_planes(list(planes), how) for planes in parts])
     planes = [{k: o[k] for k in ('path', 'reader', 'index', 'series', 'sample')} for o in frames]
     for o in planes:
         o |= {k: frames[0][k] for k in ('height', 'width')}
@@ -262,6 +267,7 @@ def file_frames(
 ) -> list:  # of dicts: path, index, plane (time index), position, name, time_h, pixel_size (µm), dtype, height, width …
     "The frames of a file, from its metadata alone."
     check_file(path)
+    check_format(path)
     try:
         return _frames_by_content(path, dict(C=channel, Z=checked_z(z)))
     except InputError:
@@ -365,8 +371,8 @@ def joined_channels(
             raise InputError(where, found, f'{expected}, as {pictures.channels[0]} has', do)
     pictures.check_depth(first['dtype'], where)
     on = pictures.channels.index(pictures.on) if pictures.on else -1 if pictures.channels == RGB else 0
-    kept = pictures.channels if pictures.as_they_are else ()
-    return first | dict(parts=parts, picks=tuple(picks), on=on, kept=kept, stack=())
+    kept, searched = pictures.channels if pictures.as_they_are else (), pictures.channels[on] if on >= 0 else LUMA
+    return first | dict(parts=parts, picks=tuple(picks), on=on, kept=kept, stack=(), searched=searched)
 
 
 def _file_channels(path, pictures, z):
@@ -387,6 +393,14 @@ def _file_channels(path, pictures, z):
     return [joined_channels(list(parts), range(len(numbers)), pictures, path) for parts in zip(*planes)]
 
 
+def _searched(frame, channel):
+    "The name of the channel of a frame that becomes grey."
+    names = frame['channels']
+    if frame['colours']:
+        return LUMA
+    return names[channel] if len(names) > 1 else '' if names == GREY else names[0]
+
+
 def picture_frames(
     path,  # a file
     pictures: Pictures,  # the channels and the depth that are kept
@@ -399,6 +413,7 @@ def picture_frames(
     frames = file_frames(path, channel, z)
     for o in frames:
         pictures.check_depth(o['dtype'], path)
+        o['searched'] = _searched(o, channel)
     return [o | dict(kept=GREY) for o in frames] if pictures.as_they_are else frames
 
 # %% ../nbs/10_reader.ipynb #chfr0005

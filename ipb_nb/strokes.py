@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 from skimage.morphology import disk
 
+from .channels import are_different
 from .core import InputError, in_pixels, read_json, write_json
 from .files import files_below, sha256
 from .outlines import read_outlines, read_rois, roi_mask
@@ -292,6 +293,7 @@ def fit_segmentation(
     samples: list,  # as from `marked_samples`, of each frame
     pixel_size: float = None,  # µm, of the images
     channel: int = None,  # number of the channel that the images are, of several
+    searched: str = '',  # its name, or `LUMA`; '': unknown
 ) -> Segmentation:
     "Learn what is colony. Marks of one kind alone are an `InputError`. The same marks always give the same model."
     x, y, weight = (np.concatenate(o) for o in zip(*samples))
@@ -303,7 +305,7 @@ def fit_segmentation(
     forest = [np.stack(o) for o in zip(*(_complete(tree, _DEPTH) for tree in _fitted(x, y).estimators_))]
     threshold = _fair_threshold(_votes(forest, x.T), y == COLONY, weight)
     info = dict(format_version=_VERSION, pixel_size=pixel_size, channel=channel, threshold=threshold)
-    info |= dict(trained_on=dict(frames=len(samples), **n))
+    info |= dict(trained_on=dict(frames=len(samples), **n)) | (dict(searched=searched) if searched else {})
     info |= {name: _packed(values, kind) for (name, kind), values in zip(_KINDS.items(), forest)}
     return Segmentation(info)
 
@@ -313,9 +315,10 @@ def train_segmentation(
     marks: list,  # of uint8 (H, W): 0 unmarked, 1 background, 2 colony
     pixel_size: float = None,  # µm, of the images
     channel: int = None,  # number of the channel that the images are, of several
+    searched: str = '',  # its name, or `LUMA`
 ) -> Segmentation:
     "Learn what is colony from pictures and marks, as `fit_segmentation` does from samples."
-    return fit_segmentation(list(map(marked_samples, images, marks)), pixel_size, channel)
+    return fit_segmentation(list(map(marked_samples, images, marks)), pixel_size, channel, searched)
 
 # %% ../nbs/12_strokes.ipynb #strk0028
 @lru_cache(4)
@@ -334,14 +337,19 @@ def read_segmentation(
 def check_fits(
     segmentation: Segmentation,
     pixel_size: float = None,  # µm, of the images; None: unknown
-    channel: int = None,  # their channel, of several
+    channel: int = None,  # number of their channel, of several
+    searched: str = '',  # its name, or `LUMA`; '': unknown
 ):
     "Images of another pixel size or channel than the segmentation was trained for are an `InputError`."
     size, own = (segmentation.info[name] for name in ('pixel_size', 'channel'))
     if size and pixel_size and abs(pixel_size / size - 1) > 0.01:
         found, do = f'images of {pixel_size:g} µm per pixel', 'Train it on these images.'
         raise InputError('segmentation', found, f'{size:g} µm, which it was trained for', do)
-    if own is not None and channel is not None and channel != own:
+    known = segmentation.info.get('searched', '')  # (older ones do not say)
+    if are_different(known, searched):
+        do = 'Choose that channel with --channels or --segment_on, or train it on these images.'
+        raise InputError('segmentation', f'channel {searched}', f'channel {known}, which it was trained for', do)
+    if own is not None and channel is not None and channel != own and not (known and searched):
         do = f'Choose --channel {own}, or train it on these images.'
         raise InputError('segmentation', f'channel {channel}', f'channel {own}, which it was trained for', do)
 
@@ -452,14 +460,15 @@ def learn_segmentation(
     frames,  # table with `source`, as from `list_frames`
     image_of,  # record of a frame → uint8 (H, W), as detection sees it
     pixel_size: float = None,  # µm
-    channel: int = None,
+    channel: int = None,  # number of the one that is searched, of several
+    searched: str = '',  # its name, or `LUMA`
 ) -> Segmentation:
     "A trained segmentation that fits the frames, read or learnt."
     content = given if isinstance(given, dict) else read_json(given)
     where = 'segmentation' if isinstance(given, dict) else str(given)
     if isinstance(content, dict) and 'format_version' in content:
         model = Segmentation(content, where)
-        check_fits(model, pixel_size, channel)
+        check_fits(model, pixel_size, channel, searched)
         return model
     content = content if isinstance(given, dict) else read_strokes(given)
     images, marks = [], []
@@ -469,4 +478,4 @@ def learn_segmentation(
     if not images:
         found, expected = 'no marks of any of these frames', f'some, for example of {frames.source.iloc[0]}'
         raise InputError(where, found, expected, 'Name strokes by the path of a frame, masks as outlines are named.')
-    return train_segmentation(images, marks, pixel_size, channel)
+    return train_segmentation(images, marks, pixel_size, channel, searched)

@@ -18,6 +18,7 @@ from fastcore.meta import delegates
 from .core import PALETTE, InputError, atomic_path, png_bytes
 from .detect import checked_settings, detect_dataset
 from .exclude import read_excluded
+from .frames import searched_channel
 from .page import hex_to_bgr, read_asset, render
 from .preview import detect_command
 from .sheets import FULL_PX, outlined
@@ -149,7 +150,8 @@ def learn(self: SegmentationTrainer):
         self.unready = f'Paint {lacking[tuple(kinds)]}: then outlines appear.'
         return
     try:
-        model = fit_segmentation(samples, self.pixel_size, self.given.get('channel'))
+        searched = searched_channel(pd.DataFrame([job['frame'] for job in self.jobs]))
+        model = fit_segmentation(samples, self.pixel_size, self.given.get('channel'), searched)
         model.save(Path(self.folder.name) / 'segmentation.json')
     except InputError as e:
         self.unready = str(e)

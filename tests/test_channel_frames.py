@@ -13,16 +13,18 @@ from PIL import Image
 
 from ipb_nb.channels import Pictures
 from ipb_nb.config import ExperimentConfig
-from ipb_nb.core import InputError, read_json, write_csv, write_json
+from ipb_nb.core import InputError, read_json, read_table, write_csv, write_json
 from ipb_nb.dataset import ColonyDataset
 from ipb_nb.detect import detect_dataset
 from ipb_nb.experiment import train
-from ipb_nb.frames import dataset_picture, list_frames
-from ipb_nb.importers import import_masks
+from ipb_nb.frames import FILES, check_frames, dataset_picture, list_frames, searched_channel
+from ipb_nb.importers import import_masks, ipb_import
+from ipb_nb.panes import surroundings
 from ipb_nb.predict import predict
 from ipb_nb.preview import ipb_detect
 from ipb_nb.reader import kept_pixels, picture_frames, read_frame, searched_pixels
 from ipb_nb.split import save_split
+from ipb_nb.tuning import FramePanes
 
 MARKERS = ['phase', 'DAPI', 'OCT4', 'SOX2']
 ALL = dict(channels=','.join(MARKERS), depth=16)
@@ -286,11 +288,148 @@ def test_a_frame_without_one_of_its_files(tmp_path):
     assert ds.colonies.source.unique().tolist() == ['A_t0_ch00.tif'] and len(reasons) == 2
 
 
+def write_apart(folder, planes, name):
+    "A file for each channel: w1 … w4."
+    folder.mkdir(exist_ok=True)
+    for k, plane in enumerate(planes):
+        tifffile.imwrite(folder / f'{name}_w{k + 1}.tif', plane)
+
+
+APART = dict(channels='w1=phase,w2=DAPI,w3=OCT4,w4=SOX2', pixel_size=0.65)
+
+
+def test_frames_of_several_files_are_read_again(tmp_path):
+    write_apart(tmp_path / 'raw', cells(0), 'A_t0')
+    write_apart(tmp_path / 'raw', cells(1), 'A_t1')
+    ds = detect_dataset(tmp_path / 'raw', tmp_path / 'cells', margin=16, depth=16, contact_sheet=True, **APART)
+    one = detect_dataset(tmp_path / 'raw', tmp_path / 'one', margin=16, channels='w1=phase', depth=16, pixel_size=0.65)
+    for t in range(2):
+        np.testing.assert_array_equal(dataset_picture(ds, f'A_t{t}_w1.tif'), cells(t).transpose(1, 2, 0))
+        np.testing.assert_array_equal(dataset_picture(one, f'A_t{t}_w1.tif'), cells(t)[0])
+    sheet = cv2.imread(str(ds.path / 'contact_sheets' / 'frames' / 'A_t0_w1.jpg'))
+    assert np.ptp(sheet.astype(int), axis=2).max() > 100 and len(np.unique(sheet[:40])) > 20  # in colours, and grainy
+    assert surroundings(ds, ds.colonies.index[0])[2]
+    files = read_table(ds.path / FILES, ['source', 'channel', 'file'])
+    assert files.file.tolist()[:4] == [f'A_t0_w{k}.tif' for k in range(1, 5)] and len(files) == 8
+    (tmp_path / 'raw' / 'A_t1_w3.tif').unlink()
+    assert dataset_picture(ds, 'A_t1_w1.tif') is None and surroundings(ds, ds.colonies.index[-1])[2] is False
+    (ds.path / FILES).unlink()  # as in older datasets
+    assert dataset_picture(ColonyDataset(ds.path), 'A_t0_w1.tif') is None
+
+
+def test_focal_planes_in_files_are_read_again(tmp_path):
+    "Each file is a focal plane: of one channel, or of two."
+    (tmp_path / 'raw').mkdir()
+    (tmp_path / 'two').mkdir()
+    sharp, size = cells(0), dict(pixel_size=0.65, margin=16)
+    for z, level in enumerate((0.5, 1, 0.25)):
+        planes = (sharp * level).astype(np.uint16)
+        tifffile.imwrite(tmp_path / 'raw' / f'A_z{z}.tif', (planes[0] >> 5).clip(0, 255).astype(np.uint8))
+        write_ome(tmp_path / 'two' / f'A_z{z}.ome.tif', planes[:2], MARKERS[:2])
+    ds = detect_dataset(tmp_path / 'raw', tmp_path / 'cells', z='max', pattern=r'(?P<well>A)_z(?P<z>\d)', **size)
+    expected = (sharp[0] >> 5).clip(0, 255).astype(np.uint8)
+    np.testing.assert_array_equal(dataset_picture(ds, 'A_z0.tif'), expected)
+    asked = dict(channels='phase,DAPI', depth=16, z='max', pattern=r'(?P<well>A)_z(?P<z>\d)')
+    ds = detect_dataset(tmp_path / 'two', tmp_path / 'cells2', **asked, **size)
+    np.testing.assert_array_equal(dataset_picture(ds, ds.colonies.source.iloc[0]), sharp[:2].transpose(1, 2, 0))
+
+
+def test_channels_are_not_mixed_by_their_numbers(tmp_path):
+    raw = tmp_path / 'raw'
+    raw.mkdir()
+    for name, names in (('A_0', MARKERS[:2]), ('A_1', MARKERS[1::-1]), ('A_2', MARKERS[:2])):
+        write_ome(raw / f'{name}.ome.tif', cells(0)[:2], names)
+    said = 'channels of the frames: found phase in 2, DAPI in 1; expected one in which colonies are looked for'
+    with pytest.raises(InputError, match=said):
+        detect_dataset(raw, tmp_path / 'cells', channel=0)
+    assert not (tmp_path / 'cells').exists()
+    frames, failures, bad = list_frames(raw, channels='1=DAPI')
+    assert not failures and check_frames(frames, bad) == [] and searched_channel(frames) == 'DAPI'
+
+    tifffile.imwrite(raw / 'A_1.ome.tif', cells(0)[0], metadata=OME)  # one channel
+    frames, failures, _ = list_frames(raw, channel=1)
+    assert len(frames) == 2 and 'A_1.ome.tif: found a picture of one channel; expected channel 1' in str(failures)
+    (tmp_path / 'colours').mkdir()
+    Image.fromarray(np.zeros((60, 70, 3), np.uint8)).save(tmp_path / 'colours' / 'a.png')
+    with pytest.raises(InputError, match='found red, green and blue of one channel; expected channel 1 of several'):
+        detect_dataset(tmp_path / 'colours', tmp_path / 'cells', channel=1)
+
+
+def test_numbers_without_a_common_scale(tmp_path):
+    (tmp_path / 'raw').mkdir()
+    for k, plane in enumerate(
+        (cells(0)[0], (cells(1)[0] / 65535).astype(np.float32), cells(2)[0].astype(np.int32) * 20)
+    ):
+        tifffile.imwrite(tmp_path / 'raw' / f'A_{k}.tif', plane, metadata=OME)
+    for call in (detect_dataset, lambda *a, **how: ipb_detect(*map(str, a), preview=2, **how)):
+        with pytest.raises(InputError, match='found uint16 in 1 frames, .*; expected one type of numbers') as e:
+            call(tmp_path / 'raw', tmp_path / 'cells', pixel_size=0.65)
+        assert '--scale image' in e.value.do and [f.name for f in tmp_path.iterdir()] == ['raw']
+    ds = detect_dataset(tmp_path / 'raw', tmp_path / 'cells', pixel_size=0.65, scale='image')
+    assert len(ds) == 6
+    _, failures, _ = list_frames(tmp_path / 'raw', depth=16)
+    said = [f['reason'] for f in failures]
+    assert len(said) == 2 and all('expected 16 bits. Convert it to 16 bits (Fiji: Image, Type)' in o for o in said)
+
+
+def test_a_trained_segmentation_knows_its_channel(raw, tmp_path):
+    y, x = PLACES[0]
+    strokes = [dict(colony=True, width=30, points=[[x - 20, y], [x + 20, y]])]
+    strokes += [dict(colony=False, width=20, points=[[10, 20], [280, 20]])]
+    write_json({'A_0.ome.tif': strokes}, tmp_path / 'strokes.json')
+    how = dict(margin=16, min_area=500)
+    ds = detect_dataset(raw, tmp_path / 'cells', channel=1, segmentation=tmp_path / 'strokes.json', **how)
+    model = ds.path / 'segmentation.json'
+    assert read_json(model)['searched'] == 'DAPI' == ds.info['detection']['searched'] and len(ds) == 8
+    both = dict(channels='phase,DAPI', depth=16)
+    detect_dataset(raw, tmp_path / 'same', segment_on='DAPI', segmentation=model, **both, **how)
+    for asked in (dict(channel=0), dict(channels='phase', depth=16), both):
+        with pytest.raises(InputError, match='found channel phase; expected channel DAPI, which it was trained for'):
+            detect_dataset(raw, tmp_path / 'other', segmentation=model, **asked, **how)
+        assert not (tmp_path / 'other' / 'colonies.csv').exists()
+    info = read_json(model)
+    del info['searched']  # (an older one, of channel 1)
+    write_json(info, tmp_path / 'old.json')
+    old = detect_dataset(raw, tmp_path / 'old', channel=1, segmentation=tmp_path / 'old.json', **how)
+    assert old.colonies[['y0', 'x0']].equals(ds.colonies[['y0', 'x0']])
+    with pytest.raises(InputError, match='found channel 0; expected channel 1'):
+        detect_dataset(raw, tmp_path / 'other', channel=0, segmentation=tmp_path / 'old.json', **how)
+
+
+@pytest.mark.parametrize('name', ['day 3.czi', 'day 3.lif', 'a.oib', 'a.VSI', 'a.ims', 'a.oir', 'a_R3D.dv'])
+def test_formats_of_microscopes_are_named(name, tmp_path):
+    "Alone, as a file, and beside images; a VSI is a TIFF inside, of a thumbnail."
+    (tmp_path / 'raw').mkdir()
+    file = tmp_path / 'raw' / name
+    tifffile.imwrite(file, np.zeros((60, 60, 3), np.uint8), photometric='rgb')
+    by_list = tmp_path / 'list.csv'
+    by_list.write_text(f'image,label\nraw/{name},A\n')
+    for call in (
+        lambda: ipb_detect(str(file), str(tmp_path / 'cells')),
+        lambda: ipb_detect(str(tmp_path / 'raw'), str(tmp_path / 'cells')),
+        lambda: ipb_detect(str(tmp_path / 'raw'), list=True),
+        lambda: ipb_detect(str(tmp_path / 'raw'), str(tmp_path / 'cells'), preview=2),
+        lambda: ipb_import(str(tmp_path / 'raw'), str(tmp_path / 'cells')),
+        lambda: ipb_import(str(file), str(tmp_path / 'cells')),
+        lambda: FramePanes(tmp_path / 'raw', tmp_path / 'cells', 2),
+    ):
+        with pytest.raises(InputError) as e:
+            call()
+        assert name in str(e.value) and 'in Fiji' in e.value.do and 'OME-TIFF' in e.value.do, e.value
+        assert sorted(f.name for f in tmp_path.iterdir()) == ['list.csv', 'raw']
+    with pytest.raises(InputError, match='found no colonies and 1 failures, .* in Fiji'):
+        ipb_import(str(by_list), str(tmp_path / 'cells'))
+    assert not (tmp_path / 'cells').exists()
+    tifffile.imwrite(tmp_path / 'raw' / 'A_0.tif', np.zeros((60, 60), np.uint8))
+    frames, failures, _ = list_frames(tmp_path / 'raw')
+    assert len(frames) == 1 and len(failures) == 1 and 'in Fiji' in failures[0]['reason'] and name in str(failures)
+
+
 @pytest.mark.parametrize(
     'asked, said',
     [
         (dict(channels='phase,Cy5', depth=16), 'expected a channel Cy5'),
-        (dict(channels='phase,DAPI'), 'found uint16 pixels; expected 8 bits. Keep 16 bits with --depth 16'),
+        (dict(channels='phase,DAPI'), 'found uint16 pixels; expected 8 bits. Keep them with --depth 16'),
         (
             dict(channels='phase,0=again', depth=16),
             'found one channel, phase, as phase and again; expected a channel',
@@ -351,15 +490,15 @@ def test_raw_frames_are_predicted_from_their_channels(student, raw, tmp_path):
     assert read_json(tmp_path / 'found' / 'prediction.json')['channels'] == ALL['channels']
     predict(student, raw, tmp_path / 'found', resume=True)  # (is done)
 
-    (tmp_path / 'split').mkdir()
     for k in range(4):
-        for c, plane in enumerate(cells(k)):
-            tifffile.imwrite(tmp_path / 'split' / f'{"AB"[k // 2]}_t{k % 2}_w{c + 1}.tif', plane)
-    mapped = dict(channels='w1=phase,w2=DAPI,w3=OCT4,w4=SOX2', pixel_size=0.65)
-    predict(student, tmp_path / 'split', tmp_path / 'mapped', workers=2, **mapped)
+        write_apart(tmp_path / 'split', cells(k), f'{"AB"[k // 2]}_t{k % 2}')
+    predict(student, tmp_path / 'split', tmp_path / 'mapped', workers=2, **APART)
     columns = ['predicted', 'p_OCT4+', 'group', 'frame', 'y0', 'x0', 'area_px']
     whole, own = (pd.read_csv(tmp_path / name / 'colonies.csv')[columns] for name in ('found', 'mapped'))
     pd.testing.assert_frame_equal(whole, own)
+    for folder in ('overlays', 'maps'):  # the frames themselves, not crops on flat ground
+        whole, own = (sorted((tmp_path / name / folder).iterdir()) for name in ('found', 'mapped'))
+        assert [f.read_bytes() for f in whole] == [f.read_bytes() for f in own] and len(whole) == 4
 
 
 @pytest.mark.slow

@@ -32,7 +32,7 @@ from ipb_nb.core import InputError, command_parser, read_image, read_json, run_c
 from ipb_nb.crop import BOX
 from ipb_nb.dataset import ColonyDataset
 from ipb_nb.detect import detect_dataset
-from ipb_nb.frames import check_frames, dataset_frame, list_frames, shows
+from ipb_nb.frames import check_frames, dataset_picture, list_frames, shows
 from ipb_nb.reader import read_frame
 from ipb_nb.preview import ipb_detect, parts_per_colony, write_preview
 from ipb_nb.segment import colony_mask, find_colonies
@@ -213,7 +213,7 @@ def test_one_scale_of_grey_an_experiment(frame, tmp_path):
             if older:
                 ds.info.pop('grey_limits', None)
             for i, row in ds.colonies.iterrows():
-                assert shows(dataset_frame(ds, row.source), ds.colony(i), row[BOX])
+                assert shows(dataset_picture(ds, row.source), ds.colony(i), row[BOX])
     assert levels['experiment'][1] > 2 * levels['experiment'][0] + 10 and levels['image'][1] == pytest.approx(
         levels['image'][0], abs=1
     )

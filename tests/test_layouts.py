@@ -19,7 +19,7 @@ from ipb_nb.dataset import ColonyDataset
 from ipb_nb.detect import detect_dataset
 from ipb_nb.preview import ipb_detect
 from ipb_nb.layouts import PATTERN_FIELDS, by_pattern, by_table
-from ipb_nb.frames import check_frames, dataset_frame, list_frames
+from ipb_nb.frames import check_frames, dataset_picture, list_frames
 from ipb_nb.reader import read_frame
 from ipb_nb.importers import ipb_import
 
@@ -312,7 +312,7 @@ def test_a_dataset_of_joined_focal_planes(tmp_path):
     made = {k: detect_dataset(folders[k], tmp_path / f'ds-{k}', pixel_size=0, **o) for k, o in reading.items()}
     rows = [ds.colonies[['y0', 'x0', 'y1', 'x1', 'area_px']].values.tolist() for ds in made.values()]
     assert len(rows[0]) == 1 and rows[0] == rows[1] == rows[2]
-    assert (dataset_frame(made['stack'], 'exp.tif') == sharp).all()
+    assert (dataset_picture(made['stack'], 'exp.tif') == sharp).all()
     assert made['files'].info['detection']['z'] == 'focus'
     with pytest.raises(InputError, match='z: found sharp; expected the number of a focal plane from 0, max or focus'):
         detect_dataset(folders['stack'], tmp_path / 'other', z='sharp')

@@ -634,3 +634,22 @@ def test_a_dataset_without_labels_may_have_other_classes(run, few, tmp_path):
     assert set(pd.read_csv(tmp_path / 'out' / 'colonies.csv').predicted) <= set(CLASSES)
     with pytest.raises(InputError, match='min_area: found it with .*cells, a dataset; expected raw images'):
         predict(run, ds.path, tmp_path / 'again', min_area=100)
+
+
+def test_grey_pictures_of_another_channel_are_refused(run, tmp_path):
+    own, raw = shutil.copytree(run, tmp_path / 'run'), tmp_path / 'raw'
+    info = read_json(own / 'model.json')
+    write_json(info | dict(detection=(info['detection'] or {}) | dict(searched='phase', channel=0)), own / 'model.json')
+    raw.mkdir()
+    size = dict(PhysicalSizeX=0.8, PhysicalSizeXUnit='µm', PhysicalSizeY=0.8, PhysicalSizeYUnit='µm')
+    planes = np.zeros((2, 400, 400), np.uint8)
+    how = dict(axes='CYX', Channel=dict(Name=['DAPI', 'Phase']), **size)
+    tifffile.imwrite(raw / 'a.ome.tif', planes, photometric='minisblack', metadata=how)
+    with pytest.raises(InputError, match='found channel DAPI; expected channel phase, which the model was trained on'):
+        predict(own, raw, tmp_path / 'out', channel=0)
+    assert not (tmp_path / 'out').exists()
+    predict(own, raw, tmp_path / 'out', channel=1)  # the same name at another place
+    said = read_json(tmp_path / 'out' / 'prediction.json')['departures']
+    assert not any('in training in' in o for o in said)
+    predict(own, raw, tmp_path / 'renamed', channels='DAPI=phase')  # if it is only called so
+    assert pd.read_csv(tmp_path / 'renamed' / 'frames.csv').colonies.tolist() == [0]
