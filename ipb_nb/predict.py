@@ -22,13 +22,13 @@ from tqdm import tqdm
 
 from .answers import check_questions, frame_table, write_answers
 from .core import InputError, allow_pixels, command, read_json, read_table, write_csv, write_json
-from .channels import GREY, Pictures, is_grey, to_show
+from .channels import GREY, Pictures, are_different, is_grey, to_show
 from .crop import BOX, level_counts
 from .dataset import ColonyDataset
 from .detect import NoColonies, detect_dataset
 from .exclude import excluded_files
 from .folders import check_new, file_name, hold, remove_leftovers
-from .frames import check_frames, dataset_picture, list_frames, shows
+from .frames import check_frames, dataset_picture, list_frames, searched_channel, shows
 from .files import list_failure, path_id, sha256
 from .jobs import KILLED, dask_client, in_processes, on_dask
 from .layouts import noted_layout
@@ -169,6 +169,20 @@ def _check_sizes(own, model, unscaled, where):
         )
 
 
+def _other_channel(student, searched, number, where):
+    "A sentence where colonies are looked for in another channel than in training; of grey pictures it is an error."
+    own = student.info['detection'] or {}
+    known, known_number = own.get('searched', ''), own.get('channel')  # (older models do not name it)
+    if are_different(known, searched) and is_grey(student.channels, student.depth):
+        do = f'Choose that channel; if it is only called so here: --channels "{searched}={known}".'
+        raise InputError(where, f'channel {searched}', f'channel {known}, which the model was trained on', do)
+    by_name = known and searched
+    if are_different(known, searched) or not by_name and None not in (known_number, number) and known_number != number:
+        now, then = (searched, known) if by_name else (f'channel {number}', f'channel {known_number}')
+        return [f'Colonies are looked for in {now}, in training in {then}: see that the overlays are right.']
+    return []
+
+
 _NO_SIZE = 'Areas are in px²: the pixel size of the images is not known.'
 
 # %% ../nbs/53_predict.ipynb #d1752507
@@ -179,6 +193,8 @@ def _adopt(student, ds, images, pixel_size, unscaled, departures):
         do = 'Take the model that was trained for these classes, or a dataset without labels.'
         raise InputError(images / 'dataset.json', f'the classes {found}', f'those of the model: {expected}', do)
     student.check_channels((ds.channels, ds.depth), images / 'dataset.json')
+    own = ds.info.get('detection') or {}
+    departures += _other_channel(student, own.get('searched', ''), own.get('channel'), images)
     size, factor = pixel_size or ds.pixel_size, 1.0
     _check_sizes(size, student.pixel_size, unscaled, images)
     if not size:
@@ -276,6 +292,7 @@ def _detect(student, frames, bad, images, out, pixel_size, unscaled, listing, de
     "A dataset of the colonies in raw frames, the factor by which they are to be scaled, and the area of its pixels."
     settings, cells = _settings(student, detecting), out / 'cells'
     along = settings.get('outlines')
+    departures += _other_channel(student, searched_channel(frames), listing['channel'], images)
     departures += _frame_departures(student, frames, bad, settings, unscaled or along)
     ds = detect_dataset(
         images,
