@@ -5,20 +5,20 @@
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'CLASSES', 'MULTI_LABEL', 'PALETTE', 'InputError', 'command', 'command_parser', 'shell_word',
            'CtrlC', 'run_command', 'atomic_path', 'write_json', 'write_csv', 'check_file', 'read_json', 'shipped',
-           'read_table', 'read_numbers', 'append_csv', 'composed', 'one_channel', 'to_grey8', 'tiff_dtype',
-           'tiff_pixels', 'check_pixels', 'allow_pixels', 'tiff_plane', 'is_tiff', 'read_pixels', 'read_image',
-           'lossy_format', 'png_bytes', 'write_png', 'in_pixels', 'stable_hash', 'counter_rng', 'seed_all',
+           'read_table', 'read_numbers', 'composed', 'one_channel', 'to_grey8', 'tiff_dtype', 'tiff_pixels',
+           'check_pixels', 'allow_pixels', 'check_page', 'page_samples', 'tiff_plane', 'is_picture', 'is_tiff',
+           'read_pixels', 'read_image', 'png_bytes', 'write_png', 'in_pixels', 'stable_hash', 'counter_rng', 'seed_all',
            'class_colors']
 
 # %% ../nbs/00_core.ipynb #473e75d3
 import argparse
 import codecs
 import csv
-import errno
 import hashlib
 import io
 import json
 import logging
+import math
 import os
 import random
 import re
@@ -39,7 +39,6 @@ import numpy as np
 import pandas as pd
 import tifffile
 from fastcore.script import anno_parser
-from filelock import FileLock
 from PIL import Image, UnidentifiedImageError
 
 # %% ../nbs/00_core.ipynb #d1fdcc8c
@@ -161,7 +160,8 @@ def run_command(
     except BrokenPipeError:  # what reads the output has read enough, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (InputError, OSError) as e:
-        sys.exit(f'{f.__name__.replace("_", "-")}: {e}')
+        more = ' Is the disk full?' * (getattr(e, 'errno', 0) is None)  # (NumPy says how many bytes it wrote)
+        sys.exit(f'{f.__name__.replace("_", "-")}: {e}{more}')
     except KeyboardInterrupt:
         sys.exit(f'{f.__name__.replace("_", "-")}: stopped')
 
@@ -217,7 +217,14 @@ def check_file(
         raise InputError(path, 'a folder' if stat.S_ISDIR(mode) else 'a pipe or a device', what, do)
 
 
-_MOST_JSON = 1 << 28  # bytes; that of 100,000 colonies has a tenth
+_MOST_BYTES, _MOST_VALUES = 1 << 28, 1 << 25  # of a table or JSON file; those of 100,000 colonies have a tenth
+
+
+def _bytes_of(path):
+    "The content of a file of text."
+    if (n := os.path.getsize(path)) > _MOST_BYTES:
+        raise InputError(path, f'{n} bytes', f'at most {_MOST_BYTES}', 'Restore or divide it, or take it out.')
+    return Path(path).read_bytes()
 
 
 def read_json(
@@ -225,10 +232,13 @@ def read_json(
 ):
     "Read a JSON file; an unreadable one is an `InputError`."
     check_file(path, 'a JSON file')
-    if os.path.getsize(path) > _MOST_JSON:
-        raise InputError(path, f'{os.path.getsize(path)} bytes', f'at most {_MOST_JSON}', 'Restore it, or remove it.')
     try:
-        return json.loads(Path(path).read_text(encoding='utf-8'))
+        raw = _bytes_of(path)
+        if (n := raw.count(b',') + 4 * raw.count(b'[') + 4 * raw.count(b'{')) > _MOST_VALUES:
+            raise InputError(path, f'some {n} values', f'at most {_MOST_VALUES}', 'Restore it, or remove it.')
+        return json.loads(raw.decode())
+    except InputError:
+        raise
     except OSError as e:
         raise InputError(path, e.strerror.lower(), 'a JSON file', 'Check its permissions.') from None
     except (ValueError, RecursionError) as e:
@@ -250,7 +260,7 @@ def _read_text(path):
     "Text in UTF-8, or in UTF-16 with a byte-order mark; the mark is removed."
     check_file(path, 'a CSV file')
     try:
-        raw = Path(path).read_bytes()
+        raw = _bytes_of(path)
     except OSError as e:
         reason = (e.strerror or 'no access').lower()
         raise InputError(path, reason, 'a CSV file', 'Check the file, its path and its permissions.') from None
@@ -324,7 +334,9 @@ def _check_size(path, text, delimiter, above):
     if (n := text.split('\n', 1)[0].count(delimiter)) >= _MOST_COLUMNS:
         where, expected = f'{path}, line {1 + above}', f'at most {_MOST_COLUMNS}'
         raise InputError(where, f'{n + 1} columns', expected, 'Export the table with one row for each colony.')
-    if '"' in text or max(map(len, text.split('\n'))) > csv.field_size_limit():
+    if (n := text.count(delimiter) + text.count('\n')) > _MOST_VALUES:
+        raise InputError(path, f'{n} cells', f'at most {_MOST_VALUES}', 'Divide the table.')
+    if '"' in text or max(map(len, io.StringIO(text)), default=0) > csv.field_size_limit():
         _check_lengths(path, text, delimiter, 0, above)
 
 # %% ../nbs/00_core.ipynb #77b197f4
@@ -391,45 +403,6 @@ def read_numbers(
         )
     return out.astype(np.int64) if integer and not text.eq('').any() else out
 
-# %% ../nbs/00_core.ipynb #7ff0fbf4
-def _csv_lines(row, header):
-    "A row as CSV for a file that begins with `header`; both of them for a new file (None)."
-    end = '\r\n' if header and header.endswith('\r\n') else '\n'
-    delimiter = _delimiter(header or '')
-    columns = list(row) if header is None else next(csv.reader([header], delimiter=delimiter))
-    out = io.StringIO()
-    writer = csv.DictWriter(out, columns, delimiter=delimiter, lineterminator=end)
-    if header is None:
-        writer.writeheader()
-    writer.writerow(row)
-    return out.getvalue(), end
-
-# %% ../nbs/00_core.ipynb #b5453f6e
-def append_csv(
-    path,  # the log; it is made if needed
-    row: dict,  # column: value, in the order of a new file's columns
-):
-    "Append one line under a file lock: whole, or not at all."
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(f'.{path.name}.lock')), open(path, 'a+b', buffering=0) as f:
-        size = f.seek(0, os.SEEK_END)
-        f.seek(0)
-        header = f.readline().decode('utf-8-sig') if size else None
-        text, end = _csv_lines(row, header)
-        if size and os.pread(f.fileno(), 1, size - 1) != b'\n':
-            text = end + text  # an editor left the last line open
-        line = text.encode()
-        try:
-            if f.write(line) < len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-            os.fsync(f.fileno())
-        except OSError:
-            f.truncate(size)
-            if not size:
-                path.unlink()  # an empty log could be taken for a damaged one
-            raise
-
 # %% ../nbs/00_core.ipynb #4bc289d8
 def composed(
     name: str,  # of a file, a folder or a class
@@ -439,6 +412,11 @@ def composed(
 
 
 IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.tif', '.tiff', '.bmp')
+
+
+def _parts(im):
+    "The rows of an image in parts of some million pixels: what is made of one of them takes little memory."
+    return np.array_split(im, im.shape[0] * im.shape[1] // 2**22 + 1)
 
 
 def one_channel(
@@ -451,11 +429,13 @@ def one_channel(
         im = im[..., 0]
     if im.ndim == 2:
         return im
-    rgb = np.ascontiguousarray(im[..., :3])
     if im.dtype in (np.uint8, np.uint16):
-        return cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)
-    luma = rgb.astype(np.float64) @ [0.299, 0.587, 0.114]  # OpenCV knows no other whole numbers
-    return (luma if im.dtype.kind == 'f' else np.rint(luma)).astype(im.dtype)
+        return cv2.cvtColor(np.ascontiguousarray(im[..., :3]), cv2.COLOR_RGB2GRAY)
+    out = np.empty(im.shape[:2], im.dtype)
+    for part, to in zip(_parts(im), _parts(out)):
+        luma = part[..., :3].astype(np.float64) @ [0.299, 0.587, 0.114]  # OpenCV knows no other whole numbers
+        to[:] = luma if im.dtype.kind == 'f' else np.rint(luma)
+    return out
 
 # %% ../nbs/00_core.ipynb #ed7788bb
 def to_grey8(
@@ -465,16 +445,14 @@ def to_grey8(
     im = one_channel(im)
     if im.dtype == np.uint8:
         return im
-    im = im.astype(np.float64)
-    finite = np.isfinite(im)
-    lo, hi = im.min(where=finite, initial=np.inf), im.max(where=finite, initial=-np.inf)
-    if not lo < hi:
-        return np.zeros(im.shape, np.uint8)
-    level = np.nan_to_num(im, copy=False, nan=lo, posinf=hi, neginf=lo)
-    level -= lo
-    level /= hi - lo
-    level *= 255  # (in place: a large image fills the memory)
-    return np.round(level, out=level).astype(np.uint8)
+    out, lo, hi = np.zeros(im.shape, np.uint8), np.inf, -np.inf
+    for part in _parts(im):
+        finite = np.isfinite(part := part.astype(np.float64))
+        lo, hi = part.min(where=finite, initial=lo), part.max(where=finite, initial=hi)
+    for part, to in zip(_parts(im), _parts(out) if lo < hi else ()):
+        level = np.nan_to_num(part.astype(np.float64), copy=False, nan=lo, posinf=hi, neginf=lo)
+        to[:] = np.round((level - lo) / (hi - lo) * 255)
+    return out
 
 # %% ../nbs/00_core.ipynb #45721ca5
 _COLOUR_SPACES = dict(enumerate('white-is-zero black-is-zero RGB palette mask CMYK YCbCr'.split())) | {8: 'CIELAB'}
@@ -516,7 +494,8 @@ def _colours(im, page):
     if im.ndim != 3 or im.shape[-1] not in (3, 4) and not (page.photometric in (2, 6) and im.shape[-1] > 4):
         raise ValueError(f'pixels of shape {im.shape}')
     if page.photometric == 5:
-        return ((255 - im[..., :3].astype(int)) * (255 - im[..., 3:4].astype(int)) // 255).astype(np.uint8)
+        light = (255 - o.astype(np.uint16) for o in _parts(im))
+        return np.concatenate([(o[..., :3] * o[..., 3:4] // 255).astype(np.uint8) for o in light])
     return np.ascontiguousarray(im[..., :3])
 
 # %% ../nbs/00_core.ipynb #b26c3b9d
@@ -550,12 +529,15 @@ def check_pixels(
     path,  # an image, for the error
     height: int,  # as the file declares it
     width: int,
+    size: float = 1,  # bytes of a pixel, of all samples
 ):
-    "Stop at an image that has more pixels than allowed (2²⁸, or --max_pixels), before it is decoded."
+    "Stop at an image of more pixels than allowed (2²⁸, or --max_pixels), or of 4 bytes for each, before it is decoded."
     most = int(os.environ.get('IPB_MAX_PIXELS') or 1 << 28)
+    do = 'Cut it into parts, or allow more with --max_pixels (8 to 16 bytes of memory per pixel are needed).'
     if height * width > most:
-        do = 'Cut it into parts, or allow more with --max_pixels (8 to 16 bytes of memory per pixel are needed).'
         raise InputError(path, f'{width} × {height} pixels', f'at most {most} pixels', do)
+    if height * width * size > 4 * most:
+        raise InputError(path, f'{width} × {height} pixels of {size:g} bytes', f'at most {4 * most} bytes', do)
 
 
 def allow_pixels(
@@ -566,8 +548,35 @@ def allow_pixels(
         raise InputError('max_pixels', n, 'at least 1', 'For example 1000000000.')
     os.environ |= dict(IPB_MAX_PIXELS=str(n)) if n else {}
 
-
+# %% ../nbs/00_core.ipynb #pix00004
 _JPEG = (6, 7, 33007)  # compressions that tifffile decodes to RGB
+_OF_OWN_SIZE = (*_JPEG, 33003, 33004, 33005, 34712, 34892, 34933, 50001)  # JPEG, JPEG 2000, PNG, WebP
+
+
+def check_page(
+    page,  # of an open `tifffile.TiffFile`
+    planes: int = 1,  # of so many like this one
+):
+    "Stop at a page that would take too much memory, before it is decoded."
+    n, area = max(page.size * planes, math.prod(page.chunks)), page.imagelength * page.imagewidth
+    check_pixels(page.parent.filehandle.path, page.imagelength, page.imagewidth, n * page.dtype.itemsize / area)
+
+
+def page_samples(
+    page,  # of an open `tifffile.TiffFile`
+) -> np.ndarray:  # as tifffile decodes it
+    "Decode a page. Parts that are missing, or larger than their place, are a `ValueError`."
+    check_page(page)
+    file, place = page.parent.filehandle, 4 * math.prod(page.chunks) + 2**16
+    for start, n in zip(page.dataoffsets, page.databytecounts):
+        if not start or not n or start + n > file.size:
+            raise ValueError('a part of its pixels is missing')
+        if page.compression in _OF_OWN_SIZE:
+            file.seek(start)
+            with suppress(UnidentifiedImageError), Image.open(io.BytesIO(file.read(n))) as part:
+                if part.width * part.height > place:
+                    raise ValueError(f'{part.width} × {part.height} pixels in the place of {page.chunks}')
+    return page.asarray(maxworkers=1 if place * page.dtype.itemsize > 2**26 else None)
 
 
 def tiff_plane(
@@ -575,12 +584,7 @@ def tiff_plane(
     raw: bool = False,  # as for `tiff_pixels`
 ) -> np.ndarray:  # (H, W) or (H, W, 3) RGB of `tiff_dtype`
     "Decode a page. One whose bytes are not all there is a `ValueError`, never a black picture."
-    check_pixels(page.parent.filehandle.path, max(page.imagelength, page.size // page.imagewidth // 4), page.imagewidth)
-    there = page.parent.filehandle.size
-    for start, n in zip(page.dataoffsets, page.databytecounts):
-        if not start or not n or start + n > there:
-            raise ValueError('a part of its pixels is missing')
-    return tiff_pixels(page.asarray(), page, raw)
+    return tiff_pixels(page_samples(page), page, raw)
 
 # %% ../nbs/00_core.ipynb #20719fe9
 def _one_page(tif, path):
@@ -627,10 +631,31 @@ def _indices(buf):
     return numbers
 
 
+_KNOWN = ('PNG', 'JPEG', 'MPO', 'BMP', 'DIB', 'WEBP')  # (others may hold floats)
+
+
+def is_picture(
+    path,  # a file, for the error
+    buf: np.ndarray,  # its bytes, uint8
+) -> bool:
+    "Whether bytes may be those of a PNG, JPEG or BMP; an `InputError` where it would be too large."
+    kind, bits, samples = None, 8, 3
+    with suppress(UnidentifiedImageError), Image.open(io.BytesIO(buf)) as file:
+        h, w, kind = file.height, file.width, file.format
+    if kind is None:
+        return False  # (what OpenCV alone knows is none of ours)
+    if kind == 'PNG':
+        bits, samples = int(buf[24]), {0: 1, 2: 3, 3: 1}.get(int(buf[25]), 4)
+    check_pixels(path, h, w, max(samples * bits / 8, 4) if kind in _KNOWN else 12)
+    if kind in ('PNG', 'JPEG') and h * w * (bits * samples / 8 if kind == 'PNG' else 1) > 1100 * len(buf):
+        raise ValueError(f'too short for {w} × {h} pixels')  # (neither packs them as densely)
+    return True
+
+
 def _picture(path, buf, raw):
     "Pixels of a PNG, JPEG or BMP, or None."
-    with suppress(UnidentifiedImageError), Image.open(io.BytesIO(buf)) as file:
-        check_pixels(path, file.height, file.width)
+    if not is_picture(path, buf):
+        return None
     if raw and (numbers := _indices(buf)) is not None:
         return numbers
     im = cv2.imdecode(buf, cv2.IMREAD_UNCHANGED)
@@ -684,33 +709,6 @@ def read_image(
     if not np.isfinite(im).any():
         raise InputError(path, 'no finite pixel', 'an image', 'Export the image again, or take it out.')
     return to_grey8(im)
-
-# %% ../nbs/00_core.ipynb #b5f0ed63
-def _lossless(data):
-    "Whether JPEG, JPEG 2000 or WebP data keep all numbers."
-    if data[:2] == b'\xff\xd8':
-        return b'\xff\xc3' in data[:2000]  # the frame header of lossless JPEG
-    if data[:4] == b'RIFF':
-        return data[12:16] == b'VP8L'
-    at = data.find(b'\xff\x52')  # JPEG 2000: the last parameter of the coding style is the wavelet
-    return 0 <= at < len(data) - 13 and data[at + 13] == 1
-
-
-def lossy_format(
-    path,  # an image file
-) -> str:  # '' for one that keeps all numbers
-    "The name of the compression of an image, if it changes the numbers."
-    data = _file_bytes(path, 1 << 16).tobytes()
-    if not is_tiff(data):
-        kinds = {b'\xff\xd8\xff': 'JPEG', b'RIFF': 'WebP'}
-        return next((kind for start, kind in kinds.items() if data.startswith(start) and not _lossless(data)), '')
-    with tifffile.TiffFile(path, is_ome=False) as tif:
-        page = tif.pages.first
-        name = tifffile.COMPRESSION(page.compression).name
-        if not re.match('JPEG|OJPEG|ALT_JPEG|APERIO|WEBP|LERC', name):
-            return ''
-        tif.filehandle.seek(page.dataoffsets[0])
-        return '' if _lossless(tif.filehandle.read(page.databytecounts[0])) else name
 
 # %% ../nbs/00_core.ipynb #cbb39080
 def png_bytes(

@@ -28,7 +28,6 @@ from ipb_nb.core import (
     MULTI_LABEL,
     PALETTE,
     InputError,
-    append_csv,
     class_colors,
     composed,
     read_numbers,
@@ -50,7 +49,7 @@ from ipb_nb.channels import (
 )
 from .classes import check_class_names, plain_text
 from .crop import BOX, MARGIN, Colony, missing_margin, show_crop
-from .folders import file_name, hold, leads_out, new_folder, remove_leftovers
+from .folders import append_csv, file_name, hold, leads_out, new_folder, remove_leftovers
 from .manifest import DIGESTS, begin_addition, end_addition, write_manifest
 from .records import DatasetFile, read_record
 

@@ -21,10 +21,10 @@ import tifffile
 from skimage.draw import ellipse, polygon2mask
 from skimage.measure import regionprops
 
-from .core import InputError, check_file, lossy_format
+from .core import InputError, check_file
 from .crop import MARGIN, colony_row
 from .classes import plain_label
-from .masks import mask_numbers
+from .masks import lossy_format, mask_numbers
 
 # %% ../nbs/04_outlines.ipynb #6285ecb3
 def fill_holes(
@@ -110,21 +110,24 @@ _SUBTYPES = {
 }
 
 
-_MOST_ROIS, _MOST_BYTES = 100_000, 1 << 28  # of a file
+_MOST_ROIS, _MOST_BYTES, _MOST_VALUES = 100_000, 1 << 26, 1 << 20  # of a file; of the outline of one
+_MOST_OBJECTS = 1_000_000  # of a label image
 
 
 def _roi_files(path):
     "Name and content of every ROI in a zip, in its order, or of a single one. Other entries do not count."
     check_file(path, 'Fiji ROIs')
+    if Path(path).stat().st_size > _MOST_BYTES:
+        raise ValueError(f'more than {_MOST_BYTES} bytes')
     if not zipfile.is_zipfile(path):
-        if Path(path).stat().st_size > _MOST_BYTES:
-            raise ValueError(f'an ROI of more than {_MOST_BYTES} bytes')
         return [(Path(path).stem, Path(path).read_bytes())]
     with zipfile.ZipFile(path) as z:
         entries = [o for o in z.infolist() if o.filename.lower().endswith('.roi') and not o.is_dir()]
         own = [o for o in entries if not re.search(r'(^|/)(__MACOSX/|\._)', o.filename)]
         if len(own) > _MOST_ROIS or sum(o.file_size for o in own) > _MOST_BYTES:
             raise ValueError(f'{len(own)} ROIs of {sum(o.file_size for o in own)} bytes: too many, or too large')
+        if odd := {o.compress_type for o in own} - {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
+            raise ValueError(f'a compression that Fiji does not write ({min(odd)})')  # (it may unpack to any size)
         return [(Path(o.filename).stem, z.read(o)) for o in own]
 
 # %% ../nbs/04_outlines.ipynb #7a93e41f
@@ -133,6 +136,8 @@ def _roi(name, data):
     try:
         roi = roifile.ImagejRoi.frombytes(data)
         if roi.composite and roi.multi_coordinates is not None:
+            if len(roi.multi_coordinates) > _MOST_VALUES:
+                return name, f'its outline has more than {_MOST_VALUES} numbers'
             _paths(roi.multi_coordinates)
     except Exception as e:  # of roifile, or of a path that nobody knows
         return name, f'it cannot be read ({type(e).__name__}: {e})'
@@ -221,6 +226,16 @@ def labels_tiff(
     return out.getvalue()
 
 # %% ../nbs/04_outlines.ipynb #635bdc54
+def _too_many(labels):
+    "Whether a label image has more numbers than one can have objects."
+    known = set()
+    for rows in np.array_split(labels, labels.size // 2**20 + 1) if labels.size > _MOST_OBJECTS else ():
+        known.update(pd.unique(rows.ravel()).tolist())
+        if len(known) > _MOST_OBJECTS + 1:
+            return True
+    return False
+
+
 def read_labels(
     path,  # label image
     shape,  # (H, W) of the image it belongs to
@@ -231,10 +246,12 @@ def read_labels(
     found = f'numbers changed by {lossy}, which loses detail,' if lossy else ''
     if m.ndim == 3:
         found = 'colours'
-    elif m.dtype.kind == 'f' and (m % 1).any():
+    elif m.dtype.kind == 'f' and any((rows % 1).any() for rows in m):
         found = 'fractional numbers'
     elif m.size and m.min() < 0:
         found = 'numbers below 0'
+    elif _too_many(m):
+        found = f'more than {_MOST_OBJECTS} objects'
     if found:
         expected = 'a label image: a whole number in each pixel, 0 for background'
         do = 'Export the object numbers as TIFF or PNG, not a picture of them.'

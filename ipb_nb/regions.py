@@ -21,7 +21,6 @@ from PIL import Image
 from ipb_nb.core import (
     MULTI_LABEL,
     InputError,
-    append_csv,
     atomic_path,
     class_colors,
     counter_rng,
@@ -30,6 +29,7 @@ from ipb_nb.core import (
 )
 from .crop import Colony
 from .dataset import ColonyDataset, annotator_log
+from .folders import append_csv
 from .patch import MIN_FRACTION, patch_sums, patch_window
 from .split import Split
 

@@ -56,7 +56,8 @@ def weights_sha256(
     folder,  # of a student
 ) -> str:
     "The SHA-256 of a student's weights."
-    return hashlib.sha256(_weights_file(folder).read_bytes()).hexdigest()
+    with open(_weights_file(folder), 'rb') as f:
+        return hashlib.file_digest(f, 'sha256').hexdigest()
 
 
 def read_weights(
@@ -65,6 +66,11 @@ def read_weights(
 ) -> dict:  # tensors by name
     "The weights of a student; an `InputError` where they are not those of the network."
     f = _weights_file(folder)
+    room = 8 * sum(o.numel() for o in network.values()) + 2**20  # 64 bits for each number, and names
+    if (n := f.stat().st_size) > room:
+        raise InputError(
+            f, f'{n} bytes', f'at most {room}, for the network in model.json', 'Restore it, or train again.'
+        )
     try:
         weights = load_file(f)
     except (SafetensorError, OSError) as e:

@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import cohen_kappa_score
 
-from ipb_nb.core import MULTI_LABEL, InputError, append_csv, read_table
+from ipb_nb.core import MULTI_LABEL, InputError, read_table
+from ipb_nb.folders import append_csv
 from ipb_nb.dataset import LOG_COLUMNS, ColonyDataset, write_dataset
 
 CLASSES = ['a', 'b', 'c']

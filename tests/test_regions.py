@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ipb_nb.config import ExperimentConfig
-from ipb_nb.core import MULTI_LABEL, InputError, append_csv, read_json, read_pixels, read_table
+from ipb_nb.core import MULTI_LABEL, InputError, read_json, read_pixels, read_table
+from ipb_nb.folders import append_csv
 from ipb_nb.dataset import ColonyDataset
 from ipb_nb.experiment import check_run, train
 from ipb_nb.patch import colony_dataloaders

@@ -10,8 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ipb_nb.core import InputError, lossy_format, read_image, read_pixels, to_grey8
+from ipb_nb.core import InputError, read_image, read_pixels, to_grey8
 from ipb_nb.frames import list_frames, to_8bit
+from ipb_nb.masks import lossy_format
 from ipb_nb.reader import file_frames, grey, read_frame
 
 DTYPES = 'bool uint8 int8 uint16 int16 uint32 int32 float16 float32 float64'.split()
