@@ -27,7 +27,8 @@ from ipb_nb.core import (
     InputError,
     atomic_path,
     check_file,
-    check_pixels,
+    check_page,
+    is_picture,
     is_tiff,
     one_channel,
     png_bytes,
@@ -167,10 +168,15 @@ def write_picture(
 def _decoded(path):
     "A stored picture with several channels, or of 16 bits."
     check_file(path)
-    data = Path(path).read_bytes()
-    if is_tiff(data):
-        return np.ascontiguousarray(np.moveaxis(tifffile.imread(io.BytesIO(data)), 0, -1))
-    im = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    with open(path, 'rb') as f:
+        tiff = is_tiff(f.read(4))
+    if tiff:
+        with tifffile.TiffFile(path, _multifile=False) as tif:
+            series = tif.series[0]
+            check_page(series.keyframe, -(-series.size // series.keyframe.size))
+            return np.ascontiguousarray(np.moveaxis(series.asarray(), 0, -1))
+    buf = np.fromfile(path, np.uint8)
+    im = cv2.imdecode(buf, cv2.IMREAD_UNCHANGED) if is_picture(path, buf) else None
     return im if im.ndim == 2 else np.ascontiguousarray(im[..., _ORDER[im.shape[2]]])
 
 # %% ../nbs/02_channels.ipynb #9bae604b
@@ -366,7 +372,7 @@ def _tiff_planes(path):
         axes = ''.join(a for a, n in zip(series.axes, series.shape) if n > 1 or a in 'YX')
         if axes.replace('S', '') not in ('CYX', 'YXC') or 'S' in axes or series.keyframe.photometric not in (0, 1):
             return None
-        check_pixels(path, series.keyframe.imagelength, series.keyframe.imagewidth)
+        check_page(series.keyframe, -(-series.size // series.keyframe.size))
         planes = np.moveaxis(series.asarray().squeeze(), axes.index('C'), 0)
         planes = np.stack([tiff_pixels(o, series.keyframe) for o in planes], -1)
         names = ome_channels(tif.ome_metadata)

@@ -18,9 +18,11 @@ from .channels import GREY, LUMA, RGB, Pictures, check_format, find_channels, on
 from ipb_nb.core import (
     InputError,
     check_file,
+    check_page,
     check_pixels,
     is_tiff,
     one_channel,
+    page_samples,
     read_pixels,
     tiff_dtype,
     tiff_pixels,
@@ -47,7 +49,7 @@ def _frame(
     colours=False,
 ):
     "One frame: where it is, and what the metadata say of it."
-    check_pixels(path, height, width)
+    check_pixels(path, height, width, np.dtype(dtype).itemsize * (3 if colours else 1))
     return dict(
         path=Path(path),
         reader=reader,
@@ -320,6 +322,16 @@ def _read_nd2(frame):
     return im[channel] if channel >= 0 else im
 
 # %% ../nbs/10_reader.ipynb #30d21145
+def _planes(series):
+    "All planes of a series, which are pages of their own no more: read from the disk where they are used."
+    if series.dataoffset is not None:
+        return series.parent.filehandle.memmap_array(
+            series.parent.byteorder + series.dtype.char, series.shape, series.dataoffset
+        )
+    check_page(series.keyframe, -(-series.size // series.keyframe.size))
+    return series.asarray(maxworkers=1)
+
+
 def _read_tiff(frame):
     index, number, sample = (frame[k] for k in ('index', 'series', 'sample'))
     with tifffile.TiffFile(frame['path'], is_ome=False) as tif:
@@ -327,10 +339,10 @@ def _read_tiff(frame):
             return tiff_plane(tif.pages[index])
         if number < 0:
             page = tif.pages[index]
-            return tiff_pixels(np.take(page.asarray(), sample, axis=0 if page.planarconfig == 2 else -1), page)
-        page, planes = tif.series[number].keyframe, tif.series[number].asarray()
+            return tiff_pixels(np.take(page_samples(page), sample, axis=0 if page.planarconfig == 2 else -1), page)
+        page, planes = tif.series[number].keyframe, _planes(tif.series[number])
         plane = page.shape if 'Z' not in page.axes else (frame['height'], frame['width'])
-        return tiff_pixels(planes.reshape(-1, *plane)[index], page)
+        return tiff_pixels(np.array(planes.reshape(-1, *plane)[index]), page)
 
 # %% ../nbs/10_reader.ipynb #e2a2285f
 def grey(
