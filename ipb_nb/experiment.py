@@ -548,6 +548,8 @@ def run_notebook(
         with hold(out, 'a run', '.notebook.lock', timeout=5), _kept(partial, done):
             execute_notebook(notebook, partial, parameters, cfg.threads)
     except PapermillExecutionError as e:
+        if e.ename == 'KeyboardInterrupt':
+            raise KeyboardInterrupt from None
         todo = 'The notebook shows where it happened.'
         raise InputError(done, f'{e.ename}: {e.evalue}', 'a run without errors', todo) from None
     except DeadKernelError:

@@ -285,6 +285,16 @@ def test_a_run_takes_the_kernel_of_its_own_python(tiny, tmp_path, monkeypatch):
     assert [o.text.strip() for c in cells for o in c.get('outputs', [])] == [sys.executable]
 
 
+def test_a_notebook_that_is_interrupted_is_stopped_not_wrong(tiny, tmp_path):
+    "As Ctrl-C does that reaches the kernel first."
+    cells = [nbformat.v4.new_code_cell('data = out = ""', metadata=dict(tags=['parameters']))]
+    cells += [nbformat.v4.new_code_cell('raise KeyboardInterrupt')]
+    python = dict(kernelspec=dict(name='python3', language='python', display_name='P'))
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=python), tmp_path / 'mine.ipynb')
+    with pytest.raises(KeyboardInterrupt):
+        run_notebook(ExperimentConfig(**tiny), tmp_path, tmp_path / 'run', tmp_path / 'mine.ipynb')
+
+
 def in_a_notebook(folder, ahead):
     "Execute a notebook that says what its kernel has imported already, after a copy was made or not."
     said = "import os, sys; print('timm' in sys.modules, os.environ['OMP_NUM_THREADS'])"
