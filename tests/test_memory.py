@@ -3,6 +3,7 @@
 import ctypes
 import io
 import json
+import multiprocessing
 import os
 import struct
 import zipfile
@@ -25,7 +26,6 @@ from ipb_nb.masks import read_mask
 from ipb_nb.outlines import read_labels, roi_entries
 from ipb_nb.reader import file_frames, read_frame
 from ipb_nb.weights import read_weights
-from starts import copying
 
 SIDE = 2048
 PIXELS, BUDGET = SIDE**2, 4 * SIDE**2  # that are allowed; bytes
@@ -119,13 +119,16 @@ def memory(field):
     return next(int(line.split()[1]) for line in open('/proc/self/status') if line.startswith(field)) * 1024
 
 
-def read_all(folder, files, said):
+def read_all(folder, said):
     "Name: (bytes that reading it took at most, what was found)."
     os.environ['IPB_MAX_PIXELS'] = str(PIXELS)
     core._MOST_VALUES = 1 << 20  # (in proportion)
     cv2.setNumThreads(1)
-    for name, (read, _) in files.items():
-        ctypes.CDLL(None).malloc_trim(0)  # (what was taken before and is free would be taken again)
+    libc = ctypes.CDLL(None)
+    for of_what in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD: arrays are given back, as those of large images are
+        assert libc.mallopt(of_what, 1 << 17)
+    for name, (read, _) in large_files().items():
+        libc.malloc_trim(0)  # (what was taken before and is free would be taken again)
         Path('/proc/self/clear_refs').write_text('5')
         before = memory('VmRSS')
         try:
@@ -139,12 +142,14 @@ MEASURED = os.access('/proc/self/clear_refs', os.W_OK) and hasattr(ctypes.CDLL(N
 
 
 @pytest.mark.skipif(not MEASURED, reason='only Linux with the GNU C library says how much is taken')
-def test_memory_is_bounded_whatever_a_file_says(tmp_path):
-    files, copies = large_files(), copying()
+def test_memory_is_bounded_whatever_a_file_says(tmp_path, monkeypatch):
+    for name in [k for k in os.environ if k.startswith('MALLOC_')]:
+        monkeypatch.delenv(name)  # (with them, what is free is kept)
+    files, afresh = large_files(), multiprocessing.get_context('spawn')
     for name, (_, content) in files.items():
         (tmp_path / name.lstrip('!')).write_bytes(content)
-    said = copies.Manager().dict()
-    p = copies.Process(target=read_all, args=(tmp_path, {k: (read, 0) for k, (read, _) in files.items()}, said))
+    said = afresh.Manager().dict()
+    p = afresh.Process(target=read_all, args=(tmp_path, said))
     p.start()
     p.join()
     said = dict(said)
