@@ -4,6 +4,7 @@ import ast
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -98,3 +99,13 @@ def test_broken_links_of_a_site_are_found(docs, tmp_path):
 def test_every_notebook_is_in_a_chapter_of_the_site(docs):
     numbers = [int(p.name[:2]) for p in (ROOT / 'nbs').glob('[0-9][0-9]_*.ipynb')]
     assert all(sum(n in chapter for chapter in docs.CHAPTERS.values()) == 1 for n in numbers)
+
+
+def test_the_container_takes_the_pins_apart():
+    "PyTorch of the build that was asked for, and all else, in the versions of constraints.txt."
+    pins = [line for line in (ROOT / 'constraints.txt').read_text().splitlines() if '==' in line]
+    asked = re.findall(r"grep -E(v?) '([^']+)' /src/constraints.txt", (ROOT / 'Dockerfile').read_text())
+    torch, others = ([p for p in pins if bool(re.search(found, p)) != bool(no)] for no, found in asked)
+    assert [p.partition('==')[0] for p in torch] == ['torch', 'torchvision']
+    assert 'fastai' in [p.partition('==')[0] for p in others] and not set(torch) & set(others)
+    assert not [p for p in pins if 'cuda' in p.lower() and p in others]

@@ -32,13 +32,19 @@ def installed(once):
     return once('wheel', install) / 'env' / 'bin'
 
 
+def dockerfile_copies():
+    "Sources and destination of each COPY: the wheel is made of these, in a container and here."
+    return [line.split()[1:] for line in (ROOT / 'Dockerfile').read_text().splitlines() if line.startswith('COPY ')]
+
+
 def install(d):
-    (d / 'src').mkdir()
-    for f in ('setup.py', 'settings.ini', 'pyproject.toml', 'README.md', 'LICENSE', 'MANIFEST.in', 'constraints.txt'):
-        shutil.copy(ROOT / f, d / 'src')
-    for folder in ('ipb_nb', 'nbs/experiments', 'configs'):
-        ignored = shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints')
-        shutil.copytree(ROOT / folder, d / 'src' / folder, ignore=ignored)
+    for *sources, to in dockerfile_copies():
+        for f in sources:
+            own = ROOT / f
+            at = d / to.lstrip('/') / ('' if own.is_dir() else own.name)
+            at.parent.mkdir(parents=True, exist_ok=True)
+            ignored = shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints')
+            shutil.copytree(own, at, ignore=ignored) if own.is_dir() else shutil.copy(own, at)
     offline = ('--no-deps', '--no-index')
     call(sys.executable, '-m', 'pip', 'wheel', *offline, '--no-build-isolation', '-w', d, d / 'src', cwd=d)
     venv.create(d / 'env', with_pip=False)
