@@ -189,17 +189,19 @@ function render({ model, el }) {
   const busy = is => root.setAttribute('aria-busy', is);
   const tell = (what, value, more = {}) => {
     if (!['play', 'fit'].includes(what)) play(false);
+    if (what == 'play') asked = true;
     busy(true);
     model.send({ do: what, value, ...more });
   };
   const answered = () => {
     busy(false);
-    if (playing) play(true);
+    if (playing && asked) play(true);  // (what was asked before it may be answered after its key)
+    asked = false;
   };
   model.on('change:answered', answered);
 
   // Frames played: the next one a moment after the last was drawn, until something else is done.
-  let playing = 0;
+  let playing = 0, asked = false;
   const pressed = () => root.querySelectorAll('[data-local=play]').forEach(b => b.setAttribute('aria-pressed', playing > 0));
   const play = (on, first = false) => {
     const more = () => root.querySelector('[data-local=play]') && (first || !root.querySelector('.note.bad'));
