@@ -173,7 +173,7 @@ def _decoded(path):
     if tiff:
         with tifffile.TiffFile(path, _multifile=False) as tif:
             series = tif.series[0]
-            check_page(series.keyframe, -(-series.size // series.keyframe.size))
+            check_page(series.keyframe, series.size)
             return np.ascontiguousarray(np.moveaxis(series.asarray(), 0, -1))
     buf = np.fromfile(path, np.uint8)
     im = cv2.imdecode(buf, cv2.IMREAD_UNCHANGED) if is_picture(path, buf) else None
@@ -372,7 +372,7 @@ def _tiff_planes(path):
         axes = ''.join(a for a, n in zip(series.axes, series.shape) if n > 1 or a in 'YX')
         if axes.replace('S', '') not in ('CYX', 'YXC') or 'S' in axes or series.keyframe.photometric not in (0, 1):
             return None
-        check_page(series.keyframe, -(-series.size // series.keyframe.size))
+        check_page(series.keyframe, series.size)
         planes = np.moveaxis(series.asarray().squeeze(), axes.index('C'), 0)
         planes = np.stack([tiff_pixels(o, series.keyframe) for o in planes], -1)
         names = ome_channels(tif.ome_metadata)

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'CLASSES', 'MULTI_LABEL', 'PALETTE', 'InputError', 'command', 'command_parser', 'shell_word',
            'CtrlC', 'run_command', 'atomic_path', 'write_json', 'write_csv', 'check_file', 'read_json', 'shipped',
-           'read_table', 'read_numbers', 'composed', 'one_channel', 'to_grey8', 'tiff_dtype', 'tiff_pixels',
-           'check_pixels', 'allow_pixels', 'check_page', 'page_samples', 'tiff_plane', 'is_picture', 'is_tiff',
-           'read_pixels', 'read_image', 'png_bytes', 'write_png', 'in_pixels', 'stable_hash', 'counter_rng', 'seed_all',
-           'class_colors']
+           'delimiter_of', 'read_table', 'read_numbers', 'composed', 'one_channel', 'to_grey8', 'tiff_dtype',
+           'tiff_pixels', 'check_pixels', 'allow_pixels', 'check_page', 'page_samples', 'tiff_plane', 'is_picture',
+           'is_tiff', 'read_pixels', 'read_image', 'png_bytes', 'write_png', 'in_pixels', 'stable_hash', 'counter_rng',
+           'seed_all', 'class_colors']
 
 # %% ../nbs/00_core.ipynb #473e75d3
 import argparse
@@ -160,7 +160,7 @@ def run_command(
     except BrokenPipeError:  # what reads the output has read enough, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (InputError, OSError) as e:
-        more = ' Is the disk full?' * (getattr(e, 'errno', 0) is None)  # (NumPy says how many bytes it wrote)
+        more = ' Is the disk full?' * (' requested and ' in f'{e}')  # (NumPy says how many bytes it wrote)
         sys.exit(f'{f.__name__.replace("_", "-")}: {e}{more}')
     except KeyboardInterrupt:
         sys.exit(f'{f.__name__.replace("_", "-")}: stopped')
@@ -276,7 +276,8 @@ def _read_text(path):
         ) from None
 
 # %% ../nbs/00_core.ipynb #8279d6ac
-def _delimiter(header):
+def delimiter_of(header: str) -> str:  # of the first line of a table
+    "Comma, semicolon or tab."
     return max(',;\t', key=header.count)
 
 
@@ -364,7 +365,7 @@ def read_table(
 ) -> pd.DataFrame:  # text, empty cells ''; the index holds the line in the file
     "Read a CSV file. Unreadable text, wrong columns and rows of another length are `InputError`s that name the line."
     text, delimiter, above = _without_sep(_read_text(path))
-    delimiter = delimiter or _delimiter(text.split('\n', 1)[0])
+    delimiter = delimiter or delimiter_of(text.split('\n', 1)[0])
     _check_size(path, text, delimiter, above)
     df = _cells(path, text, delimiter, above)
     if not len(df):
@@ -447,10 +448,13 @@ def to_grey8(
         return im
     out, lo, hi = np.zeros(im.shape, np.uint8), np.inf, -np.inf
     for part in _parts(im):
-        finite = np.isfinite(part := part.astype(np.float64))
-        lo, hi = part.min(where=finite, initial=lo), part.max(where=finite, initial=hi)
+        known = part[np.isfinite(part)] if im.dtype.kind == 'f' else part
+        if known.size:
+            lo, hi = min(lo, float(known.min())), max(hi, float(known.max()))
     for part, to in zip(_parts(im), _parts(out) if lo < hi else ()):
-        level = np.nan_to_num(part.astype(np.float64), copy=False, nan=lo, posinf=hi, neginf=lo)
+        level = part.astype(np.float64)
+        if im.dtype.kind == 'f':
+            np.nan_to_num(level, copy=False, nan=lo, posinf=hi, neginf=lo)
         to[:] = np.round((level - lo) / (hi - lo) * 255)
     return out
 
@@ -555,10 +559,10 @@ _OF_OWN_SIZE = (*_JPEG, 33003, 33004, 33005, 34712, 34892, 34933, 50001)  # JPEG
 
 def check_page(
     page,  # of an open `tifffile.TiffFile`
-    planes: int = 1,  # of so many like this one
+    size: int = 0,  # samples of all pages like it that are decoded together; 0: its own
 ):
     "Stop at a page that would take too much memory, before it is decoded."
-    n, area = max(page.size * planes, math.prod(page.chunks)), page.imagelength * page.imagewidth
+    n, area = max(size or page.size, math.prod(page.chunks)), page.imagelength * page.imagewidth
     check_pixels(page.parent.filehandle.path, page.imagelength, page.imagewidth, n * page.dtype.itemsize / area)
 
 

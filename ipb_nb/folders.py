@@ -24,7 +24,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from .core import InputError, composed
+from .core import InputError, composed, delimiter_of
 
 # %% ../nbs/01_folders.ipynb #f01d0006
 _NOT_IN_NAMES = r'[/\\:*?"<>|;\x00-\x1f\x7f]'
@@ -237,7 +237,7 @@ def new_file(
 def _csv_lines(row, header):
     "A row as CSV for a file that begins with `header`; both of them for a new file (None)."
     end = '\r\n' if header and header.endswith('\r\n') else '\n'
-    delimiter = max(',;\t', key=(header or '').count)
+    delimiter = delimiter_of(header or '')
     columns = list(row) if header is None else next(csv.reader([header], delimiter=delimiter))
     out = io.StringIO()
     writer = csv.DictWriter(out, columns, delimiter=delimiter, lineterminator=end)

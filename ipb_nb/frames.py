@@ -321,12 +321,12 @@ def _join_channels(frames, sets, pictures, failures):
 def _of_several(frames_of, channel, path):
     "The frames of a file; one that has not several channels is an `InputError`."
     frames = frames_of(path)
-    if any(o['colours'] or len(o['channels']) == 1 for o in frames):
-        colours = any(o['colours'] for o in frames)
+    expected = f'channel {channel} of several'
+    if any(o['colours'] for o in frames):
+        raise InputError(path, 'red, green and blue of one channel', expected, 'Name one: --channels green.')
+    if any(len(o['channels']) == 1 for o in frames):
         do = 'Leave --channel out; a file of one channel is named by its end: --channels w2.'
-        do = 'Name one: --channels green.' if colours else do
-        found = 'red, green and blue of one channel' if colours else 'a picture of one channel'
-        raise InputError(path, found, f'channel {channel} of several', do)
+        raise InputError(path, 'a picture of one channel', expected, do)
     return frames
 
 # %% ../nbs/11_frames.ipynb #3a86c467

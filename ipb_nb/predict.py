@@ -624,6 +624,16 @@ def _note(student, out, asked, groups, departures, ds, left):
     if not left:
         shutil.rmtree(out / '.predict', ignore_errors=True)
 
+# %% ../nbs/53_predict.ipynb #note5301
+def _noted(out, layout, segmentation, outlines, exclude):
+    "What files say that are given: by their digests, so that a changed one is noticed; outlines by their place."
+    return dict(
+        layout=noted_layout(layout),
+        segmentation=segmentation and marks_digest(segmentation),
+        outlines=outlines and os.path.relpath(outlines, out),
+        exclude=exclude and {name: sha256(f) for name, f in excluded_files(exclude).items()},
+    )
+
 # %% ../nbs/53_predict.ipynb #68964642
 def predict(
     model: str,  # run folder, or one that ipb-export wrote
@@ -676,10 +686,7 @@ def predict(
     asked = dict(model_sha256=weights, images=os.path.relpath(images, out), images_sha256=fingerprint)
     asked |= dict(prior=prior, stride=stride, pixel_size=pixel_size, unscaled=unscaled, **listing)
     asked |= dict(detect_preset=detect_preset, min_area=min_area, refine=refine)
-    asked['layout'] = noted_layout(layout)
-    asked['segmentation'] = segmentation and marks_digest(segmentation)
-    asked['outlines'] = outlines and os.path.relpath(outlines, out)
-    asked['exclude'] = exclude and {name: sha256(f) for name, f in excluded_files(exclude).items()}
+    asked |= _noted(out, layout, segmentation, outlines, exclude)
     with hold(out, 'a prediction'):
         if not _same_task(out, asked, resume):
             how = prior, stride, pixel_size, unscaled, listing, detecting, workers, dask, resume

@@ -328,7 +328,7 @@ def _planes(series):
         return series.parent.filehandle.memmap_array(
             series.parent.byteorder + series.dtype.char, series.shape, series.dataoffset
         )
-    check_page(series.keyframe, -(-series.size // series.keyframe.size))
+    check_page(series.keyframe, series.size)
     return series.asarray(maxworkers=1)
 
 

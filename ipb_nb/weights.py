@@ -6,7 +6,6 @@
 __all__ = ['read_model', 'weights_sha256', 'read_weights', 'grown']
 
 # %% ../nbs/18_weights.ipynb #wgt00003
-import hashlib
 from pathlib import Path
 
 import torch
@@ -14,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from .core import InputError
+from .files import sha256
 from .records import ModelFile, RunFile, read_record
 
 # %% ../nbs/18_weights.ipynb #wgt00006
@@ -56,8 +56,7 @@ def weights_sha256(
     folder,  # of a student
 ) -> str:
     "The SHA-256 of a student's weights."
-    with open(_weights_file(folder), 'rb') as f:
-        return hashlib.file_digest(f, 'sha256').hexdigest()
+    return sha256(_weights_file(folder))
 
 
 def read_weights(
