@@ -140,7 +140,7 @@ if __name__ == '__main__':
         took = time.perf_counter() - start
         n = len(w.state.table)
         show(
-            'inspect.first_view',
+            'inspection.first_view',
             took,
             's',
             f'the explorer on {n:,} predictions, {ABOUT}; pandas reads the two tables in {read:.2f} s',
@@ -150,7 +150,7 @@ if __name__ == '__main__':
         ids = list(w.state.rows().index)
         decode = np.median(each(lambda k: [w.state.ds.pixels(i) for i in ids[3000 + 48 * k : 3048 + 48 * k]], 10))
         show(
-            'inspect.page',
+            'inspection.page',
             np.median(page),
             'ms',
             f'a page of {PAGE_SIZE} patches that were not shown before, up to its HTML (slowest of 20: '
@@ -159,7 +159,7 @@ if __name__ == '__main__':
         )
         stored = each(lambda k: w.state.judge('unsure', colony_id=ids[k]), 200)
         show(
-            'inspect.verdict',
+            'inspection.verdict',
             np.median(stored),
             'ms',
             f'a verdict on disk, with lock and flush (slowest of 200: {max(stored):.0f})',
@@ -167,7 +167,7 @@ if __name__ == '__main__':
         )
         both = each(lambda k: w.act('verdict', 'unsure'), 20)
         show(
-            'inspect.verdict_and_view',
+            'inspection.verdict_and_view',
             np.median(both),
             'ms',
             f'a verdict, and the view of the next patch (slowest of 20: {max(both):.0f})',
@@ -176,7 +176,7 @@ if __name__ == '__main__':
         a.act('large')
         following = each(lambda k: a.act('class', 'Dense'), 50)
         show(
-            'inspect.next_image',
+            'inspection.next_image',
             np.median(following),
             'ms',
             f'verdict and next colony in the annotator (slowest of 50: {max(following):.0f})',
@@ -190,9 +190,9 @@ if __name__ == '__main__':
             ),
             ('inspect', ['inspect', str(run)], '[data-pane=gallery] img'),
         ):
-            printed, took, memory, later = opening([name, *command], picture)
+            printed, took, memory, later = opening(command, picture)
             show(
-                f'{name}.first_pictures',
+                f'inspection.first_pictures.{name}',
                 took,
                 's',
                 f'from opening the page to decoded pictures in Chromium; ipb {name} prints the address after '
@@ -207,7 +207,7 @@ if __name__ == '__main__':
             dict(page=('[data-pane=gallery]', '[aria-label="page on"]', 12)),
         )
         show(
-            'inspect.page_in_browser',
+            'inspection.page_in_browser',
             np.median(found['page']),
             'ms',
             f'from the click to {PAGE_SIZE} decoded patches in Chromium (slowest of 12: {max(found["page"]):.0f})',
@@ -221,7 +221,7 @@ if __name__ == '__main__':
             dict(next=('[data-pane=main]', '[data-pane=guide] [data-value=Dense]', 40)),
         )
         show(
-            'inspect.next_in_browser',
+            'inspection.next_in_browser',
             np.median(found['next']),
             'ms',
             f'from the click on a class to the next page state, decoded, in Chromium (slowest of 40: '

@@ -9,6 +9,7 @@ __all__ = ['COMMANDS', 'find_command', 'next_command', 'help_text', 'run', 'over
 import difflib
 import os
 import sys
+from contextlib import contextmanager
 from importlib import import_module, resources
 from pathlib import Path
 
@@ -104,6 +105,16 @@ def help_text(
     return (resources.files('ipb_nb') / 'assets' / 'help' / f'{name}.txt').read_text(encoding='utf-8')
 
 
+@contextmanager
+def _while_read():
+    "A reader may close the output before its end, as `head` does: no error."
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _run(name, args):
     if {'-h', '--help'} & set(args):
         return print(help_text(name), end='')
@@ -112,6 +123,7 @@ def _run(name, args):
         print(f'next: {next_command(name, args)}')
 
 
+@_while_read()
 def run():
     "Run the command that this process was started as."
     _run(Path(sys.argv[0]).stem, sys.argv[1:])
@@ -146,6 +158,7 @@ def completion() -> str:
     return '\n'.join([*head, *first, *case, *tail, f'complete -o default -F _ipb ipb {" ".join(COMMANDS)}', ''])
 
 # %% ../nbs/71_commands.ipynb #ipbone03
+@_while_read()
 def ipb(
     args: list = None,  # None: those of the process
 ):

@@ -157,8 +157,8 @@ def run_command(
         with CtrlC():
             f(**{k: v for k, v in values.items() if k not in ('pdb', 'xtra')})
             sys.stdout.flush()
-    except BrokenPipeError:  # what reads the output has read enough, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:
+        raise  # (no error of the command)
     except (InputError, OSError) as e:
         more = ' Is the disk full?' * (' requested and ' in f'{e}')  # (NumPy says how many bytes it wrote)
         sys.exit(f'{f.__name__.replace("_", "-")}: {e}{more}')

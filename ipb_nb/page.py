@@ -11,6 +11,7 @@ import base64
 import io
 from functools import lru_cache, partial
 from importlib import resources
+from weakref import ref
 
 import cv2
 import jinja2
@@ -85,9 +86,13 @@ def data_uri(
 
 # %% ../nbs/41_page.ipynb #crop0002
 @lru_cache(maxsize=256)
+def _decoded(dataset, colony_id):
+    return dataset().colony(colony_id)
+
+
 def cached_colony(ds: ColonyDataset, colony_id: str) -> Colony:
-    "A colony of a dataset, decoded once."
-    return ds.colony(colony_id)
+    "A colony of a dataset, decoded once; a dataset that is not used any more is not kept for it."
+    return _decoded(ref(ds), colony_id)
 
 
 def to_bgr(

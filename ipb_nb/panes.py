@@ -20,6 +20,7 @@ from functools import lru_cache, partial
 from importlib import import_module
 from pathlib import Path
 from threading import Thread
+from weakref import ref
 
 import anywidget
 import cv2
@@ -38,7 +39,13 @@ from .page import apply_contrast, cached_colony, data_uri, draw_outline, read_as
 from .serve import PageServer
 
 # %% ../nbs/60_panes.ipynb #36f656de
-_frame = lru_cache(maxsize=8)(dataset_picture)  # (those of several channels are large)
+@lru_cache(maxsize=8)  # (those of several channels are large)
+def _read_frame(dataset, source):
+    return dataset_picture(dataset(), source)
+
+
+def _frame(ds, source):
+    return _read_frame(ref(ds), source)
 
 # %% ../nbs/60_panes.ipynb #40e49671
 def surroundings(

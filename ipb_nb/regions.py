@@ -30,7 +30,6 @@ from ipb_nb.core import (
 from .crop import Colony
 from .dataset import ColonyDataset, annotator_log
 from .folders import append_csv
-from .patch import MIN_FRACTION, patch_sums, patch_window
 from .split import Split
 
 # %% ../nbs/16_regions.ipynb #regn0006
@@ -314,6 +313,8 @@ def region_corners(
     small: str = 'context',  # small colonies: context (with their surroundings) or enlarge
 ) -> list:  # for each class: int (n, 2) y, x in `colony.image`
     "The corners of all patches that have a true class; as always, a quarter of a patch must be colony where it allows."
+    from ipb_nb.patch import MIN_FRACTION, patch_sums, patch_window  # (needs PyTorch, which painting does not)
+
     y0, x0, y1, x1, side = patch_window(colony, scale, small)
     window = np.s_[y0:y1, x0:x1]
     drawn, inside = np.pad(painted, colony.missing)[window], np.ascontiguousarray(colony.mask[window])

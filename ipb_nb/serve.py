@@ -6,6 +6,7 @@
 __all__ = ['IDLE_S', 'PageServer']
 
 # %% ../nbs/59_serve.ipynb #serv0003
+import gc
 import hmac
 import json
 import re
@@ -122,6 +123,8 @@ def close(self: PageServer, name):
             self.early.add(name)
     if window:
         window.widget.close()
+        del window
+        gc.collect()  # (a widget and its tables refer to each other, and are large)
 
 # %% ../nbs/59_serve.ipynb #sv0905
 @patch

@@ -234,3 +234,17 @@ def test_a_failing_run_says_where(dataset, tiny, tmp_path):
     with pytest.raises(InputError, match='train.ipynb: found RuntimeError: the lamp went out'):
         train_in_notebook(ExperimentConfig(**tiny), dataset, tmp_path / 'run', tmp_path / 'nb.ipynb')
     assert [f.name for f in (tmp_path / 'run').iterdir()] == ['train.ipynb']
+
+
+@pytest.mark.parametrize('line', ['', 'completion', 'train --help', 'new project'])
+def test_a_reader_that_has_read_enough_is_no_error(line, tmp_path):
+    ours, theirs = os.pipe()
+    os.close(ours)
+    r = subprocess.run([BIN / 'ipb', *line.split()], stdout=theirs, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    os.close(theirs)
+    assert (r.returncode, r.stderr) == (0, '')
+
+
+def test_pages_open_before_pytorch_is_loaded():
+    code = 'import sys, ipb_nb.annotate, ipb_nb.inspect, ipb_nb.learn; print("torch" in sys.modules)'
+    assert subprocess.check_output([sys.executable, '-c', code], text=True).strip() == 'False'

@@ -3,6 +3,7 @@
 import base64
 import time
 from threading import Thread
+from weakref import ref
 
 import numpy as np
 import pandas as pd
@@ -95,6 +96,15 @@ def test_a_page_says_what_it_waits_for_and_that_the_server_is_gone(cells, driver
         s.shutdown()
     w.press('1')
     w.wait(lambda: 'The server has stopped' in w.all('#status')[0].text)
+
+
+def test_a_closed_window_gives_back_its_memory(cells):
+    s = page_server('ipb_nb.annotate:ColonyAnnotator', dict(ds=str(cells), by='eve', among='all'))
+    s.open('a')
+    widget = ref(s.windows['a'].widget)
+    s.close('a')
+    s.server_close()
+    assert widget() is None
 
 
 def test_as_many_thumbnails_as_the_window_holds(page, driver):
