@@ -295,6 +295,8 @@ def _detail_html(s, thumbs):
 class MisclassifiedExplorer(PicturePanes):
     "Go through a run's predictions, and say whose mistakes they are. `state` does the work; this shows it."
 
+    later = ('ipb_nb.student',)
+
     def __init__(
         self,
         run,  # run folder, or a `Run`

@@ -19,7 +19,7 @@ import webbrowser
 from functools import lru_cache, partial
 from importlib import import_module
 from pathlib import Path
-from threading import Thread
+from threading import Thread, Timer
 from weakref import ref
 
 import anywidget
@@ -243,6 +243,7 @@ def keyboard_shortcuts(
 class Panes(anywidget.AnyWidget):
     "HTML in named panes (methods html_…); what is clicked, chosen or pressed arrives at `act`, and from there at do_…"
 
+    later = ()  # slow modules, which a page loads once its first pictures are there
     _esm, _css = read_asset('panes.js'), read_asset('panes.css')
     kind = traitlets.Unicode().tag(sync=True)
     names = traitlets.List().tag(sync=True)
@@ -391,6 +392,12 @@ class Problem(Panes):
 THEMES = ('system', 'light', 'dark')
 
 
+def _load_later(modules):
+    timer = Timer(1, lambda: [import_module(m) for m in modules])
+    timer.daemon = True
+    timer.start()
+
+
 def page_server(
     widget: str,  # module:class, like ipb_nb.annotate:ColonyAnnotator
     kw: dict,  # its arguments
@@ -405,7 +412,9 @@ def page_server(
         say('loading the library')
         kind = getattr(import_module(module), name)
         say('reading the data, drawing the first pictures')
-        return Problem.of(lambda: kind(**kw))
+        widget = Problem.of(lambda: kind(**kw))
+        _load_later(widget.later)
+        return widget
 
     return PageServer(make, name, port, theme, token)
 
