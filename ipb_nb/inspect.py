@@ -295,7 +295,7 @@ def _detail_html(s, thumbs):
 class MisclassifiedExplorer(PicturePanes):
     "Go through a run's predictions, and say whose mistakes they are. `state` does the work; this shows it."
 
-    later = ('ipb_nb.student',)
+    later = ('ipb_nb.student', 'timm')
 
     def __init__(
         self,
