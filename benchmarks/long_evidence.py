@@ -58,7 +58,8 @@ def with_few_labels(ds, base, name, number):
         part = rows.part.where(rows.part == 'T', 'U')
         parts.append(rows.assign(part=part.where(~rows.index.isin(chosen), 'L')))
     nothing = pd.DataFrame(columns=['colony_id', 'fold', 'reason'])
-    write_split(ds, name, pd.concat(parts), nothing, frozen=base.name, by=base.info['by'], folds=3, test=0.3)
+    same = {k: base.info[k] for k in ('by', 'folds', 'test')}
+    write_split(ds, name, pd.concat(parts), nothing, frozen=base.name, **same)
 
 
 BUDGETS = dict(
