@@ -117,9 +117,10 @@ def _save(axes, out, name, alt, caption):
     "The figure as a file and as part of the page."
     fig = np.ravel(axes)[0].figure
     (out / 'figures').mkdir(exist_ok=True)
-    with atomic_path(out / 'figures' / f'{name}.png') as tmp:
+    file = out / 'figures' / f'{name}.png'
+    with atomic_path(file) as tmp:
         fig.savefig(tmp, format='png', dpi=200, facecolor='w')
-    return picture(axes, alt, caption)
+    return picture(axes, alt, caption, file)
 
 # %% ../nbs/52_answers.ipynb #5bd45a14
 def _when(since):

@@ -11,6 +11,7 @@ import base64
 import io
 from functools import lru_cache, partial
 from importlib import resources
+from pathlib import Path
 from weakref import ref
 
 import cv2
@@ -67,12 +68,15 @@ def picture(
     axes,  # of matplotlib, one or an array
     alt: str,  # for readers who do not see it
     caption: str,
+    file=None,  # a PNG of it, if there is one already
 ) -> Markup:
     "The figure of `axes` as a PNG within the page; the figure is closed."
     fig, f = np.ravel(axes)[0].figure, io.BytesIO()
-    fig.savefig(f, format='png', dpi=110, facecolor='w')
+    if not file:
+        fig.savefig(f, format='png', dpi=110, facecolor='w')
     plt.close(fig)
-    png, width = base64.b64encode(f.getvalue()).decode(), round(fig.get_figwidth() * 85)
+    png = base64.b64encode(Path(file).read_bytes() if file else f.getvalue()).decode()
+    width = round(fig.get_figwidth() * 85)
     return render(read_asset('page-picture.html'), png=png, width=width, alt=alt, caption=caption)
 
 # %% ../nbs/41_page.ipynb #duri0001

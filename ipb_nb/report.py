@@ -352,7 +352,7 @@ def _item(f, c, folder):
     o.save(folder)
     if isinstance(o, Table):
         return dict(name=o.name, title=o.title, table=o.html(), note=o.note)
-    return dict(name=o.name, title=o.title, figure=picture(o.axes, o.title, o.caption))
+    return dict(name=o.name, title=o.title, figure=picture(o.axes, o.title, o.caption, folder / f'{o.name}.png'))
 
 # %% ../nbs/45_report.ipynb #37f01508
 _DETAILS = 12  # up to so many runs, each has a section of its own

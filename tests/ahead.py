@@ -4,10 +4,12 @@ The tests of the wheel, of `python -m ipb_nb` and of `python -c` start them as a
 
 import atexit
 import gc
+import hashlib
 import json
 import multiprocessing.util
 import os
 import runpy
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,7 +17,8 @@ import sys
 import tempfile
 import threading
 from contextlib import suppress
-from functools import partialmethod
+from functools import partialmethod, wraps
+from inspect import signature
 from multiprocessing import forkserver
 from pathlib import Path
 from selectors import EVENT_READ, DefaultSelector
@@ -103,6 +106,39 @@ def import_all():
     assert threading.active_count() == 1 and len(os.listdir('/proc/self/task')) == 1
 
 
+def share_simulations():
+    "What several notebooks simulate with the same arguments is simulated once, and copied."
+    from filelock import FileLock
+
+    from ipb_nb import simulate
+
+    kept = Path(os.environ['IPB_AHEAD']).parent / 'simulated'
+    kept.mkdir(exist_ok=True)
+
+    def shared(f):
+        @wraps(f)
+        def simulated(dest, *args, **kwargs):
+            given = signature(f).bind(dest, *args, **kwargs)
+            given.apply_defaults()
+            own = sorted((k, v) for k, v in given.arguments.items() if k not in ('dest', 'workers', 'overwrite'))
+            made = kept / hashlib.sha256(repr((f.__name__, own)).encode()).hexdigest()
+            if Path(dest).exists():
+                return f(dest, *args, **kwargs)
+            with FileLock(f'{made}.lock'):
+                if not made.exists():
+                    f(part := f'{made}.part', *args, **kwargs)
+                    os.rename(part, made)
+            shutil.copytree(made, dest)
+            return simulate.Experiment(dest) if f is simulate_experiment else simulate.ColonyDataset(dest)
+
+        return simulated
+
+    simulate_experiment = simulate.simulate_experiment
+    simulate.simulate_experiment, simulate.simulate_dataset = map(
+        shared, (simulate_experiment, simulate.simulate_dataset)
+    )
+
+
 def become(asked, files):
     "Be the command: its standard streams, folder, environment and arguments."
     for k, f in enumerate(files):
@@ -118,6 +154,8 @@ def become(asked, files):
     sys.path[:1] = [os.path.dirname(sys.argv[0]), *more]
     signal.signal(signal.SIGINT, signal.default_int_handler)
     subprocess.Popen = Popen
+    if sys.argv[0].endswith('nbdev_test'):
+        share_simulations()
     if not sys.argv[0].endswith(('-inspect', '-annotate')):
         with patch.object(multiprocessing.util, 'spawnv_passfds', fork):
             forkserver.ensure_running()
@@ -150,7 +188,7 @@ def serve(folder):
             if key.fileobj == 0:
                 door.close()
                 os.unlink(f'{folder}/socket')
-                os.rmdir(folder)
+                shutil.rmtree(folder)
                 os._exit(0)
             elif key.fileobj is door:
                 answers, _ = door.accept()
