@@ -35,7 +35,7 @@ from tqdm import tqdm
 from .classes import plain_text
 from .core import InputError, atomic_path, class_colors, write_csv
 from .distributed import average, rank
-from .records import CheckpointFile, read_record
+from .records import CheckpointFile, NewerFormat, read_record
 from .split import SCORED_ON
 
 # %% ../nbs/19_checkpoint.ipynb #5041cd35
@@ -157,6 +157,8 @@ class Checkpoints:
                     raise ValueError('not the tensors that were saved')
                 self.n = int(f.stem)
                 return found | dict(state=unpack(load_file(tensors), found['state']))
+            except NewerFormat:
+                raise
             except (OSError, ValueError, KeyError, SafetensorError) as e:
                 print(f'{f}: not whole ({e}); the state before it counts.', file=sys.stderr)
 

@@ -321,7 +321,7 @@ def _begin(dest, p, resume):
     done = (dest / 'colonies.csv').exists() and not state.exists()
     if not state.exists() and not done:
         check_new(dest)
-        write_json(p, state)
+        write_json(dict(format_version=1) | p, state)
         return False
     if not resume:
         found = 'a finished dataset' if done else 'an unfinished detection'
@@ -344,7 +344,7 @@ def _scales(dest, frames, p):
         gains = {}
         if p['flat_field']:
             gains = {plate: flat_field(own, limits).tolist() for plate, own in frames.groupby('plate')}
-        write_json(dict(limits=limits, gains=gains), file)
+        write_json(dict(format_version=1, limits=limits, gains=gains), file)
     scales = read_record(file, ScalesFile)
     return scales['limits'], {plate: np.array(gain, np.float32) for plate, gain in scales['gains'].items()}
 
@@ -435,7 +435,7 @@ def _store(dest, r):
         (dest / name).write_bytes(data)
     with atomic_path(dest / '.detect' / f'{r["stem"]}.npz') as tmp:
         tmp.write_bytes(r['thumbs'])
-    write_json({k: r[k] for k in _RECORD}, dest / '.detect' / f'{r["stem"]}.json')
+    write_json(dict(format_version=1) | {k: r[k] for k in _RECORD}, dest / '.detect' / f'{r["stem"]}.json')
     return dict(colonies=len(r['rows']))
 
 # %% ../nbs/13_detect.ipynb #6210b83e

@@ -107,6 +107,11 @@ def _same_run(run, cfg, data, out):
         raise InputError(Path(data) / 'regions', 'regions painted since', 'those that the run began with', todo)
 
 # %% ../nbs/32_experiment.ipynb #f14130c5
+def _is_other(f):
+    "Is a file neither hidden nor the notebook of a run that ended before it began?"
+    return not f.name.startswith('.') and not (f.name == 'train.ipynb' and b'"papermill": {' in f.read_bytes())
+
+
 def _check_folder(cfg, data, out, resume):
     "Raise an `InputError` unless a run can begin in a folder, or be resumed there."
     if (out / 'run.json').exists():
@@ -116,7 +121,7 @@ def _check_folder(cfg, data, out, resume):
         done = run.get('state') == 'done'
         todo = 'Choose another folder, or ' + ('remove this one.' if done else 'go on with it: --resume.')
         raise InputError(out, f'a run ({run_state(out)})', 'a new folder', todo)
-    if out.exists() and (not out.is_dir() or any(not f.name.startswith('.') for f in out.iterdir())):
+    if out.exists() and (not out.is_dir() or any(map(_is_other, out.iterdir()))):
         raise InputError(out, 'other files', 'a new or empty folder', 'Choose another folder.')
 
 # %% ../nbs/32_experiment.ipynb #873a54a7
@@ -522,12 +527,14 @@ def _watch(cfg, out, valid_is):
 # %% ../nbs/32_experiment.ipynb #5ba0c496
 @contextmanager
 def _kept(partial, done):
-    "A notebook gets its name when it has ended, also by an error."
+    "A notebook gets its name when it has ended, also by an error; half of one, from a full disk, is removed."
     try:
         yield
     finally:
-        if partial.exists():
+        with suppress(InputError):
+            read_json(partial)
             os.replace(partial, done)
+        partial.unlink(missing_ok=True)
 
 
 def run_notebook(

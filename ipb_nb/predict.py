@@ -369,7 +369,7 @@ def _store(out, results):
         for kind, suffix in (('map', 'png'), ('overlay', 'jpg')):
             if kind in r:
                 (out / f'{kind}s' / f"{r['stem']}.{suffix}").write_bytes(r.pop(kind))
-        write_json(r, out / '.predict' / f"{r['stem']}.json")
+        write_json(dict(format_version=1) | r, out / '.predict' / f"{r['stem']}.json")
     return sum(len(r['rows']) for r in results)
 
 # %% ../nbs/53_predict.ipynb #8bc8ab1f

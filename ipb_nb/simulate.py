@@ -310,7 +310,7 @@ def _resume(dest, params):
     else:
         check_new(dest, 'files that are no simulated experiment')
     if known is None:
-        info = dict(parameters=params, state='running', classes=CLASSES, treatment=TREATMENT)
+        info = dict(format_version=1, parameters=params, state='running', classes=CLASSES, treatment=TREATMENT)
         write_json(info | mishaps(params), f)
     for k in [*params, 'markers']:
         if known and known.get(k, _MISSING.get(k)) != params.get(k, _MISSING.get(k)):

@@ -42,7 +42,7 @@ from .folders import file_name
 from .jobs import dask_client, starts_afresh
 from .kernel import environment, kernel_ahead
 from .patch import patch_scales
-from .records import MetricsFile, RunFile, SweepFile, read_record
+from .records import MetricsFile, RunFile, SweepFile, read_record, whole_record
 from .run import damaged
 from .training import estimate_run
 
@@ -233,12 +233,11 @@ def state_of(
 ) -> tuple:  # todo, running, stopped, failed, damaged or done; and the error or the damaged files
     "The state of a run, from its folder."
     f = Path(out) / 'run.json'
-    try:
-        run = read_record(f, RunFile) if f.exists() else None
-    except InputError:
-        return 'damaged', 'run.json'
-    if run is None:
+    if not f.exists():
         return 'todo', ''
+    run = whole_record(f, RunFile)
+    if run is None:
+        return 'damaged', 'run.json'
     if run.get('state') != 'done':
         state = run_state(out)
         return 'todo' if state == 'none' else state, run.get('error') or ''
@@ -502,10 +501,7 @@ def _check_same(runs, data, out):
     "Raise an `InputError` where an existing run is not the one that the grid describes."
     for name, cfg in runs.items():
         f = Path(out) / name / 'run.json'
-        try:
-            old = read_record(f, RunFile) if f.exists() else None
-        except InputError:
-            old = None  # (damaged: it is repeated)
+        old = whole_record(f, RunFile)  # (a damaged one is repeated)
         if old and (d := differs(old, cfg)):
             field, was, now = d
             do = 'The grid has changed: choose another --out, or give the row another name.'

@@ -8,13 +8,14 @@ import shutil
 import signal
 import sys
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from zlib import crc32
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from disks import Disk
 from ipb_nb.commands import find_command
 from ipb_nb.core import InputError, run_command
 from ipb_nb.dataset import ColonyDataset
@@ -79,7 +80,8 @@ def be(place, said, room, ledger, line, seed):
 class Chaos:
     "An experiment, and what was done to it."
 
-    def __init__(self, folder, class_folders, seed):
+    def __init__(self, folder, class_folders, seed, disk):
+        self.disk, self.full = disk, 0
         self.place, self.rng, self.seed, self.done = folder / 'experiment', np.random.default_rng(seed), seed, []
         self.ledger = os.open(folder / 'ledger', os.O_CREAT | os.O_WRONLY | os.O_APPEND)
         self.noted, self.sayings = folder / 'ledger', folder / 'said'
@@ -126,7 +128,10 @@ class Chaos:
         "One command, two, or the same one twice; each whole, killed, or without room."
         first = self.any_command()
         lines = [[first], [first, first], [first, self.any_command()]][self.rng.integers(3)]
-        kill, room = self.rng.random() < 0.5, self.rng.random() < 0.25
+        kill, room, full = self.rng.random() < 0.5, self.rng.random() < 0.25, self.rng.random() < 0.25
+        if full and self.disk:
+            self.disk.leave(int(self.rng.choice([0, 5_000, 100_000, 1_000_000])))
+            self.full += 1
         runs = [self.start(o, int(self.rng.choice([0, 200, 5_000, 100_000])) if room else 0) for o in lines]
         if kill:
             time.sleep(self.rng.exponential(1.0))
@@ -138,6 +143,8 @@ class Chaos:
             text = said.read_text(errors='replace')
             assert p.exitcode in ((0, 1, -signal.SIGKILL) if kill else (0, 1)), (p.exitcode, lines, text)
             assert 'Traceback' not in text, (lines, text)
+        if full and self.disk:
+            self.disk.leave(1 << 30)
 
     def to_the_end(self):
         "Every command once more, without disturbance: it ends, or it had ended."
@@ -160,11 +167,21 @@ def same_tables(a, b):
         assert f.name == 'manifest.csv' or f.read_bytes() == (b / f.relative_to(a)).read_bytes(), f
 
 
-def test_chaos(class_folders, tmp_path):
+@pytest.fixture
+def disk(tmp_path):
+    "A disk for the experiment; None where none can be mounted: then only files are bounded."
+    with ExitStack() as stack:
+        try:
+            yield stack.enter_context(Disk(tmp_path / 'experiment'))
+        except pytest.skip.Exception:
+            yield None
+
+
+def test_chaos(class_folders, tmp_path, disk):
     pytest.importorskip('resource')
     seed = int(os.environ.get('IPB_CHAOS_SEED', time.time_ns() % 10**6))
     print(f'IPB_CHAOS_SEED={seed}')  # (shown where the test fails)
-    chaos = Chaos(tmp_path, class_folders, seed)
+    chaos = Chaos(tmp_path, class_folders, seed, disk)
     first, end = len(chaos.done), time.monotonic() + float(os.environ.get('IPB_CHAOS_SECONDS', 300))
     while time.monotonic() < end:
         chaos.round()
@@ -194,4 +211,4 @@ def test_chaos(class_folders, tmp_path):
     assert names == numbered | once, names ^ (numbered | once)  # nothing lies outside
     assert {o.parts[0] for o in left(tmp_path)} == {'experiment', 'ledger', 'said'}
     assert not [o for o in left(place) if '.partial' in o.name]
-    print(f'{commands} commands, {len(noted)} verdicts')
+    print(f'{commands} commands, {chaos.full} times on a full disk, {len(noted)} verdicts')

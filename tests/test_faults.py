@@ -15,7 +15,9 @@ import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipb_nb.core import InputError
+from ipb_nb import detect
+from ipb_nb.checkpoint import Checkpoints
+from ipb_nb.core import InputError, read_json, write_json
 from ipb_nb.crop import colony_row
 from ipb_nb.dataset import ColonyDataset, write_dataset
 from ipb_nb.detect import detect_dataset
@@ -23,6 +25,7 @@ from ipb_nb.folders import _holder, file_name, hold, leads_out
 from ipb_nb.importers import import_csv, import_folders
 from ipb_nb.simulate import simulate_experiment
 from ipb_nb.split import Split, save_split
+from ipb_nb.sweep import state_of
 from ipb_nb.worklist import assign
 from starts import copying
 
@@ -308,6 +311,36 @@ def test_what_lies_in_the_place_of_a_record_is_none(fields, tmp_path, monkeypatc
     for text, stem in {'{"camera": "Zyla"}': 'wells.ome', '[]': 'colonies.ome', 'no JSON': 'scales.ome'}.items():
         (tmp_path / 'ds' / '.detect' / f'{stem}.json').write_text(text)
     assert len(detect_dataset(fields, tmp_path / 'ds', resume=True)) == 4
+
+
+def test_what_a_newer_version_noted_is_refused_and_stays(fields, tmp_path, monkeypatch):
+    detect_all = detect._detect_all
+    with pytest.raises(ZeroDivisionError), monkeypatch.context() as m:
+        m.setattr(detect, '_detect_all', lambda *args: [detect_all(*args), 1 / 0])
+        detect_dataset(fields, tmp_path / 'ds')
+    notes = sorted((tmp_path / 'ds' / '.detect').glob('*.json'))
+    assert {'.parameters', '.scales'} < {f.stem for f in notes} and len(notes) == 6
+    for f in notes:
+        before = read_json(f)
+        assert before['format_version'] == 1
+        write_json(before | dict(format_version=2), f)
+        with pytest.raises(InputError, match=rf'{re.escape(f.name)}, format_version: found 2.*update ipb_nb'):
+            detect_dataset(fields, tmp_path / 'ds', resume=True)
+        assert read_json(f)['format_version'] == 2
+        del before['format_version']  # as an older version wrote it
+        write_json(before, f)
+    assert len(detect_dataset(fields, tmp_path / 'ds', resume=True)) == 4
+
+
+def test_states_and_runs_of_a_newer_version_are_not_made_again(tmp_path):
+    for name, read in {
+        '00001.json': lambda: Checkpoints(tmp_path).load(),
+        'run.json': lambda: state_of(tmp_path),
+    }.items():
+        write_json(dict(format_version=2), tmp_path / name)
+        with pytest.raises(InputError, match=f'{name}, format_version: found 2.*update ipb_nb'):
+            read()
+        (tmp_path / name).unlink()
 
 
 def with_little_room(size, work, args, said):

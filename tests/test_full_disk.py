@@ -9,7 +9,7 @@ import pytest
 
 from disks import Disk
 from ipb_nb.dataset import ColonyDataset
-from test_kills import Trial, below, given  # noqa: F401 (a fixture)
+from test_kills import COMMANDS, Trial, below, given  # noqa: F401 (a fixture)
 
 pytestmark = pytest.mark.long
 LABEL = """import sys
@@ -19,7 +19,7 @@ try:
     ds.annotate(ds.colonies.index[0], 'fine', 'ana')
 except OSError as e:
     sys.exit(str(e))"""
-MORE = 'import add split annotate verdict detect predict report'.split()
+MORE = [*COMMANDS, 'verdict']
 
 
 @pytest.fixture

@@ -27,6 +27,7 @@ BIN = Path(sys.executable).parent
 TINY = dict(pretrain_epochs=1, epochs=3, steps=12, batch_size=8, scales='32', threshold=0.34, finetune=1, threads=1)
 FIELDS = [str(o) for k, v in TINY.items() for o in (f'--{k}', v)]
 COMMANDS = {
+    'new': 'new project',
     'simulate': 'simulate exp --preset tiny --wells 2 --frames 3 --size 480 --crops cells',
     'simulate --colonies': 'simulate cells --colonies 30 --annotators 2',
     'detect': 'detect {given}/exp/raw cells --truth {given}/exp/truth --contact_sheet --resume',
