@@ -114,7 +114,7 @@ def test_demo_makes_a_report(installed, tmp_path, tiny):
     (tmp_path / 'rows.yaml').write_text(f'defaults: {json.dumps(tiny)}\nrows:\n  ipb: {{}}\n')
     (tmp_path / 'demo').mkdir()
     (tmp_path / 'demo' / 'mine.txt').write_text('stays')
-    said = call(installed / 'ipb-demo', '--dest', 'demo', '--colonies', 40, '--config', 'rows.yaml', cwd=tmp_path)
+    said = call(installed / 'ipb-demo', '--dest', 'demo', '--colonies', 80, '--config', 'rows.yaml', cwd=tmp_path)
     assert 'report.html' in said and (tmp_path / 'demo' / 'ipb' / 'train.ipynb').exists()
     assert (tmp_path / 'demo' / 'mine.txt').read_text() == 'stays'
 
