@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 MAKEFLAGS += --no-print-directory
 root := $(filter 0,$(shell id -u))
 
-.PHONY: help demo lab test test-fast test-spawn test-long bench gpu docs format export browser clean
+.PHONY: help demo lab test test-fast test-spawn test-long bench gpu audit docs format export browser clean
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | awk -F '\t' '{ printf "make %-10s %s\n", $$1, $$2 }'
@@ -34,6 +34,9 @@ bench: .venv/.stamp  ## the benchmarks, or some: make bench ONLY=demo
 gpu: .venv/.stamp  ## what needs a GPU: does it agree with the CPU, how fast is it, the paper's networks
 	@.venv/bin/python benchmarks/gpu.py
 
+audit: .venv-audit/.stamp  ## have the pinned packages known vulnerabilities? (asks PyPI; one without an answer is an error)
+	@.venv-audit/bin/pip-audit --strict --disable-pip --no-deps -r constraints.txt
+
 docs: .venv-docs/.stamp  ## the documentation site in _docs/site, without executing anything; its links are checked
 	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python .ci/docs.py
 
@@ -53,6 +56,10 @@ clean:  ## remove caches, build folders and runs/demo; .venv and .venv-docs stay
 .venv-docs/.stamp: docs/requirements.txt
 	@$${PYTHON:-python3} -m venv .venv-docs && .venv-docs/bin/python -m pip install -q -r docs/requirements.txt
 	@touch .venv-docs/.stamp
+
+.venv-audit/.stamp:
+	@$${PYTHON:-python3} -m venv .venv-audit && .venv-audit/bin/python -m pip install -q pip-audit==2.10.1
+	@touch .venv-audit/.stamp
 
 .venv/.stamp: constraints.txt settings.ini setup.py
 	@.ci/setup
