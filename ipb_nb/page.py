@@ -90,7 +90,7 @@ def data_uri(
 
 # %% ../nbs/41_page.ipynb #crop0002
 @lru_cache(maxsize=256)
-def _decoded(dataset, colony_id):
+def _decoded(dataset, colony_id):  # (the dataset by a weak reference)
     return dataset().colony(colony_id)
 
 
