@@ -10,6 +10,7 @@ downloaded: the colonies are simulated. `--rehearse` runs every part on whatever
 temporary file."""
 
 import argparse
+import atexit
 import hashlib
 import json
 import os
@@ -376,7 +377,7 @@ def start_fast():
     import ahead
 
     subprocess.Popen = ahead.Popen
-    return ahead.start()  # (ends with this process)
+    atexit.register(ahead.start().communicate)
 
 
 def everything(args):
@@ -384,8 +385,8 @@ def everything(args):
     print(here, flush=True)
     if not GPU and not args.rehearse:
         sys.exit('No GPU: torch.cuda.is_available() is False. --rehearse runs every part, tiny, on the CPU.')
-    if sys.platform == 'linux' and not GPU and 'IPB_AHEAD' not in os.environ:
-        copied = start_fast()  # noqa: F841
+    if args.rehearse and sys.platform == 'linux' and 'IPB_AHEAD' not in os.environ:
+        start_fast()
     with tempfile.TemporaryDirectory() as d:
         results = Path(d) / 'gpu.jsonl' if args.rehearse else RESULTS
         folder = args.folder or d

@@ -15,8 +15,10 @@ from figures import show
 from selenium.webdriver.common.by import By
 
 from ipb_nb.annotate import ColonyAnnotator
+from ipb_nb.config import ExperimentConfig
 from ipb_nb.core import read_table, write_csv
 from ipb_nb.dataset import ColonyDataset
+from ipb_nb.experiment import train
 from ipb_nb.inspect import MisclassifiedExplorer
 from ipb_nb.inspection import PAGE_SIZE
 from ipb_nb.panes import app_command
@@ -27,6 +29,7 @@ from ipb_nb.split import save_split
 sys.path.append(str(Path(__file__).parent.parent / 'tests'))
 from browser import chromium  # noqa: E402
 
+LOOKED = 8  # seconds, at the first colony
 ABOUT = '20,000 test colonies in 40,000 rows that share 600 simulated crops'
 
 
@@ -94,8 +97,15 @@ def opening(command, picture):
             server.terminate()
 
 
-def in_browser(d, widget, kw, ready, clicks):
-    "Milliseconds from a click to the picture that follows, in Chromium on a page."
+def short_run(d):
+    "A run of preset quick on simulated colonies, of a few steps: its student answers as fast as any."
+    ds = simulate_dataset(d / 'few', 60, workers=2)
+    save_split(ds, by='random', labeled=0.35, test=0.35, folds=1)
+    return train(ExperimentConfig(pretrain_epochs=1, epochs=1, steps=2), ds.path, d / 'short')
+
+
+def in_browser(d, widget, kw, ready, clicks, seconds=0):
+    "Milliseconds from a click, some seconds after the page is there, to the picture that follows, in Chromium."
     args, env, url = app_command(widget, kw, d)
     server = subprocess.Popen(args, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     driver = chromium()
@@ -119,6 +129,7 @@ def in_browser(d, widget, kw, ready, clicks):
                 pass
         while not driver.find_elements(By.CSS_SELECTOR, ready):
             time.sleep(0.2)
+        time.sleep(seconds)
         return {
             what: [driver.execute_async_script(wait, pane, button) for _ in range(n)]
             for what, (pane, button, n) in clicks.items()
@@ -212,6 +223,21 @@ if __name__ == '__main__':
             'ms',
             f'from the click to {PAGE_SIZE} decoded patches in Chromium (slowest of 12: {max(found["page"]):.0f})',
             300,
+        )
+        found = in_browser(
+            d,
+            'ipb_nb.inspect:MisclassifiedExplorer',
+            dict(run=str(short_run(d))),
+            '[data-pane=gallery] img',
+            dict(patches=('[data-pane=detail]', '[data-do=grid]', 1)),
+            LOOKED,
+        )
+        show(
+            'inspection.all_patches',
+            found['patches'][0] / 1000,
+            's',
+            f'the first click on "all patches", {LOOKED} s after the page is there, to its picture; preset quick, CPU',
+            2,
         )
         found = in_browser(
             d,

@@ -14,12 +14,12 @@ import pandas as pd
 from filelock import FileLock
 from tqdm import tqdm
 
-from .core import InputError, atomic_path, stable_hash, write_json
+from .core import InputError, atomic_path, stable_hash
 from .channels import is_grey
 from .crop import BOX, grey_statistics, to_planes
 from .dataset import ColonyDataset
 from .metric import macro_difference
-from .records import LoopFile, read_record
+from .records import LoopFile, read_record, write_record
 from .split import lineages
 from .worklist import by_margin, few_of_a_track, in_turn
 
@@ -152,7 +152,7 @@ def held_aside(
             raise InputError('share', share, 'between 0 and 1', 'For example 0.25.')
         drawn = units.drop_duplicates().sample(frac=1, random_state=seed)
         held = units[units.isin(drawn.iloc[: max(round(share * len(drawn)), 1)])]
-        write_json(dict(format_version=1, share=share, seed=seed, held_aside=list(held.index)), f)
+        write_record(dict(share=share, seed=seed, held_aside=list(held.index)), f)
     info = read_record(f, LoopFile)
     ids = info['held_aside']
     own = units[units.isin(units[units.index.isin(ids)])].sample(frac=1, random_state=info.get('seed', 0))

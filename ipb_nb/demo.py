@@ -13,9 +13,9 @@ from pathlib import Path
 from fastcore.meta import delegates
 
 from .compare import compare
-from .core import InputError, command, shipped, write_json
+from .core import InputError, command, shipped
 from .experiment import train, train_in_notebook
-from .records import DemoFile, read_record
+from .records import DemoFile, read_record, write_record
 from .report import write_report
 from .simulate import simulate_dataset
 from .split import save_split
@@ -38,7 +38,7 @@ def _claim(dest, names):
             shutil.rmtree(dest / name)
         else:
             (dest / name).unlink(missing_ok=True)
-    write_json(dict(format_version=1, made=list(names)), dest / 'demo.json')
+    write_record(dict(made=list(names)), dest / 'demo.json')
 
 # %% ../nbs/70_demo.ipynb #fbdc8199
 def demo(

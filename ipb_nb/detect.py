@@ -35,7 +35,6 @@ from ipb_nb.core import (
     read_pixels,
     read_table,
     write_csv,
-    write_json,
 )
 from .channels import Pictures, picture_bytes, picture_suffix, to_show
 from .crop import BOX, MARGIN, colony_row, cut_crop
@@ -59,7 +58,16 @@ from .layouts import noted_layout
 from .manifest import DIGESTS
 from .planes import checked_z
 from .outlines import labels_tiff, read_outlines, rois_zip
-from .records import DatasetFile, ExperimentFile, FrameRecord, Record, ScalesFile, finished_record, read_record
+from ipb_nb.records import (
+    DatasetFile,
+    ExperimentFile,
+    FrameRecord,
+    Record,
+    ScalesFile,
+    finished_record,
+    read_record,
+    write_record,
+)
 from .reader import kept_pixels, searched_pixels
 from ipb_nb.segment import (
     DETECTION,
@@ -321,7 +329,7 @@ def _begin(dest, p, resume):
     done = (dest / 'colonies.csv').exists() and not state.exists()
     if not state.exists() and not done:
         check_new(dest)
-        write_json(dict(format_version=1) | p, state)
+        write_record(p, state)
         return False
     if not resume:
         found = 'a finished dataset' if done else 'an unfinished detection'
@@ -344,7 +352,7 @@ def _scales(dest, frames, p):
         gains = {}
         if p['flat_field']:
             gains = {plate: flat_field(own, limits).tolist() for plate, own in frames.groupby('plate')}
-        write_json(dict(format_version=1, limits=limits, gains=gains), file)
+        write_record(dict(limits=limits, gains=gains), file)
     scales = read_record(file, ScalesFile)
     return scales['limits'], {plate: np.array(gain, np.float32) for plate, gain in scales['gains'].items()}
 
@@ -435,7 +443,7 @@ def _store(dest, r):
         (dest / name).write_bytes(data)
     with atomic_path(dest / '.detect' / f'{r["stem"]}.npz') as tmp:
         tmp.write_bytes(r['thumbs'])
-    write_json(dict(format_version=1) | {k: r[k] for k in _RECORD}, dest / '.detect' / f'{r["stem"]}.json')
+    write_record({k: r[k] for k in _RECORD}, dest / '.detect' / f'{r["stem"]}.json')
     return dict(colonies=len(r['rows']))
 
 # %% ../nbs/13_detect.ipynb #6210b83e

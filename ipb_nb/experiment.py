@@ -531,8 +531,8 @@ def _kept(partial, done):
     try:
         yield
     finally:
-        with suppress(InputError):
-            read_json(partial)
+        with suppress(ValueError, FileNotFoundError):
+            json.loads(partial.read_bytes())
             os.replace(partial, done)
         partial.unlink(missing_ok=True)
 

@@ -36,7 +36,7 @@ from .dataset import ColonyDataset
 from .metric import clustered_interval
 from .page import read_asset, render
 from .panes import THEMES, open_page
-from .records import MetricsFile, TrainingFile, read_record
+from .records import MetricsFile, TrainingFile, read_record, whole_record
 from .split import Split, lineages, write_split
 from .worklist import Labelling, read_work_list
 
@@ -342,9 +342,9 @@ def earlier_training(
     "The last training that a page began on a dataset."
     here, notes = str(ds.path.resolve()), {}
     for f in runs.resolve().glob(f'{glob.escape(ds.path.name)}-loop-*.json'):
-        with suppress(InputError):
-            note = read_record(f, TrainingFile)
-            notes |= {note['began']: f.with_suffix('')} if note['data'] == here else {}
+        note = whole_record(f, TrainingFile)
+        if note and note['data'] == here:
+            notes[note['began']] = f.with_suffix('')
     for began in sorted(notes, reverse=True):
         with suppress(InputError):  # (its split is gone)
             return EarlierTraining(ds, notes[began])

@@ -16,9 +16,9 @@ from pathlib import Path
 import pandas as pd
 from tqdm import tqdm
 
-from .core import IMAGE_SUFFIXES, InputError, read_table, write_csv, write_json
+from .core import IMAGE_SUFFIXES, InputError, read_table, write_csv
 from .folders import hold, leads_out
-from .records import AdditionFile, read_record
+from .records import AdditionFile, read_record, write_record
 
 # %% ../nbs/02_manifest.ipynb #man00006
 DIGESTS = ['images_sha256', 'masks_sha256']  # columns of a table of new colonies
@@ -225,7 +225,7 @@ def begin_addition(
         imports = begun['imports']
     elif begun and imports and not new['colonies'] and _total(imports[-1]) == _total(new):
         return imports
-    write_json(dict(format_version=1, imports=imports, table=table), note)
+    write_record(dict(imports=imports, table=table), note)
     return [*imports, new]
 
 # %% ../nbs/02_manifest.ipynb #man00025b

@@ -16,11 +16,10 @@ import subprocess
 import sys
 import tempfile
 import webbrowser
-from functools import lru_cache, partial
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from threading import Thread, Timer
-from weakref import ref
 
 import anywidget
 import cv2
@@ -35,17 +34,20 @@ from .core import MULTI_LABEL, InputError, read_json, write_json
 from .crop import BOX
 from .dataset import ColonyDataset
 from .frames import dataset_picture, shows
-from .page import apply_contrast, cached_colony, data_uri, draw_outline, read_asset, render, to_bgr
+from ipb_nb.page import (
+    apply_contrast,
+    cached_colony,
+    cached_of_dataset,
+    data_uri,
+    draw_outline,
+    read_asset,
+    render,
+    to_bgr,
+)
 from .serve import PageServer
 
 # %% ../nbs/60_panes.ipynb #36f656de
-@lru_cache(maxsize=8)  # (those of several channels are large)
-def _read_frame(dataset, source):
-    return dataset_picture(dataset(), source)
-
-
-def _frame(ds, source):
-    return _read_frame(ref(ds), source)
+_frame = cached_of_dataset(8)(dataset_picture)  # (those of several channels are large)
 
 # %% ../nbs/60_panes.ipynb #40e49671
 def surroundings(
@@ -243,7 +245,7 @@ def keyboard_shortcuts(
 class Panes(anywidget.AnyWidget):
     "HTML in named panes (methods html_…); what is clicked, chosen or pressed arrives at `act`, and from there at do_…"
 
-    later = ()  # slow modules, which a page loads once its first pictures are there
+    later = ()  # slow modules, loaded a second after the widget is made, while its first pictures are looked at
     _esm, _css = read_asset('panes.js'), read_asset('panes.css')
     kind = traitlets.Unicode().tag(sync=True)
     names = traitlets.List().tag(sync=True)
@@ -263,6 +265,9 @@ class Panes(anywidget.AnyWidget):
         self.add_traits(**{f'pane_{n}': traitlets.Unicode().tag(sync=True) for n in names})
         self.on_msg(lambda _, said, __: self.act(said.pop('do', ''), said.pop('value', ''), **said))
         self.draw()
+        timer = Timer(1, lambda modules: [*map(import_module, modules)], [self.later])
+        timer.daemon = True
+        timer.start()
 
     def draw(self):
         "Bring the panes up to date; only those that changed travel."
@@ -392,12 +397,6 @@ class Problem(Panes):
 THEMES = ('system', 'light', 'dark')
 
 
-def _load_later(modules):
-    timer = Timer(1, lambda: [import_module(m) for m in modules])
-    timer.daemon = True
-    timer.start()
-
-
 def page_server(
     widget: str,  # module:class, like ipb_nb.annotate:ColonyAnnotator
     kw: dict,  # its arguments
@@ -412,9 +411,7 @@ def page_server(
         say('loading the library')
         kind = getattr(import_module(module), name)
         say('reading the data, drawing the first pictures')
-        widget = Problem.of(lambda: kind(**kw))
-        _load_later(widget.later)
-        return widget
+        return Problem.of(lambda: kind(**kw))
 
     return PageServer(make, name, port, theme, token)
 

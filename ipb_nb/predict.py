@@ -21,7 +21,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from .answers import check_questions, frame_table, write_answers
-from .core import InputError, allow_pixels, command, read_json, read_table, write_csv, write_json
+from .core import InputError, allow_pixels, command, read_json, read_table, write_csv
 from .channels import GREY, Pictures, are_different, is_grey, to_show
 from .crop import BOX, level_counts
 from .dataset import ColonyDataset
@@ -35,7 +35,7 @@ from .layouts import noted_layout
 from .metric import class_shares
 from .patch import check_scale
 from .planes import checked_z
-from .records import FinishedPrediction, PredictionFile, TaskRecord, finished_record, read_record
+from .records import FinishedPrediction, PredictionFile, TaskRecord, finished_record, read_record, write_record
 from .regions import class_map_png, class_palette
 from .segment import DETECTION, DETECTION_PRESETS
 from .strokes import check_alone, marks_digest
@@ -369,7 +369,7 @@ def _store(out, results):
         for kind, suffix in (('map', 'png'), ('overlay', 'jpg')):
             if kind in r:
                 (out / f'{kind}s' / f"{r['stem']}.{suffix}").write_bytes(r.pop(kind))
-        write_json(dict(format_version=1) | r, out / '.predict' / f"{r['stem']}.json")
+        write_record(r, out / '.predict' / f"{r['stem']}.json")
     return sum(len(r['rows']) for r in results)
 
 # %% ../nbs/53_predict.ipynb #8bc8ab1f
@@ -529,7 +529,7 @@ def _same_task(out, asked, resume):
     f = out / 'prediction.json'
     if not f.exists():
         check_new(out)
-        write_json(dict(format_version=1) | asked | dict(state='running'), f)
+        write_record(asked | dict(state='running'), f)
         return False
     known = dict(prior='equal', refine=False) | read_record(f, PredictionFile)
     for k, value in asked.items():
@@ -620,7 +620,7 @@ def _note(student, out, asked, groups, departures, ds, left):
         classes=student.classes,
         prior_shares=student.prior and dict(zip(student.classes, student.prior)),
     )
-    write_json(dict(format_version=1) | asked | result, out / 'prediction.json')
+    write_record(asked | result, out / 'prediction.json')
     if not left:
         shutil.rmtree(out / '.predict', ignore_errors=True)
 

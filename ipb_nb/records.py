@@ -6,7 +6,7 @@
 __all__ = ['Record', 'NewerFormat', 'check_record', 'read_record', 'DatasetFile', 'AdditionFile', 'SplitFile', 'LoopFile',
            'WorklistFile', 'MetricsFile', 'RunFile', 'CheckpointFile', 'TrainingFile', 'SweepFile', 'ModelFile',
            'PredictionFile', 'FinishedPrediction', 'ExperimentFile', 'DemoFile', 'FrameRecord', 'ScalesFile',
-           'SegmentationFile', 'TaskRecord', 'whole_record', 'finished_record']
+           'SegmentationFile', 'TaskRecord', 'write_record', 'whole_record', 'finished_record']
 
 # %% ../nbs/01_records.ipynb #rec00003
 import re
@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from .core import InputError, read_json
+from .core import InputError, read_json, write_json
 
 # %% ../nbs/01_records.ipynb #rec00006
 class Record(BaseModel):
@@ -371,6 +371,14 @@ class TaskRecord(Record):
     grey: list[float]
 
 # %% ../nbs/01_records.ipynb #rec00028
+def write_record(
+    content: dict,
+    path,  # JSON file
+):
+    "Write a record of the first format, atomically."
+    write_json(dict(format_version=1) | content, path)
+
+
 def whole_record(
     path,  # JSON file
     shape: type,  # a `Record`

@@ -25,7 +25,7 @@ from .dataset import ColonyDataset
 from .files import sha256
 from .manifest import pictures_sha256, same_pictures
 from .metric import scores
-from .records import MetricsFile, RunFile, read_record
+from .records import MetricsFile, RunFile, read_record, write_record
 from .split import SCORED_ON, Split, scored_on
 
 # %% ../nbs/33_run.ipynb #6d25e9f7
@@ -332,7 +332,7 @@ def oracle_sweep(
     for row, config in ORACLE_ROWS.items():
         for fold in range(folds):
             planned[f'{row}-fold{fold}'] = config | dict(fold=fold)
-    write_json(dict(format_version=1, grid='ablation.yaml', runs=planned), path / 'sweep.json')
+    write_record(dict(grid='ablation.yaml', runs=planned), path / 'sweep.json')
     for name, config in planned.items():
         row = name.rpartition('-')[0]
         if row == 'VGG19' or name == f'frozen-fold{folds - 1}':

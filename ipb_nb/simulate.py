@@ -43,7 +43,7 @@ from .growth import OVERLAP, TREATMENT, Well
 from .jobs import KILLED, in_processes
 from .optics import MARKERS, Sheet, expose, expose_markers, instrument, marker_levels, paint
 from .outlines import label_image_rows
-from .records import ExperimentFile, read_record
+from .records import ExperimentFile, read_record, write_record
 from .track import composition_label, members, track_colonies
 
 # %% ../nbs/10_simulate.ipynb #6f31176c
@@ -310,8 +310,8 @@ def _resume(dest, params):
     else:
         check_new(dest, 'files that are no simulated experiment')
     if known is None:
-        info = dict(format_version=1, parameters=params, state='running', classes=CLASSES, treatment=TREATMENT)
-        write_json(info | mishaps(params), f)
+        info = dict(parameters=params, state='running', classes=CLASSES, treatment=TREATMENT)
+        write_record(info | mishaps(params), f)
     for k in [*params, 'markers']:
         if known and known.get(k, _MISSING.get(k)) != params.get(k, _MISSING.get(k)):
             raise InputError(

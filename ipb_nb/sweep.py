@@ -35,14 +35,14 @@ from tqdm import tqdm
 
 from .checkpoint import in_words
 from .config import ExperimentConfig
-from .core import InputError, check_file, command, write_csv, write_json
+from .core import InputError, check_file, command, write_csv
 from .dataset import ColonyDataset
 from .experiment import check_parameters, check_run, differs, run_notebook, run_state, train_notebook
 from .folders import file_name
 from .jobs import dask_client, starts_afresh
 from .kernel import environment, kernel_ahead
 from .patch import patch_scales
-from .records import MetricsFile, RunFile, SweepFile, read_record, whole_record
+from .records import MetricsFile, RunFile, SweepFile, read_record, whole_record, write_record
 from .run import damaged
 from .training import estimate_run
 
@@ -581,7 +581,7 @@ def _note_runs(grid, planned, runs, out):
     before = read_record(f, SweepFile).get('asked', []) if f.exists() else []
     configs = {n: c.dict() for n, c in planned.items()}
     asked = [n for n in planned if n in runs or n in before]
-    write_json(dict(format_version=1, grid=Path(grid).name, runs=configs, asked=asked), f)
+    write_record(dict(grid=Path(grid).name, runs=configs, asked=asked), f)
 
 
 def _left_to_do(runs, out, retry_failed):

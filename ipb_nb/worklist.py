@@ -21,7 +21,7 @@ from .classes import check_class_names
 from .dataset import ColonyDataset, annotator_log
 from .folders import hold, new_file
 from .panes import contrast, frame_beside, track_names, verdict_text
-from .records import DatasetFile, WorklistFile, read_record
+from .records import DatasetFile, WorklistFile, read_record, write_record
 
 # %% ../nbs/60_worklist.ipynb #5a2bff76
 def _probabilities_from_table(ds, f):
@@ -174,7 +174,7 @@ def _store_list(ds, name, table, asked):
     asked = {k: str(v) for k, v in (_DEFAULTS | asked).items() if v is not None}
     f = ds.path / 'worklists' / f'{name}.csv'
     with new_file(f, 'a work list', 'Call again to go on with it; or remove it to make a new one.'):
-        write_json(dict(format_version=1) | asked, _asked_file(ds, name))
+        write_record(asked, _asked_file(ds, name))
         write_csv(table, f)
 
 

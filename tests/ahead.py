@@ -115,7 +115,7 @@ def share_simulations():
     kept = Path(os.environ['IPB_AHEAD']).parent / 'simulated'
     kept.mkdir(exist_ok=True)
 
-    def shared(f):
+    def shared(f, opened):
         @wraps(f)
         def simulated(dest, *args, **kwargs):
             given = signature(f).bind(dest, *args, **kwargs)
@@ -129,14 +129,12 @@ def share_simulations():
                     f(part := f'{made}.part', *args, **kwargs)
                     os.rename(part, made)
             shutil.copytree(made, dest)
-            return simulate.Experiment(dest) if f is simulate_experiment else simulate.ColonyDataset(dest)
+            return opened(dest)
 
         return simulated
 
-    simulate_experiment = simulate.simulate_experiment
-    simulate.simulate_experiment, simulate.simulate_dataset = map(
-        shared, (simulate_experiment, simulate.simulate_dataset)
-    )
+    simulate.simulate_experiment = shared(simulate.simulate_experiment, simulate.Experiment)
+    simulate.simulate_dataset = shared(simulate.simulate_dataset, simulate.ColonyDataset)
 
 
 def become(asked, files):
