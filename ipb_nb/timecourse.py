@@ -317,7 +317,7 @@ def null_tests(
 def _draw_replicates(ax, y, k, color):
     "The replicates of the k-th condition as dots, and a bar at their mean."
     x = k + np.linspace(-0.12, 0.12, len(y)) if len(y) > 1 else [k]
-    ax.plot(x, y, 'o', color=color, alpha=0.8)
+    ax.plot(x, y, 'o', color=color, alpha=0.8, clip_on=False)
     ax.plot([k - 0.25, k + 0.25], [y.mean()] * 2, color='k', lw=1.5)
 
 
