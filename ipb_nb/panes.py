@@ -242,15 +242,19 @@ def keyboard_shortcuts(
     return _MOVES | buttons | digits | more | (shown if len(channels) > 1 else {})
 
 # %% ../nbs/60_panes.ipynb #f3fefd4c
+_PAUSE = 2  # seconds without an action
+
+
 class Panes(anywidget.AnyWidget):
     "HTML in named panes (methods html_…); what is clicked, chosen or pressed arrives at `act`, and from there at do_…"
 
-    later = ()  # slow modules, loaded a second after the widget is made, while its first pictures are looked at
+    later = ()  # slow modules, loaded as soon as nothing has been done for a while
     _esm, _css = read_asset('panes.js'), read_asset('panes.css')
     kind = traitlets.Unicode().tag(sync=True)
     names = traitlets.List().tag(sync=True)
     shortcuts = traitlets.Dict().tag(sync=True)
     title = traitlets.Unicode().tag(sync=True)  # of the page
+    timer = None  # of `load_later`
     answered = traitlets.Int().tag(sync=True)  # messages answered so far; until it grows, the widget is busy
 
     def __init__(
@@ -265,14 +269,22 @@ class Panes(anywidget.AnyWidget):
         self.add_traits(**{f'pane_{n}': traitlets.Unicode().tag(sync=True) for n in names})
         self.on_msg(lambda _, said, __: self.act(said.pop('do', ''), said.pop('value', ''), **said))
         self.draw()
-        timer = Timer(1, lambda modules: [*map(import_module, modules)], [self.later])
-        timer.daemon = True
-        timer.start()
+        self.load_later()
 
     def draw(self):
         "Bring the panes up to date; only those that changed travel."
         for n in self.names:
             setattr(self, f'pane_{n}', str(getattr(self, f'html_{n}')()))
+
+    def load_later(self):
+        "Load the slow modules after a pause: while Python loads them, answers take long."
+        if not self.later:
+            return
+        if self.timer:
+            self.timer.cancel()
+        self.timer = Timer(_PAUSE, lambda modules: [*map(import_module, modules)], [self.later])
+        self.timer.daemon = True
+        self.timer.start()
 
     def changed(self):
         "Has something been written elsewhere that this widget shows? Whoever can tell brings it up to date."
@@ -312,6 +324,7 @@ def act(
     finally:
         if do != 'poll':
             self.draw()
+            self.load_later()
         self.answered += 1
 
 # %% ../nbs/60_panes.ipynb #larg0002

@@ -14,11 +14,12 @@ from selenium.webdriver import ActionChains
 from selenium.webdriver.common.actions.wheel_input import ScrollOrigin
 from selenium.webdriver.common.keys import Keys
 
+from ipb_nb import panes
 from ipb_nb.annotate import ColonyAnnotator
 from ipb_nb.channels import channel_facts
-from ipb_nb.core import CLASSES, read_pixels, read_table, write_csv
+from ipb_nb.core import CLASSES, InputError, read_pixels, read_table, write_csv
 from ipb_nb.dataset import ColonyDataset, write_dataset
-from ipb_nb.panes import page_server
+from ipb_nb.panes import Panes, Problem, page_server
 from ipb_nb.regions import Regions
 from ipb_nb.sheets import frames_page, outlined_jpg
 from ipb_nb.toy import toy_dataset
@@ -96,6 +97,36 @@ def test_a_page_says_what_it_waits_for_and_that_the_server_is_gone(cells, driver
         s.shutdown()
     w.press('1')
     w.wait(lambda: 'The server has stopped' in w.all('#status')[0].text)
+
+
+def test_slow_modules_are_loaded_in_a_pause(monkeypatch):
+    timers, loaded = [], []
+
+    class Timer:
+        def __init__(self, seconds, f, args):
+            self.load, self.state = lambda: f(*args), 'made'
+            timers.append(self)
+
+        def start(self):
+            self.state = 'waits'
+
+        def cancel(self):
+            self.state = 'cancelled'
+
+    class Slow(Panes):
+        later = ('slow', 'slower')
+        html_main = do_look = lambda self, *_: ''
+
+    monkeypatch.setattr(panes, 'Timer', Timer)
+    monkeypatch.setattr(panes, 'import_module', loaded.append)
+    w = Slow('slow', ['main'], {})
+    for do in ('look', 'poll', 'look'):
+        w.act(do)
+    assert [t.state for t in timers] == ['cancelled', 'cancelled', 'waits'] and not loaded
+    timers[-1].load()
+    assert loaded == ['slow', 'slower']
+    Problem(InputError('run', 'none', 'a run', 'Train one.'))
+    assert len(timers) == 3, 'a widget without slow modules has no timer'
 
 
 def test_a_closed_window_gives_back_its_memory(cells):
