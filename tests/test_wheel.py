@@ -110,6 +110,7 @@ def test_from_folders_to_report(installed, class_folders, tiny, tmp_path):
     assert 'src="data:image/' in page and '://' not in page
 
 
+@pytest.mark.long  # (nbs/70_demo runs the same from the sources)
 def test_demo_makes_a_report(installed, tmp_path, tiny):
     (tmp_path / 'rows.yaml').write_text(f'defaults: {json.dumps(tiny)}\nrows:\n  ipb: {{}}\n')
     (tmp_path / 'demo').mkdir()
