@@ -99,6 +99,16 @@ PRESETS = {
     ),
     'best': _BEST,
     'frozen': _BEST | dict(freeze=True, pretrain_steps=400, steps=600),
+    'best_gpu': _BEST
+    | dict(
+        arch='hrnet',
+        pretrained=False,
+        scales='224,112',
+        pretrain_epochs=20,
+        pretrain_steps=8000,
+        epochs=25,
+        steps=12000,
+    ),
 }
 
 # %% ../nbs/30_config.ipynb #fields01

@@ -123,6 +123,22 @@ def test_same_budget(toy, tmp_path):
     assert len(dls['simclr']['student'].train) * 6 == -(-10 * per_epoch // 6) * 6
 
 
+def test_the_preset_for_a_gpu_is_for_every_method(toy, tmp_path):
+    "Equal steps, as stated; a small part of it trains anywhere."
+    ds, tiny, steps = ColonyDataset(toy), dict(width=0.1, scales='32,16', pairs=4, threads=1), {}
+    for name, method in METHODS.items():
+        cfg = ExperimentConfig('best_gpu', name, **tiny)
+        if method.trains_network:
+            dls = Training(cfg, ds, run_loaders(cfg, ds), tmp_path / name).dls
+            steps[name] = sum(cfg.stage_epochs[stage] * len(dls[stage].train) for stage in dls)
+    assert len(steps) == len(METHODS) - 1 and set(steps.values()) == {20_000}
+    few = tiny | dict(steps=4, pretrain_steps=2, epochs=2, pretrain_epochs=1, batch_size=8, test_patches=2)
+    cfg = ExperimentConfig('best_gpu', amp=False, **few)
+    assert (cfg.arch, cfg.pretrained, cfg.label, cfg.balance_by) == ('hrnet', False, 'soft', 'logits')
+    run = read_run(train(cfg, toy, tmp_path / 'run'))
+    assert run.history.stage.tolist() == ['teacher', 'student', 'student']
+
+
 def test_u_is_needed(toy, tmp_path):
     copy = shutil.copytree(toy, tmp_path / 'copy')
     split = pd.read_csv(copy / 'splits' / 'default.csv', keep_default_na=False)
