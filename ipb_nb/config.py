@@ -168,6 +168,7 @@ def __init__(
     lambda_u: float = None,  # weight of the teacher's consistency loss; fixmatch, crest: of the loss on U
     ramp: float = 0.05,  # fraction of training over which lambda_u is reached
     strong: str = 'strong',  # strong augmentation; strong: the paper's
+    mixup: float = 0.0,  # alpha of the Beta distribution by which patches of L and U, and labels, are blended; 0: off
     channel_dropout: float = 0.0,  # chance that a channel of such a patch is blanked: for images that lack some
     small: str = None,  # colonies smaller than the patch: show their surroundings, or enlarge as in the paper
     warmup: float = None,  # fraction of training in which the learning rate rises
@@ -289,7 +290,7 @@ CHOICES = {
 _ABOVE_0 = ('epochs', 'lr', 'temperature', 'threads', 'width', 'mu', 'generations')
 _AT_LEAST_0 = (
     *('pretrain_epochs', 'pretrain_steps', 'finetune', 'steps', 'test_patches'),
-    *('fold', 'seed', 'max_repeat', 'wd', 'lambda_u', 'finetune_lr'),
+    *('fold', 'seed', 'max_repeat', 'wd', 'lambda_u', 'finetune_lr', 'mixup'),
 )
 _AT_MOST = dict(width=8, threads=1024, batch_size=1 << 16, pairs=1 << 16, mu=1024)  # memory goes with them
 _FRACTIONS = ('threshold', 'ramp', 'warmup', 'ema', 'momentum', 'tau_plus', 'channel_dropout')
@@ -306,6 +307,8 @@ def _check(self: ExperimentConfig):
     for field, values in CHOICES.items():
         self._need(getattr(self, field) in values, field, ' or '.join(values))
     self._need(not (self.amp and self.feedback == 'reference'), 'amp', 'no, with feedback reference')
+    told = 'teacher' in METHODS[self.method].stages and not self.teacher_frozen and self.feedback == 'reference'
+    self._need(not (self.mixup and told), 'mixup', '0, with feedback reference')
     judged = self.student_labeled and self.feedback == 'reference'
     self._need(not judged, 'student_labeled', 'no, with feedback reference')
     self._need(not self.freeze or self.pretrained or self.init, 'freeze', 'no, without pretrained layers')
@@ -315,6 +318,8 @@ def _check(self: ExperimentConfig):
         self._need(not first, 'init', f'a run or none, with method {self.method}: it begins with U anyway')
         self._need(not self.freeze, 'init', 'a run or none, with freeze: frozen layers learn nothing')
     looks = METHODS[self.method].trains_network
+    tuned = looks and 'student' in METHODS[self.method].stages
+    self._need(not self.mixup or tuned, 'mixup', f'0, with method {self.method}')
     self._need(looks or not self.channel_dropout, 'channel_dropout', f'0, with method {self.method}')
     self._need(self.batch_size > 1, 'batch_size', 'a number of at least 2, for batch norm')
     self._need(self.pairs > 1, 'pairs', 'a number of at least 2')
@@ -331,7 +336,7 @@ def _check(self: ExperimentConfig):
 def name(self: ExperimentConfig) -> str:
     "The row of the tables."
     begun = ', from a student' * bool(self.begins_with) + ', pre-trained on U' * (self.init == 'self')
-    return METHODS[self.method].row(self) + begun
+    return METHODS[self.method].row(self) + begun + ', mixup' * bool(self.mixup)
 
 
 @patch(as_prop=True)

@@ -597,7 +597,7 @@ _GROUPS = {
     'select ema',
     'IPB and meta pseudo labels': 'feedback teacher_frozen balance balance_by balance_on max_repeat label multi_label '
     'regions labeled_in_u student_labeled student_from_teacher threshold temperature lambda_u ramp',
-    'patches': 'strong channel_dropout small test_patches tta',
+    'patches': 'strong mixup channel_dropout small test_patches tta',
     'other methods': 'pairs tau_plus mu align generations',
     'computing': 'threads amp save_memory compile',
 }

@@ -47,6 +47,7 @@ from .decision import several_patches
 from .distributed import n_ranks, rank
 from .frozen import remember_features
 from .method import EMA, METHODS, STAGES, Ranks, SelectNetwork, fit_schedule
+from .mixup import Mixup
 from .model import BFloat16, autocast, create_model
 from .patch import colony_dataloaders, normalisation, view_options
 from .pretraining import SelfPretrained
@@ -343,6 +344,8 @@ def learner(
         cbs.append(SelectNetwork())
         if cfg.ema:
             cbs.append(EMA(cfg.ema))
+        if cfg.mixup:
+            cbs.append(Mixup(cfg.mixup, len(self.ds.classes)))
         cbs += self.cbs or []
     cbs.append(History(self.out / 'history.csv', stage, f'{cfg.name}: {stage}', self.view))
     cbs += [StopAtNaN(self.store), StopAtCtrlC(self.ctrl_c)]

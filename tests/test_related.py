@@ -191,6 +191,31 @@ def test_own_images_first_where_that_makes_no_sense(toy, tmp_path, monkeypatch):
         ExperimentConfig(init='./self')  # (a folder of that name)
 
 
+@pytest.mark.parametrize(
+    'how', [dict(student_labeled=True, label='soft'), dict(method='fixmatch'), dict(method='supervised')]
+)
+def test_blended_stopped_and_resumed(how, toy, tmp_path, monkeypatch):
+    "In the main training; and the blends change what is learnt."
+    cfg = lambda: ExperimentConfig(mixup=0.75, **SHORT | how)
+    states = 5 if cfg().method == 'mpl' else 2
+    check_resumed(cfg, states, toy, tmp_path, monkeypatch)
+    plain = train(ExperimentConfig(**SHORT | how), toy, tmp_path / 'plain')
+    one, other = (load_file(o / 'student.safetensors') for o in (plain, tmp_path / 'run'))
+    assert any(not torch.equal(one[k], other[k]) for k in one)
+    assert read_json(tmp_path / 'run' / 'run.json')['name'].endswith(', mixup')
+
+
+def test_what_cannot_be_blended():
+    for method in ('clustering', 'forest'):
+        with pytest.raises(InputError, match=f'mixup: found 0.5; expected 0, with method {method}'):
+            ExperimentConfig(method=method, mixup=0.5)
+    with pytest.raises(InputError, match='mixup: found 0.5; expected 0, with feedback reference'):
+        ExperimentConfig(feedback='reference', mixup=0.5)
+    with pytest.raises(InputError, match='mixup: found -1.0; expected a number of at least 0'):
+        ExperimentConfig(mixup=-1.0)
+    assert ExperimentConfig('frozen', mixup=0.5).name == 'Soft IPB, mixup'
+
+
 def test_same_budget(toy, tmp_path):
     "The student takes as many steps in the main training on U, and is scored on V as often."
     cfgs = {m: ExperimentConfig(method=m, **TOY) for m in METHODS if METHODS[m].trains_network}
