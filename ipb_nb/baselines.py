@@ -134,6 +134,7 @@ class FixMatch(PseudoLabels):
         self.learn.xb = (torch.cat([self.x_l, *self.xb]),)
         y_l = F.one_hot(self.y_l, len(self.counts)).float() if self.label == 'soft' else self.y_l
         self.learn.yb = (torch.cat([y_l, *self.yb]),)
+        self.learn.labeled_pass = None  # (L is in the same pass)
 
     def after_pred(self):
         "The offset is for the part of U, in `after_loss`."

@@ -99,6 +99,16 @@ PRESETS = {
     ),
     'best': _BEST,
     'frozen': _BEST | dict(freeze=True, pretrain_steps=400, steps=600),
+    'best_gpu': _BEST
+    | dict(
+        arch='hrnet',
+        pretrained=False,
+        scales='224,112',
+        pretrain_epochs=20,
+        pretrain_steps=8000,
+        epochs=25,
+        steps=12000,
+    ),
 }
 
 # %% ../nbs/30_config.ipynb #fields01
@@ -143,12 +153,12 @@ def __init__(
     arch: str = None,  # hrnet, vgg19, or any timm network
     width: float = 1.0,  # of hrnet and vgg19: channels of every layer, as a factor
     pretrained: bool_arg = None,  # begin with weights learnt from photographs: yes or no
-    init: str = '',  # begin with a trained student: its run folder, or one that ipb-export wrote
+    init: str = '',  # begin with a trained student: its run folder, or ipb-export's; self: learn U without labels first
     freeze: bool_arg = None,  # keep the pretrained layers as they are, and train the last ones
     scales: str = None,  # sides of the patch, largest first: 64 or 224,112 (px), or 180um,90um
     split: str = 'default',  # name of the dataset's split
     fold: int = 0,  # of the split
-    pairs: int = 256,  # patches per step while simclr, clustering and simtriplet learn without labels
+    pairs: int = 256,  # patches per step of learning without labels: simclr, clustering, simtriplet, init self
     tau_plus: float = 0.0,  # simclr: assumed share of negatives of the same class (debiased loss); 0: none
     mu: int = 7,  # fixmatch, crest: patches of U per patch of L
     align: bool = False,  # fixmatch: align the shares of the pseudo-labels with those of L
@@ -158,6 +168,7 @@ def __init__(
     lambda_u: float = None,  # weight of the teacher's consistency loss; fixmatch, crest: of the loss on U
     ramp: float = 0.05,  # fraction of training over which lambda_u is reached
     strong: str = 'strong',  # strong augmentation; strong: the paper's
+    mixup: float = 0.0,  # alpha of the Beta distribution by which patches of L and U, and labels, are blended; 0: off
     channel_dropout: float = 0.0,  # chance that a channel of such a patch is blanked: for images that lack some
     small: str = None,  # colonies smaller than the patch: show their surroundings, or enlarge as in the paper
     warmup: float = None,  # fraction of training in which the learning rate rises
@@ -184,6 +195,12 @@ def __init__(
     self._resolve(locals())
 
 # %% ../nbs/30_config.ipynb #cfginit1
+@patch(as_prop=True)
+def begins_with(self: ExperimentConfig) -> str:
+    "The folder of the student that the run begins with; empty if there is none."
+    return '' if self.init == 'self' else self.init
+
+
 @patch
 def _follow(self: ExperimentConfig):
     "Take preset, network and patches from the student that the run begins with, where nothing else is asked for."
@@ -203,7 +220,7 @@ def _follow(self: ExperimentConfig):
 def _resolve(self: ExperimentConfig, given: dict):
     "Take the given fields, fill in those that were left out, and check all of them."
     self.__dict__ |= {f: given[f] for f in self.fields()}
-    if self.init and isinstance(self.init, str):
+    if self.begins_with and isinstance(self.init, str):
         self._follow()
     if self.preset is None:
         self.preset = 'quick'
@@ -273,7 +290,7 @@ CHOICES = {
 _ABOVE_0 = ('epochs', 'lr', 'temperature', 'threads', 'width', 'mu', 'generations')
 _AT_LEAST_0 = (
     *('pretrain_epochs', 'pretrain_steps', 'finetune', 'steps', 'test_patches'),
-    *('fold', 'seed', 'max_repeat', 'wd', 'lambda_u', 'finetune_lr'),
+    *('fold', 'seed', 'max_repeat', 'wd', 'lambda_u', 'finetune_lr', 'mixup'),
 )
 _AT_MOST = dict(width=8, threads=1024, batch_size=1 << 16, pairs=1 << 16, mu=1024)  # memory goes with them
 _FRACTIONS = ('threshold', 'ramp', 'warmup', 'ema', 'momentum', 'tau_plus', 'channel_dropout')
@@ -290,11 +307,19 @@ def _check(self: ExperimentConfig):
     for field, values in CHOICES.items():
         self._need(getattr(self, field) in values, field, ' or '.join(values))
     self._need(not (self.amp and self.feedback == 'reference'), 'amp', 'no, with feedback reference')
+    told = 'teacher' in METHODS[self.method].stages and not self.teacher_frozen and self.feedback == 'reference'
+    self._need(not (self.mixup and told), 'mixup', '0, with feedback reference')
     judged = self.student_labeled and self.feedback == 'reference'
     self._need(not judged, 'student_labeled', 'no, with feedback reference')
     self._need(not self.freeze or self.pretrained or self.init, 'freeze', 'no, without pretrained layers')
     self._need(not self.init or METHODS[self.method].trains_network, 'init', f'none, with method {self.method}')
+    if self.init == 'self':
+        first = 'pretext' in METHODS[self.method].stages
+        self._need(not first, 'init', f'a run or none, with method {self.method}: it begins with U anyway')
+        self._need(not self.freeze, 'init', 'a run or none, with freeze: frozen layers learn nothing')
     looks = METHODS[self.method].trains_network
+    tuned = looks and 'student' in METHODS[self.method].stages
+    self._need(not self.mixup or tuned, 'mixup', f'0, with method {self.method}')
     self._need(looks or not self.channel_dropout, 'channel_dropout', f'0, with method {self.method}')
     self._need(self.batch_size > 1, 'batch_size', 'a number of at least 2, for batch norm')
     self._need(self.pairs > 1, 'pairs', 'a number of at least 2')
@@ -310,19 +335,20 @@ def _check(self: ExperimentConfig):
 @patch(as_prop=True)
 def name(self: ExperimentConfig) -> str:
     "The row of the tables."
-    return METHODS[self.method].row(self) + ', from a student' * bool(self.init)
+    begun = ', from a student' * bool(self.begins_with) + ', pre-trained on U' * (self.init == 'self')
+    return METHODS[self.method].row(self) + begun + ', mixup' * bool(self.mixup)
 
 
 @patch(as_prop=True)
 def labelled_only(self: ExperimentConfig) -> bool:
-    "Does the method leave U alone?"
-    return not METHODS[self.method].uses_unlabeled
+    "Does the run leave U alone?"
+    return not METHODS[self.method].uses_unlabeled and self.init != 'self'
 
 # %% ../nbs/30_config.ipynb #e15e6d52
 @patch(as_prop=True)
 def stage_epochs(self: ExperimentConfig) -> dict:
     "Epochs of every stage; 0: none."
-    return METHODS[self.method].epochs(self)
+    return METHODS[self.method].epochs(self) | (dict(pretext=self.epochs) if self.init == 'self' else {})
 
 
 @patch(as_prop=True)

@@ -77,7 +77,7 @@ def differs(
 ) -> tuple:  # field, the run's value, the configuration's; None where they are the same
     "The first field in which a run differs from a configuration. An older run has the default of a field it lacks."
     old, new = cfg.defaults() | run.get('config', {}), cfg.dict()
-    if cfg.init and (began := run.get('init')):  # (the weights count, wherever they lie now)
+    if cfg.begins_with and (began := run.get('init')):  # (the weights count, wherever they lie now)
         old['init'], new['init'] = began['sha256'], weights_sha256(cfg.init)
     for field in sorted({*old, *new}):
         if old.get(field) != new.get(field):
@@ -153,7 +153,8 @@ def _learnt_from(run_folder, ds):
         with safe_open(features, 'pt') as f:
             seen = {i.partition('/')[0] for i in json.loads(f.metadata()['L'])}
     before = run['config'].get('init')
-    return seen | _learnt_from(Path(before), ds) if before and Path(before) != run_folder else seen
+    further = before not in (None, '', 'self') and Path(before) != run_folder
+    return seen | _learnt_from(Path(before), ds) if further else seen
 
 
 def _check_not_seen(cfg, ds, parts):
@@ -183,7 +184,7 @@ def check_run(
     if cfg.regions:
         painted_parts(ds, cfg.split, cfg.fold, cfg.sides[0], cfg.small)
     create_model(cfg.arch, cfg.sides, len(ds.classes), width=cfg.width, channels=len(ds.channels))
-    if cfg.init:
+    if cfg.begins_with:
         starting_weights(cfg, ds)
         _check_not_seen(cfg, ds, parts)
     Crops(ds, cache_gb=0)  # reads every file once, and caches it
@@ -235,7 +236,7 @@ def _begin(cfg, ds, out) -> dict:
         flops=old.get('flops'),
         resumed=[*old.get('resumed', []), _now()] if old else [],
         **({'regions_sha256': Regions(ds).sha256} if cfg.regions else {}),
-        **({'init': _began_with(cfg, ds)} if cfg.init else {}),
+        **({'init': _began_with(cfg, ds)} if cfg.begins_with else {}),
         **channel_facts(ds.channels, ds.depth),
         seconds=None,
         cpu_seconds=None,
@@ -425,6 +426,8 @@ def _check_ranks(cfg):
         able = ' or '.join(name for name in METHODS if METHODS[name].many_ranks)
         expected = f'{able}, with {n_ranks()} processes'
         raise InputError('method', cfg.method, expected, 'The others train in one process.')
+    if n_ranks() > 1 and cfg.init == 'self':
+        raise InputError('init', 'self', f'a run or none, with {n_ranks()} processes', 'It trains in one process.')
 
 # %% ../nbs/32_experiment.ipynb #f7f44a4e
 def train(
@@ -594,7 +597,7 @@ _GROUPS = {
     'select ema',
     'IPB and meta pseudo labels': 'feedback teacher_frozen balance balance_by balance_on max_repeat label multi_label '
     'regions labeled_in_u student_labeled student_from_teacher threshold temperature lambda_u ramp',
-    'patches': 'strong channel_dropout small test_patches tta',
+    'patches': 'strong mixup channel_dropout small test_patches tta',
     'other methods': 'pairs tau_plus mu align generations',
     'computing': 'threads amp save_memory compile',
 }

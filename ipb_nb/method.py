@@ -287,7 +287,7 @@ def spread(
     return DataLoaders(train.new(weights=train.weights, n_draws=n_draws), dls.valid, device=dls.device)
 
 # %% ../nbs/20_method.ipynb #907e48ac
-STAGES = ('teacher', 'pretext', 'student', 'finetune')  # in the order in which they are trained
+STAGES = ('pretext', 'teacher', 'student', 'finetune')  # in the order in which they are trained
 
 
 class Method:
@@ -314,7 +314,7 @@ def defaults(self: Method, preset: str) -> dict:
 def resolve(self: Method, cfg):
     "Switch off the fields that do not apply."
     cfg.balance = cfg.balance and self.balances
-    cfg.labeled_in_u = cfg.labeled_in_u and self.uses_unlabeled
+    cfg.labeled_in_u = cfg.labeled_in_u and (self.uses_unlabeled or cfg.init == 'self')
     if not self.pretrains:
         cfg.pretrain_epochs, cfg.pretrain_steps = 0, 0
     if 'teacher' not in self.stages:

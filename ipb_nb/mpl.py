@@ -187,6 +187,7 @@ class PseudoLabels(Callback):
             weak_logits + self.offset, keys, self.threshold, self.temperature, self.label
         )
         self.learn.xb, self.learn.yb = (strong,), (mask_labels(self.taught, self.sure),)
+        self.learn.labeled_pass = (self.x_l, self.y_l) if self.student_labeled else None
 
     def ask(self, weak, strong):
         "The teacher's logits for the weak views."
@@ -235,9 +236,10 @@ def after_backward(self: PseudoLabels):
     if not self.student_labeled:
         return
     self.g = _gradient(self.model)
-    with autocast(self.x_l.device, in_bfloat16(self.learn)):
-        logits = self.model(self.x_l)
-    F.cross_entropy(_full(logits), self.y_l).backward()
+    x, y = self.learn.labeled_pass
+    with autocast(x.device, in_bfloat16(self.learn)):
+        logits = self.model(x)
+    F.cross_entropy(_full(logits), y).backward()
     average_gradients(self.model)  # (what the processes share of U's part already is left as it is)
 
 

@@ -290,11 +290,12 @@ def _wrong_table(run, network, most=50):
 def _losses(run):
     "The figure of the losses, with the stages in words."
     stages, order = set(run.history.stage), ''
-    if 'pretext' in stages:
-        order = 'First the network learns from U without labels, by another loss, then from L. '
-    elif 'teacher' in stages:
+    if 'teacher' in stages:
+        before = 'the networks learn from U without labels, by another loss, then ' * ('pretext' in stages)
         tuned = ', then the student is tuned on L' if 'finetune' in stages else ''
-        order = f'First the teacher learns from L alone, then teacher and student learn together{tuned}. '
+        order = f'First {before}the teacher learns from L alone, then teacher and student learn together{tuned}. '
+    elif 'pretext' in stages:
+        order = 'First the network learns from U without labels, by another loss, then from L. '
     figure = plot_losses(run.history, valid_is=run.valid_is)
     return picture(figure, 'losses and macro recall over the epochs', order.strip())
 

@@ -473,8 +473,8 @@ def plot_mean(
 
 # %% ../nbs/33_run.ipynb #0947af32
 _STAGE_NAMES = {
-    'teacher': 'pre-training of the teacher',
     'pretext': 'learning without labels',
+    'teacher': 'pre-training of the teacher',
     'student': 'main training',
     'finetune': 'fine-tuning of the student',
 }

@@ -47,8 +47,10 @@ from .decision import several_patches
 from .distributed import n_ranks, rank
 from .frozen import remember_features
 from .method import EMA, METHODS, STAGES, Ranks, SelectNetwork, fit_schedule
+from .mixup import Mixup
 from .model import BFloat16, autocast, create_model
 from .patch import colony_dataloaders, normalisation, view_options
+from .pretraining import SelfPretrained
 from .regions import painted_parts
 from .weights import grown, read_model, read_weights
 
@@ -81,8 +83,8 @@ def run_loaders(
             for dls in (loaders.labeled, loaders.unlabeled)
         )
         loaders.valid_is = 'T'
-    if cfg.init:
-        normalisation(loaders.test).update(read_model(cfg.init)['normalisation'])  # (all loaders share it)
+    if cfg.begins_with:
+        normalisation(loaders.test).update(read_model(cfg.begins_with)['normalisation'])  # (all loaders share it)
     return loaders
 
 # %% ../nbs/31_training.ipynb #mlflow02
@@ -217,7 +219,7 @@ def _check_student(cfg, ds, info):
 
 # %% ../nbs/31_training.ipynb #ini00003
 def starting_weights(
-    cfg: ExperimentConfig,  # with `init`
+    cfg: ExperimentConfig,  # that begins with a student
     ds: ColonyDataset,
 ) -> dict:  # tensors by name
     "The student's weights, for a network with the dataset's classes."
@@ -245,6 +247,8 @@ class Training:
     ):
         store_attr()
         self.method, device = METHODS[cfg.method], loaders.test.device
+        if cfg.init == 'self':
+            self.method = SelfPretrained(self.method)
         networks = self.method.networks(cfg, self.maker(device))
         self.live = {name: net.to(device) for name, net in networks.items()}
         self.features = self.tracking = None
@@ -287,7 +291,7 @@ class Training:
 @patch
 def maker(self: Training, device):  # a function without arguments
     "What makes the networks that a run begins with."
-    weights = starting_weights(self.cfg, self.ds) if self.cfg.init else None
+    weights = starting_weights(self.cfg, self.ds) if self.cfg.begins_with else None
 
     def make():
         net = create_network(self.cfg, self.ds, device, self.cfg.compile)
@@ -340,6 +344,8 @@ def learner(
         cbs.append(SelectNetwork())
         if cfg.ema:
             cbs.append(EMA(cfg.ema))
+        if cfg.mixup:
+            cbs.append(Mixup(cfg.mixup, len(self.ds.classes)))
         cbs += self.cbs or []
     cbs.append(History(self.out / 'history.csv', stage, f'{cfg.name}: {stage}', self.view))
     cbs += [StopAtNaN(self.store), StopAtCtrlC(self.ctrl_c)]

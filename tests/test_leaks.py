@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 from ipb_nb.compare import compare, notes
 from ipb_nb.config import ExperimentConfig
-from ipb_nb.core import InputError, read_json, write_json, write_png
+from ipb_nb.core import InputError, read_json, seed_all, write_json, write_png
 from ipb_nb.dataset import ColonyDataset
 from ipb_nb.experiment import differs, train
 from ipb_nb.ipb import ipb_learner
@@ -21,6 +21,7 @@ from ipb_nb.patch import colony_dataloaders
 from ipb_nb.report import write_report
 from ipb_nb.run import plot_losses, read_run
 from ipb_nb.split import SCORED_ON, Split, _digest, save_split
+from ipb_nb.training import Training, run_loaders
 
 
 @pytest.fixture
@@ -54,9 +55,10 @@ def permute_hidden_labels(copy):
     labels.to_csv(copy / 'colonies.csv', index=False)
 
 
-def make_noise_of_t(copy):
+def make_noise_of(copy, parts):
     ds, noise = ColonyDataset(copy), np.random.default_rng(0)
-    t = Split(ds).fold(0).query('part == "T"').index
+    part = Split(ds).fold(0).part
+    t = part.index[part.isin([*parts])]
     for i in t:
         write_png(noise.integers(0, 256, ds.pixels(i)[0].shape, dtype=np.uint8), copy / 'images' / f'{i}.png')
     renew_manifest(copy)
@@ -83,7 +85,7 @@ def test_labels_of_t_change_the_scores_alone(copy, run, tiny, tmp_path):
 
 
 def test_images_of_t_do_not_reach_the_student(copy, run, tiny, tmp_path):
-    t = make_noise_of_t(copy)
+    t = make_noise_of(copy, 'T')
     new = train(ExperimentConfig(**tiny), copy, tmp_path / 'run')
     assert same_weights(run, new)
     assert read_json(new / 'metrics.json')['n_test'] == len(t)
@@ -101,12 +103,35 @@ OPTIONS = dict(
 )
 
 
+def test_nor_do_they_where_a_run_begins_with_its_own_images(dataset, copy, tiny, tmp_path):
+    "What is learnt without labels comes from U, and from L without its labels; images of V and T change nothing."
+
+    def learnt(folder, **how):
+        cfg = ExperimentConfig(**tiny | dict(init='self', pairs=8, labeled_in_u=True) | how)
+        seed_all(cfg.seed, cfg.threads)
+        training = Training(cfg, ds := ColonyDataset(folder), run_loaders(cfg, ds), tmp_path / 'run')
+        training.method.after(training, 'pretext', training.fit('pretext'))
+        return {name: dict(net.state_dict()) for name, net in training.live.items()}
+
+    before = learnt(dataset)
+    permute_hidden_labels(copy)
+    make_noise_of(copy, 'TV')
+    after = learnt(copy)
+    assert {*before} == {'teacher', 'student', 'head'}
+    assert all(torch.equal(v, after[name][k]) for name in before for k, v in before[name].items())
+    part = Split(ColonyDataset(dataset)).fold(0).part
+    for method, of_l in (('supervised', False), ('supervised', True), ('mpl', True)):
+        cfg = ExperimentConfig(**tiny | dict(method=method, init='self', labeled_in_u=of_l))
+        training = Training(cfg, ds := ColonyDataset(dataset), run_loaders(cfg, ds), tmp_path / 'shown')
+        assert {*training.dls['pretext'].train.items} == {*part.index[part.isin(['U', 'L'][: 1 + of_l])]}
+
+
 def test_nor_do_they_with_the_options(dataset, copy, tiny, tmp_path):
     "Neither the hidden labels of U nor the images of T, where L belongs to U and V is scored colony by colony."
     cfg = ExperimentConfig(**tiny | OPTIONS)
     before = train(cfg, dataset, tmp_path / 'before')
     permute_hidden_labels(copy)
-    make_noise_of_t(copy)
+    make_noise_of(copy, 'T')
     assert same_weights(before, train(cfg, copy, tmp_path / 'after'))
 
 

@@ -16,8 +16,10 @@ from scipy.stats import chisquare
 from torch import nn
 
 from ipb_nb.balance import PseudoBalance, pseudo_labels
-from ipb_nb.core import InputError
+from ipb_nb.baselines import FixMatch
+from ipb_nb.core import InputError, counter_rng, stable_hash
 from ipb_nb.method import MaskedCrossEntropy, paper_sgd
+from ipb_nb.mixup import Mixup
 from ipb_nb.mpl import FEEDBACK, MetaPseudoLabels, PseudoLabels, exact_feedback, feedback_loss, taylor_feedback
 from ipb_nb.patch import uniforms
 from ipb_nb.toy import Points
@@ -64,7 +66,7 @@ class Shares(Callback):
         self.log_shares = torch.tensor(log_shares).double()
 
 
-def learner(feedback, student, teacher, threshold, frozen=False, student_clip=0, log_shares=(), **kwargs):
+def learner(feedback, student, teacher, threshold, frozen=False, student_clip=0, log_shares=(), mixup=0, **kwargs):
     u, labeled = loaders()
     u = InOrder(u.dataset, bs=B, shuffle=True, num_workers=0, drop_last=True)
     cb = (
@@ -85,6 +87,7 @@ def learner(feedback, student, teacher, threshold, frozen=False, student_clip=0,
             cb,
             *([GradientClip(student_clip)] if student_clip else []),
             *([Shares(log_shares)] if log_shares else []),
+            *([Mixup(mixup, K)] if mixup else []),
         ],
     )
     learn.remove_cb(learn.recorder)  # (its running loss is single precision)
@@ -100,6 +103,14 @@ def torch_sgd(net, lr):
 def labelled_loss(net, x, y):
     "With the batch's statistics, on a copy: the running ones stay."
     return F.cross_entropy(copy.deepcopy(net)(x), y)
+
+
+def mixed(x, y, alpha, i):
+    "Patch by patch, with the draws of the first epoch's step `i`."
+    rng = counter_rng(stable_hash('mixup', 0, 0, i, 0))
+    share, other = rng.beta(alpha, alpha, len(x)), rng.permutation(len(x))
+    share = [max(float(v), 1 - float(v)) for v in share]
+    return tuple(torch.stack([v * o[k] + (1 - v) * o[j] for k, (v, j) in enumerate(zip(share, other))]) for o in (x, y))
 
 
 def longhand(
@@ -122,6 +133,7 @@ def longhand(
     save_memory=False,
     student_labeled=False,
     log_shares=(0.0,) * K,
+    mixup=0.0,
 ):
     "The same steps in plain torch."
     opt_s, opt_t, n, o = torch_sgd(s, lr), torch_sgd(t, 0.05), len(u), torch.tensor(log_shares).double()
@@ -143,19 +155,25 @@ def longhand(
             )
             sure = torch.tensor([float(row[k]) for row, k in zip(p, y)]) >= threshold  # (of the label drawn)
         soft = p if label == 'soft' else F.one_hot(y, K).double()
+        shown, said, x_seen, y_seen = strong, soft * sure[:, None], x_l, F.one_hot(y_l, K).double()
+        if mixup and student_labeled:
+            x_mixed, y_mixed = mixed(torch.cat([x_l, strong]), torch.cat([y_seen, said]), mixup, i)
+            (x_seen, shown), (y_seen, said) = x_mixed.split(B), y_mixed.split(B)
+        elif mixup:
+            shown, said = mixed(strong, said, mixup, i)
         seen.append(int(sure.sum()))
         opt_s.zero_grad()
         if feedback == 'reference':
             joint = s(torch.cat([x_l, strong]))
             old, taught = F.cross_entropy(joint[:B].detach(), y_l), F.cross_entropy(joint[B:] + o, soft)
         else:
-            taught = (-(soft * (s(strong) + o).log_softmax(1)).sum(1) * sure).sum() / B
+            taught = -(said * (s(shown) + o).log_softmax(1)).sum() / B
         h = torch.zeros((), dtype=torch.double)
         if sure.any() or student_labeled or feedback == 'reference':
             taught.backward()
             g = [q.grad.clone() for q in s.parameters()]
             if student_labeled:
-                F.cross_entropy(s(x_l), y_l).backward()
+                (-(y_seen * s(x_seen).log_softmax(1)).sum() / B).backward()
             if student_clip:
                 nn.utils.clip_grad_norm_(s.parameters(), student_clip)
             if not student_labeled:  # (with L in the step, the part of the pseudo-labels alone)
@@ -227,6 +245,8 @@ OPTIONS = [
     BY_LOGITS,
     ALL_ON | BY_LOGITS,
     LABELED | BY_LOGITS | dict(label='soft'),
+    dict(mixup=0.75),
+    LABELED | BY_LOGITS | dict(label='soft', mixup=0.75),
 ]
 
 
@@ -237,7 +257,7 @@ def test_three_steps_equal_longhand(feedback, options):
 
     Weights, buffers and momenta of both networks, to 1e-10; gradients that were there before do not count."""
     if feedback == 'reference':
-        options = {k: v for k, v in options.items() if k != 'student_labeled'}  # (refused, see below)
+        options = {k: v for k, v in options.items() if k not in ('student_labeled', 'mixup')}  # (refused, see below)
     student, teacher, threshold = network(1), network(2), 0.62 if 'temperature' in options else 0.53
     s, t = copy.deepcopy((student, teacher))
     teacher(torch.randn(4, D).double()).sum().backward()
@@ -263,6 +283,46 @@ def test_three_steps_equal_longhand(feedback, options):
             assert torch.allclose(a.double(), b.double(), rtol=0, atol=1e-10), name
         for a, b in zip(ours.parameters(), theirs.parameters()):
             assert torch.allclose(opt.state[a]['grad_avg'], twin.state[b]['momentum_buffer'], rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize('method', ['supervised', 'fixmatch'])
+@pytest.mark.parametrize('alpha', [0.0, 0.75])
+def test_blends_of_one_network_equal_longhand(method, alpha):
+    "L with L, or L with U, whose unsure labels do not count; of U there are as many patches as of L here."
+    u, labeled = loaders()
+    u, net = InOrder(u.dataset, bs=B, shuffle=True, num_workers=0, drop_last=True), network(1)
+    labeled.vocab, twin, threshold, lr = list(range(K)), copy.deepcopy(net), 0.42, 0.1
+    cbs = [Mixup(alpha, K)] if alpha else []
+    if method == 'fixmatch':
+        cbs.append(FixMatch(labeled, views, threshold=threshold, lambda_u=0.7))
+    dls = DataLoaders(u if method == 'fixmatch' else labeled, labeled.new(shuffle=False))
+    learn = Learner(dls, net, MaskedCrossEntropy(), opt_func=paper_sgd(), wd=1e-2, wd_bn_bias=False, cbs=cbs)
+    learn.remove_cb(learn.recorder)
+    with learn.no_bar():
+        learn.fit(1, lr)
+    opt, batches = torch_sgd(twin, lr), labeled.new(epoch=0)
+    if method == 'fixmatch':
+        batches = labeled.new(weights=labeled.weights, n_draws=len(u) * B, epoch=0)
+    counted = 0
+    for i, (x, y) in enumerate(batches):
+        y, n = F.one_hot(y, K).double(), len(x)
+        if method == 'fixmatch':
+            patches, keys = list(u)[i]
+            p = copy.deepcopy(twin)(views(patches, keys, 'weak')).softmax(1).detach()
+            sure = p.max(1).values >= threshold
+            counted += int(sure.sum())
+            x = torch.cat([x, views(patches, keys, 'strong')])
+            y = torch.cat([y, F.one_hot(p.argmax(1), K) * sure[:, None]])
+        if alpha:
+            x, y = mixed(x, y, alpha, i)
+        each = -(y * twin(x).log_softmax(1)).sum(1)
+        opt.zero_grad()
+        (each[:n].mean() + 0.7 * each[n:].sum() / n).backward()
+        opt.step()
+    assert i == (2 if method == 'fixmatch' else 5)
+    assert method == 'supervised' or 0 < counted < 3 * B  # (some are sure)
+    for (name, a), b in zip(net.state_dict().items(), twin.state_dict().values()):
+        assert torch.allclose(a.double(), b.double(), rtol=0, atol=1e-10), name
 
 
 def trained(steps, lr):
