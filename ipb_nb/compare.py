@@ -23,9 +23,12 @@ from .run import find_runs, macro, run_dataset
 from .split import Split, lineages
 
 # %% ../nbs/40_compare.ipynb #2aa2e061
+_UNHEARD = ('none', 'ema')  # feedback with which the teacher does not learn from the student's result
+
+
 def _is_ipb(config):
     "Iterative Pseudo Balancing, with a teacher that learns."
-    learns = not config.get('teacher_frozen') and config.get('feedback') != 'none'
+    learns = not config.get('teacher_frozen') and config.get('feedback') not in _UNHEARD
     return config['method'] == 'mpl' and config['balance'] and learns
 
 
@@ -58,7 +61,7 @@ def related_row(
         return None
     if config['method'] in _RELATED and not config.get('tau_plus'):
         return _RELATED[config['method']]
-    if config['method'] != 'mpl' or config.get('teacher_frozen') or config.get('feedback') == 'none':
+    if config['method'] != 'mpl' or config.get('teacher_frozen') or config.get('feedback') in _UNHEARD:
         return None
     if not config['balance']:
         return 'MPL (Imbalanced)'

@@ -138,7 +138,7 @@ def __init__(
     self: ExperimentConfig,
     preset: str = None,  # gives every field that is not named; default: quick, or with init the student's
     method: str = 'mpl',  # mpl: meta pseudo labels, with balancing IPB; others: see the chapters on methods
-    feedback: str = 'exact',  # on the student's step; reference: as published; cosine: by its angle; none: h = 0
+    feedback: str = 'exact',  # on the student's step; reference: as published; none: h = 0; ema: follow the student
     teacher_frozen: bool_arg = None,  # keep the teacher as pre-trained: no feedback, no step
     balance: bool = True,  # resample the unlabelled set (U) every epoch so that all classes come equally often
     balance_by: str = None,  # draws: rare classes come more often; logits: the loss knows how often they come

@@ -7,13 +7,15 @@ __all__ = ['ipb_learner', 'IPBMethod']
 
 # %% ../nbs/23_ipb.ipynb #7ca8340a
 from dataclasses import replace
+from functools import partial
 
 from fastai.learner import Learner
 from fastcore.basics import patch
 
 from .balance import PseudoBalance, how_balanced, run_balancing
+from .core import InputError
 from .method import MaskedCrossEntropy, Method, class_tpr, macro_tpr, paper_sgd, register, spread
-from .mpl import MetaPseudoLabels, PseudoLabels
+from .mpl import MeanTeacher, MetaPseudoLabels, PseudoLabels
 from .patch import patch_views
 
 # %% ../nbs/23_ipb.ipynb #fcd35dab
@@ -25,6 +27,7 @@ def ipb_learner(
     balance: bool = True,  # False: MPL (imbalanced)
     frozen: bool = False,  # the teacher only labels
     student_labeled: bool = False,  # the student learns from L, too, in every step
+    follows: float = 0.0,  # the teacher is the student's running mean, with this decay; 0: it is not
     lr: float = 0.005,  # of teacher and student
     wd: float = 1e-4,
     momentum: float = 0.9,
@@ -38,8 +41,10 @@ def ipb_learner(
     labeled = loaders.labeled.train
     views = patch_views(labeled)
     labelling = dict(threshold=threshold) | (labelling or {})
-    if frozen:
-        own = [PseudoLabels(teacher, views, labeled_dl=labeled if student_labeled else None, **labelling)]
+    if follows or frozen:
+        of_l = labeled if student_labeled else None
+        taught_by = partial(MeanTeacher, decay=follows) if follows else PseudoLabels
+        own = [taught_by(teacher, views, labeled_dl=of_l, **labelling)]
     else:
         kwargs |= dict(student_labeled=student_labeled)
         own = [MetaPseudoLabels(teacher, labeled, views, lr=lr, wd=wd, momentum=momentum, **labelling, **kwargs)]
@@ -74,8 +79,19 @@ class IPBMethod(Method):
         how = how_balanced(cfg)
         if cfg.teacher_frozen:
             return 'Frozen teacher' + ', balanced' * cfg.balance + how
-        heard = dict(none=', h = 0', cosine=', h a cosine').get(cfg.feedback, '')
+        heard = dict(none=', h = 0', cosine=', h a cosine', ema=', mean teacher').get(cfg.feedback, '')
         return ('IPB' if cfg.balance else 'MPL (imbalanced)') + how + heard
+
+    def check(self, cfg):
+        if cfg.feedback != 'ema':
+            return
+        needs = dict(teacher_frozen=(False, 'no'), student_from_teacher=(True, 'yes'))
+        for field, (value, word) in needs.items():
+            if getattr(cfg, field) != value:
+                do = 'The teacher is the mean of what the student has been since it began as the teacher.'
+                raise InputError(field, getattr(cfg, field), f'{word}, with feedback ema', do)
+        if not cfg.ema:
+            raise InputError('ema', cfg.ema, 'a decay above 0, with feedback ema', 'It is that of the teacher, too.')
 
     def networks(self, cfg, make):
         return dict(teacher=make(), student=make())
@@ -97,6 +113,7 @@ def learner(self: IPBMethod, training, stage, cbs):
     if stage != 'student':
         return super(IPBMethod, self).learner(training, stage, cbs)
     c = training.cfg
+    follows = c.ema if c.feedback == 'ema' else 0.0
     teaching = dict(feedback=c.feedback, lambda_u=c.lambda_u, ramp=c.ramp, save_memory=c.save_memory)
     return ipb_learner(
         replace(training.loaders, unlabeled=training.dls['student']),
@@ -106,6 +123,7 @@ def learner(self: IPBMethod, training, stage, cbs):
         balance=c.balance,
         frozen=c.teacher_frozen,
         student_labeled=c.student_labeled,
+        follows=follows,
         lr=c.lr,
         wd=c.wd,
         momentum=c.momentum,
@@ -113,5 +131,5 @@ def learner(self: IPBMethod, training, stage, cbs):
         balancing=run_balancing(training),
         labelling=dict(strong=c.strong, temperature=c.temperature, label=c.label),
         cbs=cbs,
-        **({} if c.teacher_frozen else teaching),
+        **({} if c.teacher_frozen or follows else teaching),
     )

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LABELS', 'FEEDBACK', 'batch_statistics', 'exact_feedback', 'taylor_feedback', 'cosine_feedback', 'feedback_loss',
-           'choose_labels', 'mask_labels', 'beside', 'PseudoLabels', 'MetaPseudoLabels']
+           'choose_labels', 'mask_labels', 'beside', 'PseudoLabels', 'MetaPseudoLabels', 'MeanTeacher']
 
 # %% ../nbs/21_mpl.ipynb #eb0c43d2
 import copy
@@ -17,11 +17,12 @@ from fastai.torch_core import norm_bias_params
 from fastcore.basics import patch, store_attr
 from torch import nn
 from torch.func import functional_call
+from torch.optim.swa_utils import AveragedModel
 
 from .checkpoint import set_optimiser_state
 from .core import InputError
 from .distributed import average, average_buffers, average_gradients, total
-from .method import IGNORE, paper_sgd, warmup_cosine
+from .method import IGNORE, paper_sgd, warmed_up, warmup_cosine
 from .model import autocast, in_bfloat16
 from .patch import patch_views, uniforms
 
@@ -249,7 +250,7 @@ def before_step(self: PseudoLabels):
         raise CancelStepException
 
 # %% ../nbs/21_mpl.ipynb #08825820
-FEEDBACK = ('exact', 'taylor', 'cosine', 'reference', 'none')
+FEEDBACK = ('exact', 'taylor', 'cosine', 'reference', 'none', 'ema')  # (the last: a `MeanTeacher`)
 _COSINE_BASELINE = 0.99  # decay of the moving average that is subtracted from a cosine
 
 
@@ -279,8 +280,8 @@ class MetaPseudoLabels(PseudoLabels):
         student_labeled: bool = False,  # the student learns from L, too, in every step
         **kwargs,  # of `PseudoLabels`
     ):
-        if feedback not in FEEDBACK:
-            raise InputError('feedback', feedback, ' or '.join(FEEDBACK), 'Choose one of them.')
+        if feedback not in FEEDBACK[:-1]:
+            raise InputError('feedback', feedback, ' or '.join(FEEDBACK[:-1]), 'Choose one of them.')
         if h_baseline is None:
             h_baseline = _COSINE_BASELINE if feedback == 'cosine' else 0.0
         super().__init__(teacher, views or patch_views(labeled_dl), labeled_dl=labeled_dl, **kwargs)
@@ -481,3 +482,41 @@ def resume_from(self: MetaPseudoLabels, saved):
     self.start()
     set_optimiser_state(self.opt_t, saved['optimiser'])
     self.baseline = saved['baseline'] if saved['baseline'] is None else saved['baseline'].to(self.dls.device)
+
+# %% ../nbs/21_mpl.ipynb #meanteach2
+class MeanTeacher(PseudoLabels):
+    "Teach the student with the labels of its own running mean; the teacher and the student begin alike."
+
+    def __init__(
+        self,
+        teacher: nn.Module,  # it changes
+        views,  # function (patches, keys, kind) → normalised views, from `patch_views`
+        decay: float = 0.99,  # of the mean, in the long run
+        **kwargs,  # of `PseudoLabels`
+    ):
+        super().__init__(teacher, views, **kwargs)
+        self.decay, self.mean = decay, None
+
+    def before_train(self):
+        super().before_train()
+        if self.epoch == 0 or self.mean is None:
+            self.start()
+
+    def start(self, n: int = 1):
+        "The mean of `n` networks so far is the teacher."
+        self.mean = AveragedModel(self.model, multi_avg_fn=warmed_up(self.decay), use_buffers=True)
+        self.mean.module = self.teacher
+        self.mean.n_averaged.fill_(n)
+
+    def after_step(self):
+        super().after_step()
+        self.mean.update_parameters(self.model)
+
+    def after_train(self):
+        average_buffers(self.teacher)
+
+    def resume_state(self):
+        return dict(n=int(self.mean.n_averaged))
+
+    def resume_from(self, saved):
+        self.start(saved['n'])

@@ -140,7 +140,7 @@ def test_voc_goes_on_past_a_lost_picture(voc, tmp_path):
         (
             'ipb_train',
             dict(data='{data}', out='{tmp}/r', feedback='approx'),
-            'feedback: found approx; expected exact or taylor or cosine',
+            'feedback: found approx; expected exact or taylor or cosine or reference or none or ema',
         ),
         (
             'ipb_train',

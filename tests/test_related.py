@@ -205,6 +205,27 @@ def test_blended_stopped_and_resumed(how, toy, tmp_path, monkeypatch):
     assert read_json(tmp_path / 'run' / 'run.json')['name'].endswith(', mixup')
 
 
+MEAN = dict(feedback='ema', student_from_teacher=True, student_labeled=True)
+
+
+def test_a_teacher_that_follows_stopped_and_resumed(toy, tmp_path, monkeypatch):
+    "In the main training: the teacher is in no checkpoint twice, and no mean begins anew."
+    check_resumed(lambda: ExperimentConfig(**SHORT | MEAN), 5, toy, tmp_path, monkeypatch)
+    run, whole = (load_file(tmp_path / o / 'teacher.safetensors') for o in ('run', 'whole'))
+    assert all(torch.equal(run[k], whole[k]) for k in run)
+    assert read_json(tmp_path / 'run' / 'run.json')['name'] == 'IPB, mean teacher'
+
+
+def test_what_a_teacher_needs_to_follow():
+    for field, value, says in (
+        ('student_from_teacher', False, 'found False; expected yes'),
+        ('teacher_frozen', True, 'found True; expected no'),
+        ('ema', 0.0, 'found 0.0; expected a decay above 0'),
+    ):
+        with pytest.raises(InputError, match=f'{field}: {says}, with feedback ema'):
+            ExperimentConfig(**MEAN | {field: value})
+
+
 def test_what_cannot_be_blended():
     for method in ('clustering', 'forest'):
         with pytest.raises(InputError, match=f'mixup: found 0.5; expected 0, with method {method}'):
