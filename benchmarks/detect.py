@@ -117,6 +117,7 @@ def alone(truth, gap=25):
         near = cv2.dilate(region.astype(np.uint8), disk(gap)).view(bool)
         if inside[region].all() and np.unique(truth[near]).tolist() == [0, k]:
             return region
+    raise ValueError('no colony that is whole and alone')
 
 
 def largest_mistake(found, truth):

@@ -204,7 +204,8 @@ def after_batch(self: PseudoBalance):
     if not self.training or self.here is None:
         return
     was = self.here[self.iter * self.dl.bs :][: self.dl.bs]
-    said = self.yb[0][-len(was) :]  # (what a method teaches of L comes before U)
+    y = getattr(self.learn, 'unblended', self.yb[0])
+    said = y[-len(was) :]  # (what a method teaches of L comes before U)
     if said.ndim == 2:  # soft labels; a row of zeros is none
         said = said.argmax(1).where(said.sum(1) > 0, IGNORE)
     taught = (said >= 0) & (said < len(self.classes))

@@ -32,13 +32,18 @@ def _is_ipb(config):
     return config['method'] == 'mpl' and config['balance'] and learns
 
 
+def _departs(config):
+    "Does a run begin, learn or decide in a way that the paper does not know?"
+    return config.get('init') or config.get('mixup') or config.get('test_patches', 1) != 1
+
+
 def paper_row(
     config: dict,  # of a run
 ) -> str:  # name in the paper's Tables 2 and 3, or None
     "The row of the paper's ablation that a configuration is."
     network = dict(vgg19='VGG', hrnet='HRNet').get(config['arch'])
     scales = {'128': '', '224,112': 'MS'}.get(config['scales'])
-    if network is None or scales is None or config.get('width', 1) != 1 or config.get('init'):
+    if network is None or scales is None or config.get('width', 1) != 1 or _departs(config):
         return None
     if config['method'] == 'supervised':
         name = f'{scales} {network}'.strip().replace('VGG', 'VGG19')
@@ -57,7 +62,7 @@ def related_row(
     config: dict,  # of a run
 ) -> str:  # name in the paper's Table 5, or None
     "The related method that a configuration is."
-    if config.get('init'):
+    if _departs(config):
         return None
     if config['method'] in _RELATED and not config.get('tau_plus'):
         return _RELATED[config['method']]
@@ -268,8 +273,9 @@ def compare(
     rows = {row: [r for r, n in zip(runs, names) if n == row] for row in order}
     c = Comparison(path, runs, rows, missing, None, None)
     supervised = lambda row: c.config(row)['method'] == 'supervised'
+    plain = lambda row: supervised(row) and not c.config(row).get('init')
     balanced = lambda row: _is_ipb(c.config(row))
-    c.baseline = _choose(c, baseline, 'baseline', lambda row: c.paper(row) == 'HRNet', supervised)
+    c.baseline = _choose(c, baseline, 'baseline', lambda row: c.paper(row) == 'HRNet', plain, supervised)
     c.main = _choose(c, main, 'main', lambda row: c.paper(row) == 'ML+MS IPB HRNet', balanced, lambda row: True)
     return c
 

@@ -138,7 +138,7 @@ def __init__(
     self: ExperimentConfig,
     preset: str = None,  # gives every field that is not named; default: quick, or with init the student's
     method: str = 'mpl',  # mpl: meta pseudo labels, with balancing IPB; others: see the chapters on methods
-    feedback: str = 'exact',  # on the student's step; reference: as published; none: h = 0; ema: follow the student
+    feedback: str = 'exact',  # by the student's step; cosine: its angle; reference: as published; ema: it follows
     teacher_frozen: bool_arg = None,  # keep the teacher as pre-trained: no feedback, no step
     balance: bool = True,  # resample the unlabelled set (U) every epoch so that all classes come equally often
     balance_by: str = None,  # draws: rare classes come more often; logits: the loss knows how often they come
@@ -153,13 +153,13 @@ def __init__(
     arch: str = None,  # hrnet, vgg19, or any timm network
     width: float = 1.0,  # of hrnet and vgg19: channels of every layer, as a factor
     pretrained: bool_arg = None,  # begin with weights learnt from photographs: yes or no
-    init: str = '',  # begin with a trained student: its run folder, or ipb-export's; self: learn U without labels first
+    init: str = '',  # a student to begin with: folder of a run or ipb-export; self: first learn from U without labels
     freeze: bool_arg = None,  # keep the pretrained layers as they are, and train the last ones
     scales: str = None,  # sides of the patch, largest first: 64 or 224,112 (px), or 180um,90um
     split: str = 'default',  # name of the dataset's split
     fold: int = 0,  # of the split
     pairs: int = 256,  # patches per step of learning without labels: simclr, clustering, simtriplet, init self
-    tau_plus: float = 0.0,  # simclr: assumed share of negatives of the same class (debiased loss); 0: none
+    tau_plus: float = 0.0,  # simclr, init self: assumed share of negatives of the same class (debiased loss); 0: none
     mu: int = 7,  # fixmatch, crest: patches of U per patch of L
     align: bool = False,  # fixmatch: align the shares of the pseudo-labels with those of L
     generations: int = 3,  # crest: how many times training starts anew

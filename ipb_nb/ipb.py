@@ -27,7 +27,7 @@ def ipb_learner(
     balance: bool = True,  # False: MPL (imbalanced)
     frozen: bool = False,  # the teacher only labels
     student_labeled: bool = False,  # the student learns from L, too, in every step
-    follows: float = 0.0,  # the teacher is the student's running mean, with this decay; 0: it is not
+    follows: float = 0.0,  # decay with which the teacher follows the student, as its running mean; 0: it does not
     lr: float = 0.005,  # of teacher and student
     wd: float = 1e-4,
     momentum: float = 0.9,

@@ -56,6 +56,7 @@ class Mixup(Callback):
     def before_batch(self):
         if not self.training:
             return
+        self.learn.unblended = self.yb[0]  # (what is counted)
         parts = [(self.xb[0], self.yb[0])]
         if labeled := getattr(self.learn, 'labeled_pass', None):
             parts.insert(0, labeled)

@@ -174,7 +174,7 @@ class PseudoLabels(Callback):
         if label not in LABELS:
             raise InputError('label', label, ' or '.join(LABELS), 'Choose one of them.')
         store_attr()
-        self.student_labeled, self.labeled_now, self.log = labeled_dl is not None, None, []
+        self.student_labeled, self.labeled_now, self.kept, self.log = labeled_dl is not None, None, None, []
 
     def before_batch(self):
         if not self.training:
@@ -203,13 +203,24 @@ class PseudoLabels(Callback):
     def after_step(self):
         self.log.append(dict(confident_share=self.sure.float().mean()))
 
-    def after_fit(self):
-        self.labeled = self.labeled_now = None
-
     @property
     def epoch_log(self) -> dict:
         "Means over the last epoch."
         return {k: torch.stack([o[k] for o in self.log]).mean().item() for k in self.log[0]} if self.log else {}
+
+# %% ../nbs/21_mpl.ipynb #keepteac
+@patch
+def keep_teacher(self: PseudoLabels):
+    "Remember a teacher that will change while a learning rate is looked for: `lr_find` restores the student alone."
+    self.kept = copy.deepcopy(self.teacher.state_dict()) if hasattr(self.learn, 'lr_finder') else None
+
+
+@patch
+def after_fit(self: PseudoLabels):
+    self.labeled = self.labeled_now = None
+    if self.kept is not None:
+        self.teacher.load_state_dict(self.kept)
+    self.kept = None
 
 # %% ../nbs/21_mpl.ipynb #offset01
 @patch(as_prop=True)
@@ -287,7 +298,7 @@ class MetaPseudoLabels(PseudoLabels):
         super().__init__(teacher, views or patch_views(labeled_dl), labeled_dl=labeled_dl, **kwargs)
         store_attr('student_labeled,feedback,lambda_u,ramp,lr,warmup,wd,momentum,label_smoothing,clip')
         store_attr('h_baseline,save_memory,log_agreement')
-        self.kept, self.opt_t, self.g = None, None, None
+        self.opt_t, self.g = None, None
 
     def before_train(self):
         super().before_train()
@@ -347,8 +358,7 @@ def _check_optimiser(self: MetaPseudoLabels):
 def start(self: MetaPseudoLabels):
     "Make the teacher's optimiser, before the first epoch."
     self._check_optimiser()
-    finding_lr = hasattr(self.learn, 'lr_finder')  # lr_find restores the student alone
-    self.kept = copy.deepcopy(self.teacher.state_dict()) if finding_lr else None
+    self.keep_teacher()
     self.opt_t = paper_sgd(self.momentum)(list(self.teacher.parameters()), lr=self.lr, wd=self.wd)
     for p in norm_bias_params(self.teacher, True):
         self.opt_t.state[p]['do_wd'] = False
@@ -467,9 +477,6 @@ def after_train(self: MetaPseudoLabels):
 def after_fit(self: MetaPseudoLabels):
     super(MetaPseudoLabels, self).after_fit()
     self.g = None
-    if self.kept is not None:
-        self.teacher.load_state_dict(self.kept)
-    self.kept = None
 
 # %% ../nbs/21_mpl.ipynb #c1a07a5b
 @patch
@@ -484,6 +491,11 @@ def resume_from(self: MetaPseudoLabels, saved):
     self.baseline = saved['baseline'] if saved['baseline'] is None else saved['baseline'].to(self.dls.device)
 
 # %% ../nbs/21_mpl.ipynb #meanteach2
+def _changing(net):
+    "The part of a network that is trained."
+    return net.trained if getattr(net, 'freeze', False) else net
+
+
 class MeanTeacher(PseudoLabels):
     "Teach the student with the labels of its own running mean; the teacher and the student begin alike."
 
@@ -504,13 +516,14 @@ class MeanTeacher(PseudoLabels):
 
     def start(self, n: int = 1):
         "The mean of `n` networks so far is the teacher."
-        self.mean = AveragedModel(self.model, multi_avg_fn=warmed_up(self.decay), use_buffers=True)
-        self.mean.module = self.teacher
+        self.keep_teacher()
+        self.mean = AveragedModel(_changing(self.model), multi_avg_fn=warmed_up(self.decay), use_buffers=True)
+        self.mean.module = _changing(self.teacher)
         self.mean.n_averaged.fill_(n)
 
     def after_step(self):
         super().after_step()
-        self.mean.update_parameters(self.model)
+        self.mean.update_parameters(_changing(self.model))
 
     def after_train(self):
         average_buffers(self.teacher)

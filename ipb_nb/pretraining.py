@@ -12,24 +12,32 @@ from fastcore.basics import GetAttr, patch
 
 from .core import stable_hash
 from .crop import to_planes
-from .method import Method
+from .method import Method, spread
 from .model import N_FEATURES
 from .patch import PatchDL, more_keys, patch_views
 from .simclr import NTXent, Pretext, PretextViews, pretext_learner, pretext_loaders, projection_head
 
 # %% ../nbs/28_pretraining.ipynb #ownimg02
 class PairDL(PatchDL):
-    "Two patches of each colony, the channels of one after those of the other, and keys."
+    "Two patches of each colony, the channels of one after those of the other, a key, and what names the colony."
 
     def create_item(self, s):
         draw, i = divmod(s or 0, self.n_colonies)
         colony = self.dataset[i][0]
         patches = [to_planes(colony.cut(self.box(colony, 2 * draw + k), self.scale)) for k in range(2)]
-        return torch.from_numpy(np.concatenate(patches)), stable_hash(colony.key, self.seed, self.epoch, draw)
+        key = stable_hash(colony.key, self.seed, self.epoch, draw)
+        return torch.from_numpy(np.concatenate(patches)), key, stable_hash(colony.key)
 
 
 class PairViews(PretextViews):
-    "One view of each of two patches."
+    """One view of each of two patches. The loss hears which colony they are of.
+
+    A colony that comes again in a batch is no negative of itself."""
+
+    def before_batch(self):
+        ids = self.yb[1]
+        super().before_batch()
+        self.learn.yb = (ids,)
 
     def make(self, patches, keys):
         two = enumerate(patches.chunk(2, 1))
@@ -51,7 +59,9 @@ class SelfPretrained(GetAttr):
         return self.method.networks(cfg, make) | dict(head=projection_head(N_FEATURES * len(cfg.sides)))
 
     def loaders(self, cfg, loaders):
-        return self.method.loaders(cfg, loaders) | dict(pretext=pretext_loaders(loaders, cfg.pairs, PairDL))
+        dls = pretext_loaders(loaders, cfg.pairs, PairDL)
+        dls = spread(dls, cfg.steps and cfg.steps + cfg.pretrain_steps, cfg.epochs)
+        return self.method.loaders(cfg, loaders) | dict(pretext=dls)
 
     def learner(self, training, stage, cbs):
         if stage != 'pretext':

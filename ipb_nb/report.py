@@ -161,6 +161,10 @@ def _training_words(c):
             f"; {f['steps']:,} steps of {f['batch_size']} patches, learning rate {f['lr']:g}, momentum "
             f"{f['momentum']:g}, weight decay {f['wd']:g}, pseudo-labels from a confidence of {f['threshold']:g}"
         )
+    if f.get('init') == 'self':
+        words += f"; before that, learning without labels from pairs of patches of U, {f['pairs']} colonies a step"
+    if f.get('mixup'):
+        words += f"; mixup with alpha {f['mixup']:g}"
     yield words + '.'
     chosen = sorted({r.metrics['selected_on'] for r in c.runs})
     yield f'The student that is tested was chosen {_listed(_CHOSEN.get(s, s) for s in chosen)}.'
@@ -293,9 +297,10 @@ def _losses(run):
     if 'teacher' in stages:
         before = 'the networks learn from U without labels, by another loss, then ' * ('pretext' in stages)
         tuned = ', then the student is tuned on L' if 'finetune' in stages else ''
-        order = f'First {before}the teacher learns from L alone, then teacher and student learn together{tuned}. '
+        together = 'the student learns from it' if run.config.get('teacher_frozen') else 'both learn together'
+        order = f'First {before}the teacher learns from L alone, then {together}{tuned}. '
     elif 'pretext' in stages:
-        order = 'First the network learns from U without labels, by another loss, then from L. '
+        order = 'First the network learns from U without labels, by another loss, then with labels. '
     figure = plot_losses(run.history, valid_is=run.valid_is)
     return picture(figure, 'losses and macro recall over the epochs', order.strip())
 

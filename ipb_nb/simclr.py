@@ -71,18 +71,23 @@ def nt_xent(
     z2: torch.Tensor,  # (n, features): second views of the same patches
     temperature: float = 0.5,
     tau_plus: float = 0.0,  # assumed share of negatives of the same class (debiased loss); 0: none
+    ids: torch.Tensor = None,  # (n,): views with the same one are no negatives of each other; None: all are
 ) -> torch.Tensor:  # scalar, the mean over all 2n views
     "Normalised temperature-scaled cross-entropy (Chen et al. 2020, Eq. 1; debiased: Chuang et al. 2020, Eq. 8)."
     with torch.autocast(z1.device.type, enabled=False):
         z, n = torch.cat([z1, z2]), 2 * len(z1)
         z = F.normalize(z.to(torch.promote_types(z.dtype, torch.float32)), dim=1)
-        s = (z @ z.T / temperature).masked_fill(torch.eye(n, dtype=torch.bool, device=z.device), -torch.inf)
         partner = torch.arange(n, device=z.device).roll(n // 2)
+        ids = (torch.arange(n // 2, device=z.device) if ids is None else ids).repeat(2)
+        negative = ids[:, None] != ids
+        m = negative.sum(1)
+        compared = negative | (partner[:, None] == torch.arange(n, device=z.device))
+        s = (z @ z.T / temperature).masked_fill(~compared, -torch.inf)
         if not tau_plus:
             return F.cross_entropy(s, partner)
         positive = s.gather(1, partner[:, None])[:, 0].exp()
-        negatives = ((s.exp().sum(1) - positive) / (n - 2) - tau_plus * positive) / (1 - tau_plus)
-        return -(positive / (positive + (n - 2) * negatives.clamp(min=np.exp(-1 / temperature)))).log().mean()
+        negatives = ((s.exp().sum(1) - positive) / m.clamp(min=1) - tau_plus * positive) / (1 - tau_plus)
+        return -(positive / (positive + m * negatives.clamp(min=np.exp(-1 / temperature)))).log().mean()
 
 # %% ../nbs/24_simclr.ipynb #5688059f
 class NTXent:
@@ -91,8 +96,8 @@ class NTXent:
     def __init__(self, temperature=0.5, tau_plus=0.0):
         store_attr()
 
-    def __call__(self, z, keys):
-        return nt_xent(*z.chunk(2), self.temperature, self.tau_plus)
+    def __call__(self, z, ids):
+        return nt_xent(*z.chunk(2), self.temperature, self.tau_plus, ids)
 
 # %% ../nbs/24_simclr.ipynb #35d82267
 class Pretext(nn.Module):

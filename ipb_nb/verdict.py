@@ -95,6 +95,8 @@ def _uses_unlabeled(config):
     "Does the method of a configuration learn from the unlabelled set (U)?"
     from ipb_nb.method import METHODS  # (needs PyTorch)
 
+    if config.get('init') == 'self':
+        return True
     try:
         return METHODS[config['method']].uses_unlabeled
     except (KeyError, InputError):
@@ -105,7 +107,7 @@ def _pairs(c):
     "Questions, and the two rows that answer each."
     finished = [row for row in c.rows if c.rows[row]]
     learns = [row for row in [c.main, *finished] if row != c.baseline and _uses_unlabeled(c.config(row))]
-    if learns and c.baseline:
+    if learns and c.baseline and not _uses_unlabeled(c.config(c.baseline)):
         yield 'Do the unlabelled images help?', learns[0], c.baseline
     keys = {}
     for row in finished:

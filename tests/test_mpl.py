@@ -700,7 +700,8 @@ def test_a_student_with_labels_steps_at_every_batch_and_a_frozen_teacher_stays()
         refused.fit(1, 0.1)
 
 
-def test_a_loader_is_left_as_it_was():
+@pytest.mark.parametrize('more', [[], [Mixup(0.75, 3)]])
+def test_a_loader_is_left_as_it_was(more):
     "A fit without balancing on the same loader is not balanced; the mask's count is what was taught."
     u, labeled = loaders()
     student, teacher = network(1), network(2)
@@ -710,7 +711,7 @@ def test_a_loader_is_left_as_it_was():
         student,
         loss_func=MaskedCrossEntropy(),
         opt_func=paper_sgd(),
-        cbs=[PseudoLabels(teacher, views, threshold=0.4, temperature=2.0), pb],
+        cbs=[PseudoLabels(teacher, views, threshold=0.4, temperature=2.0), pb, *more],
     )
     learn.remove_cb(learn.recorder)
     with learn.no_bar(), learn.no_logging():

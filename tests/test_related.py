@@ -18,8 +18,8 @@ from ipb_nb.experiment import train
 from ipb_nb.figures import figure_8
 from ipb_nb.method import METHODS, warmup_cosine
 from ipb_nb.patch import more_keys, patch_views
+from ipb_nb.pretraining import PairDL, SelfPretrained
 from ipb_nb.run import plot_losses, read_run
-from ipb_nb.pretraining import PairDL
 from ipb_nb.simclr import Pretext, nt_xent, pretext_loaders, projection_head
 from ipb_nb.split import Split, save_split
 from ipb_nb.sweep import read_grid
@@ -135,12 +135,12 @@ def test_own_images_first(toy, tmp_path, monkeypatch):
     rate = warmup_cosine(opt_lr, cfg.warmup)
     for epoch in range(3):
         dl = dl.new(epoch=epoch)
-        for x, keys in dl:
+        for x, keys, ids in dl:
             for group in opt.param_groups:
                 group['lr'] = rate(n / 12)
             two = [views(x[:, k : k + 1].contiguous(), more_keys(keys, k), 'contrast') for k in range(2)]
             opt.zero_grad()
-            nt_xent(*model(torch.cat(two)).chunk(2)).backward()
+            nt_xent(*model(torch.cat(two)).chunk(2), ids=ids).backward()
             opt.step()
             n += 1
     assert n == 12 == cfg.steps
@@ -162,6 +162,17 @@ def test_every_network_begins_with_what_was_learnt(method, toy, tmp_path):
         body = {k for k in net if not k.startswith('classifier')}
         assert all(torch.equal(net[k], nets[-1][k]) for k in body)
         assert any(not torch.equal(net[k], before[k]) for k in body)
+
+
+@pytest.mark.parametrize('preset', ['best', 'best_gpu'])
+def test_all_methods_learn_from_own_images_as_long(preset, toy):
+    ds, steps = ColonyDataset(toy), {}
+    for method in ('mpl', 'supervised', 'fixmatch'):
+        small = dict(batch_size=8, pairs=8, pretrained=False, small='enlarge')
+        cfg = ExperimentConfig(preset, method=method, init='self', **small)
+        dls = SelfPretrained(METHODS[method]).loaders(cfg, run_loaders(cfg, ds))
+        steps[method] = cfg.epochs * len(dls['pretext'].train)
+    assert len(set(steps.values())) == 1, steps
 
 
 @pytest.mark.parametrize('states', [2, 3, 5])
