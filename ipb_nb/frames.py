@@ -65,6 +65,8 @@ def _frames_by_file(root, files, frames_of, failures):
         try:
             _check_name(f)
             frames = frames_of(root / f)
+            if not frames:
+                raise InputError(root / f, 'no picture', 'at least one', 'Save it again from the microscope software.')
         except NoChoice:
             raise
         except InputError as e:

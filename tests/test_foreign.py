@@ -314,6 +314,7 @@ WHOLE = whole_files()
 @QUICK
 @given(st.sampled_from([*WHOLE]), st.integers(0, 2**32))
 @example('.npy', 84211758)  # (a header that is no Python)
+@example('.plain.tif', 3726)  # (no picture is left)
 def test_pictures_masks_and_rois_with_any_bytes_changed(tmp_path_factory, kind, seed):
     rng, data = random.Random(seed), bytearray(WHOLE[kind])
     for _ in range(rng.randint(1, 8)):
