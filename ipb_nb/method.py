@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['IGNORE', 'STAGES', 'METHODS', 'paper_sgd', 'warmup_cosine', 'MaskedCrossEntropy', 'ColonyRecall', 'macro_tpr',
-           'class_tpr', 'SelectNetwork', 'warmed_up', 'EMA', 'Ranks', 'supervised_learner', 'fit_schedule', 'spread',
-           'Method', 'register', 'SupervisedMethod']
+           'class_tpr', 'SelectNetwork', 'trained_part', 'warmed_up', 'EMA', 'Ranks', 'supervised_learner',
+           'fit_schedule', 'spread', 'Method', 'register', 'SupervisedMethod']
 
 # %% ../nbs/20_method.ipynb #31b4ab7c
 from bisect import bisect_right
@@ -153,6 +153,11 @@ class SelectNetwork(TrackerCallback):
     def resume_from(self, saved):
         self.best, self.best_epoch, self.best_state, self.reset_on_fit = *saved.values(), False
 
+# %% ../nbs/20_method.ipynb #trainpar
+def trained_part(net: torch.nn.Module) -> torch.nn.Module:
+    "The layers that are trained: all, or those behind the frozen ones."
+    return net.trained if getattr(net, 'freeze', False) else net
+
 # %% ../nbs/20_method.ipynb #0a01a409
 def warmed_up(
     decay: float,  # in the long run
@@ -182,10 +187,10 @@ class EMA(Callback):
     def restart(self):
         average = partial(AveragedModel, multi_avg_fn=warmed_up(self.decay), use_buffers=True)
         self.average = average(self.model)
-        self.part, self.of = self.average, self.model  # what is averaged, and of which
-        if getattr(self.model, 'freeze', False):
-            self.part, self.of = average(self.model.trained), self.model.trained
-            self.part.module, self.part.n_averaged = self.average.module.trained, self.average.n_averaged
+        self.part, self.of = self.average, trained_part(self.model)  # what is averaged, and of which
+        if self.of is not self.model:
+            self.part = average(self.of)
+            self.part.module, self.part.n_averaged = trained_part(self.average.module), self.average.n_averaged
 
     def after_batch(self):
         if self.training:

@@ -22,7 +22,7 @@ from torch.optim.swa_utils import AveragedModel
 from .checkpoint import set_optimiser_state
 from .core import InputError
 from .distributed import average, average_buffers, average_gradients, total
-from .method import IGNORE, paper_sgd, warmed_up, warmup_cosine
+from .method import IGNORE, paper_sgd, trained_part, warmed_up, warmup_cosine
 from .model import autocast, in_bfloat16
 from .patch import patch_views, uniforms
 
@@ -261,7 +261,8 @@ def before_step(self: PseudoLabels):
         raise CancelStepException
 
 # %% ../nbs/21_mpl.ipynb #08825820
-FEEDBACK = ('exact', 'taylor', 'cosine', 'reference', 'none', 'ema')  # (the last: a `MeanTeacher`)
+_META = ('exact', 'taylor', 'cosine', 'reference', 'none')  # of `MetaPseudoLabels`
+FEEDBACK = (*_META, 'ema')  # ema: a `MeanTeacher`
 _COSINE_BASELINE = 0.99  # decay of the moving average that is subtracted from a cosine
 
 
@@ -291,8 +292,8 @@ class MetaPseudoLabels(PseudoLabels):
         student_labeled: bool = False,  # the student learns from L, too, in every step
         **kwargs,  # of `PseudoLabels`
     ):
-        if feedback not in FEEDBACK[:-1]:
-            raise InputError('feedback', feedback, ' or '.join(FEEDBACK[:-1]), 'Choose one of them.')
+        if feedback not in _META:
+            raise InputError('feedback', feedback, ' or '.join(_META), 'Choose one of them.')
         if h_baseline is None:
             h_baseline = _COSINE_BASELINE if feedback == 'cosine' else 0.0
         super().__init__(teacher, views or patch_views(labeled_dl), labeled_dl=labeled_dl, **kwargs)
@@ -491,11 +492,6 @@ def resume_from(self: MetaPseudoLabels, saved):
     self.baseline = saved['baseline'] if saved['baseline'] is None else saved['baseline'].to(self.dls.device)
 
 # %% ../nbs/21_mpl.ipynb #meanteach2
-def _changing(net):
-    "The part of a network that is trained."
-    return net.trained if getattr(net, 'freeze', False) else net
-
-
 class MeanTeacher(PseudoLabels):
     "Teach the student with the labels of its own running mean; the teacher and the student begin alike."
 
@@ -517,13 +513,13 @@ class MeanTeacher(PseudoLabels):
     def start(self, n: int = 1):
         "The mean of `n` networks so far is the teacher."
         self.keep_teacher()
-        self.mean = AveragedModel(_changing(self.model), multi_avg_fn=warmed_up(self.decay), use_buffers=True)
-        self.mean.module = _changing(self.teacher)
+        self.mean = AveragedModel(trained_part(self.model), multi_avg_fn=warmed_up(self.decay), use_buffers=True)
+        self.mean.module = trained_part(self.teacher)
         self.mean.n_averaged.fill_(n)
 
     def after_step(self):
         super().after_step()
-        self.mean.update_parameters(_changing(self.model))
+        self.mean.update_parameters(trained_part(self.model))
 
     def after_train(self):
         average_buffers(self.teacher)
