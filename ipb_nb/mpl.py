@@ -217,7 +217,7 @@ def keep_teacher(self: PseudoLabels):
 
 @patch
 def after_fit(self: PseudoLabels):
-    self.labeled = self.labeled_now = None
+    self.labeled = self.labeled_now = self.g = None
     if self.kept is not None:
         self.teacher.load_state_dict(self.kept)
     self.kept = None
@@ -472,12 +472,6 @@ def watched(
 @patch
 def after_train(self: MetaPseudoLabels):
     average_buffers(self.teacher)
-
-# %% ../nbs/21_mpl.ipynb #07b93992
-@patch
-def after_fit(self: MetaPseudoLabels):
-    super(MetaPseudoLabels, self).after_fit()
-    self.g = None
 
 # %% ../nbs/21_mpl.ipynb #c1a07a5b
 @patch

@@ -132,6 +132,15 @@ def test_stopped_and_resumed(toy, tmp_path, monkeypatch):
     assert read_json(run / 'metrics.json')['student']['macro_tpr'] > 0.8
 
 
+def test_a_mean_teacher_has_the_frozen_layers_too(toy, tmp_path):
+    run = train(
+        config(feedback='ema', teacher_frozen=False, student_from_teacher=True, finetune=0), toy, tmp_path / 'run'
+    )
+    student, teacher = (load_file(run / f'{name}.safetensors') for name in ('student', 'teacher'))
+    unlike = {k.split('.')[0] for k in student if not torch.equal(student[k], teacher[k])}
+    assert 'classifier' in unlike and 'backbones' not in unlike
+
+
 def test_the_average_of_the_trained_part_is_that_of_all(toy):
     net = create_model('tf_efficientnet_lite0', '32', 3, pretrained=True, freeze=True)
     loaders = colony_dataloaders(ColonyDataset(toy), scales='32', bs=16, device='cpu').labeled
