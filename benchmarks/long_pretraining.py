@@ -75,7 +75,8 @@ def main(folder, name):
         make(folder / name)
     ds = ColonyDataset(folder / name)
     by = 'track' if name == 'simulated' else 'group'
-    save_split(ds, 'pairs', by=by, labeled='rest', test=0.3, valid=0, folds=1, seed=SEED)
+    if not (ds.path / 'splits' / 'pairs.csv').exists():
+        save_split(ds, 'pairs', by=by, labeled='rest', test=0.3, valid=0, folds=1, seed=SEED)
     part = Split(ds, 'pairs').fold(0)
     part = part[part.label.isin(ds.classes)]
     in_t = part.part.eq('T').to_numpy()
