@@ -62,7 +62,7 @@ def images(tmp_path_factory):
     return of_kind
 
 
-LENGTH = dict(epochs=1, pretrain_epochs=10, finetune=5, steps=12, lr=0.02, ema=0.0)
+LENGTH = dict(epochs=1, pretrain_epochs=10, finetune=5, steps=12, batch_size=8, lr=0.02, ema=0.0)
 LONG = dict(method='supervised', epochs=2, steps=200, batch_size=24, lr=0.05, ema=0.0)  # (enough for any seed)
 
 
@@ -70,7 +70,7 @@ def trained(listed, out, length=LENGTH, importing=None, **how):
     "A student of the images, and the dataset it was trained on."
     ds = import_csv(listed, out / 'cells', margin=4, box_masks='box', **importing or {})
     save_split(ds, labeled=0.4, test=0.3, folds=1, by='random', valid=0.1)
-    cfg = ExperimentConfig(scales='32,16', threads=1, **dict(batch_size=8) | length, **how)
+    cfg = ExperimentConfig(scales='32,16', threads=1, **length, **how)
     return ds, train(cfg, ds.path, out / 'run')
 
 
@@ -147,7 +147,7 @@ def test_dropout_needs_channels_and_a_network(images, tmp_path):
             ExperimentConfig(**fields)
 
 
-SHORT = dict(epochs=1, pretrain_epochs=1, finetune=0, steps=4, lr=0.01, ema=0.0, generations=1)
+SHORT = dict(epochs=1, pretrain_epochs=1, finetune=0, steps=4, batch_size=8, lr=0.01, ema=0.0, generations=1)
 
 
 DROPS = ('fixmatch', 'simclr', 'simtriplet')  # the other kinds of views
