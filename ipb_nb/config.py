@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 
 from fastcore.basics import patch
+from fastcore.meta import delegates
 from fastcore.script import bool_arg
 
 from .balance import BALANCE_BY, BALANCE_ON
@@ -132,24 +133,8 @@ class _Fields:
 class ExperimentConfig(_Fields):
     "Everything that decides a run's result, resolved: no field is None."
 
-# %% ../nbs/30_config.ipynb #cfgfield
-@patch
-def __init__(
-    self: ExperimentConfig,
-    preset: str = None,  # gives every field that is not named; default: quick, or with init the student's
-    method: str = 'mpl',  # mpl: meta pseudo labels, with balancing IPB; others: see the chapters on methods
-    feedback: str = 'exact',  # by the student's step; cosine: its angle; reference: as published; ema: it follows
-    teacher_frozen: bool_arg = None,  # keep the teacher as pre-trained: no feedback, no step
-    balance: bool = True,  # resample the unlabelled set (U) every epoch so that all classes come equally often
-    balance_by: str = None,  # draws: rare classes come more often; logits: the loss knows how often they come
-    balance_on: str = 'all',  # pseudo-labels that balancing counts and draws
-    max_repeat: int = 0,  # how often a colony may be drawn in an epoch; 0: any number
-    label: str = None,  # the teacher's likeliest class, a sample from its distribution, or all of it (soft)
-    student_labeled: bool_arg = None,  # the student learns from the labelled set (L), too, in every step
-    student_from_teacher: bool_arg = None,  # the student begins with the weights of the pre-trained teacher
-    labeled_in_u: bool_arg = None,  # the colonies of L, without their labels, belong to U, too
-    multi_label: bool = True,  # use multi-label colonies in the unlabelled set (U)
-    regions: bool = False,  # painted parts of multi-label colonies belong to the labelled set (L)
+# %% ../nbs/30_config.ipynb #d0c3ff19
+def _training(
     arch: str = None,  # hrnet, vgg19, or any timm network
     width: float = 1.0,  # of hrnet and vgg19: channels of every layer, as a factor
     pretrained: bool_arg = None,  # begin with weights learnt from photographs: yes or no
@@ -192,7 +177,31 @@ def __init__(
     save_memory: bool = False,  # a step with less memory, a fifth slower
     compile: bool = False,  # use torch.compile; the first steps then take a minute or more
 ):
-    self._resolve(locals())
+    "Network, data and training."
+    return locals()
+
+# %% ../nbs/30_config.ipynb #cfgfield
+@patch
+@delegates(_training)
+def __init__(
+    self: ExperimentConfig,
+    preset: str = None,  # gives every field that is not named; default: quick, or with init the student's
+    method: str = 'mpl',  # mpl: meta pseudo labels, with balancing IPB; others: see the chapters on methods
+    feedback: str = 'exact',  # by the student's step; cosine: its angle; reference: as published; ema: it follows
+    teacher_frozen: bool_arg = None,  # keep the teacher as pre-trained: no feedback, no step
+    balance: bool = True,  # resample the unlabelled set (U) every epoch so that all classes come equally often
+    balance_by: str = None,  # draws: rare classes come more often; logits: the loss knows how often they come
+    balance_on: str = 'all',  # pseudo-labels that balancing counts and draws
+    max_repeat: int = 0,  # how often a colony may be drawn in an epoch; 0: any number
+    label: str = None,  # the teacher's likeliest class, a sample from its distribution, or all of it (soft)
+    student_labeled: bool_arg = None,  # the student learns from the labelled set (L), too, in every step
+    student_from_teacher: bool_arg = None,  # the student begins with the weights of the pre-trained teacher
+    labeled_in_u: bool_arg = None,  # the colonies of L, without their labels, belong to U, too
+    multi_label: bool = True,  # use multi-label colonies in the unlabelled set (U)
+    regions: bool = False,  # painted parts of multi-label colonies belong to the labelled set (L)
+    **kwargs,
+):
+    self._resolve(locals() | _training(**kwargs))
 
 # %% ../nbs/30_config.ipynb #cfginit1
 @patch(as_prop=True)
