@@ -19,7 +19,7 @@ lab: .venv/.stamp  ## open the notebooks in JupyterLab
 test: .venv/.stamp  ## is the library in step, do notebooks and tests pass
 	@.ci/test
 
-test-fast: .venv/.stamp  ## the tests without training and browser, in a few minutes
+test-fast: .venv/.stamp  ## the tests without training and browser, in three minutes
 	@.ci/test fast
 
 test-spawn: .venv/.stamp  ## the same as on Windows: no process is a copy, kernels are spoken to by ports

@@ -40,7 +40,7 @@ def pytest_unconfigure(config):
 
 
 SLOW = """inspect page tuning learn report survive ranks sweep related wheel predict export method bccd leaks commands
-notebooks init""".split()
+notebooks init frozen gpu""".split()
 LONGEST = """test_wheel test_survive test_export test_sweep 70_demo test_channels 17_model 27_baselines
 10_simulate test_bccd test_gpu 45_report 1_first_run 60_worklist test_ranks 21_mpl test_method 32_experiment
 test_related 54_export test_predict 53_predict test_init 51_timecourse 25_clustering 22_balance 7_a_new_class
