@@ -7,6 +7,7 @@ import subprocess
 from functools import cache
 from pathlib import Path
 
+import ipb_nb  # noqa: F401  (before torch: see there)
 import torch
 
 

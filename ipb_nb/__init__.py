@@ -8,3 +8,8 @@ warnings.filterwarnings('ignore', message='`torch.jit.script` is deprecated')
 
 # before torch is imported: what Apple's GPUs lack is done on the CPU
 os.environ.setdefault('PYTORCH_ENABLE_MPS_FALLBACK', '1')
+
+# before torch is imported: threads that wait for others soon sleep. GNU's OpenMP lets them spin for a tenth of a second,
+# in which they keep the others from their work where another program needs the cores, too (benchmarks/busy.py)
+if 'OMP_WAIT_POLICY' not in os.environ:
+    os.environ.setdefault('GOMP_SPINCOUNT', '1000')

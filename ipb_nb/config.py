@@ -248,7 +248,8 @@ def _resolve(self: ExperimentConfig, given: dict):
     self.threads = self.threads or max(os.cpu_count() // processes, 1)
     method.resolve(self)
     if self.amp is None:
-        self.amp = self.feedback != 'reference' and bf16_pays(compute_device())
+        trained = '' if self.freeze else str(self.arch)
+        self.amp = self.feedback != 'reference' and bf16_pays(compute_device(), trained)
     self.amp = self.amp and compute_device().type != 'mps'  # (Apple's GPUs compute in float32)
     self._check()
 

@@ -10,7 +10,7 @@ import copy
 import difflib
 import hashlib
 from collections import OrderedDict
-from functools import partial
+from functools import lru_cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -405,17 +405,33 @@ def show_network(
     return fig
 
 # %% ../nbs/17_model.ipynb #cffec95d
+@lru_cache
+def _strides_by_channel(arch):
+    "Whether a network has depthwise convolutions with a stride."
+    import timm
+
+    if arch in _OWN or arch.split('.')[0] not in timm.list_models():
+        return False  # (a name that is not known is refused where the network is made)
+    with torch.device('meta'):
+        convs = [m for m in timm.create_model(arch).modules() if isinstance(m, nn.Conv2d)]
+    return any(m.groups == m.in_channels > 1 and max(m.stride) > 1 for m in convs)
+
+
 def bf16_pays(
     device='cpu',  # torch device
+    trained: str = '',  # name of a network of which all layers learn
 ) -> bool:
-    "Whether a device is faster in bfloat16: CUDA from compute capability 8.0, CPUs with AMX or AMD's AVX512-BF16."
+    """Whether a device is faster in bfloat16: CUDA from compute capability 8.0, CPUs with AMX or AMD's AVX512-BF16.
+
+    On CPUs not in the training of networks with depthwise convolutions that have a stride."""
     device = torch.device(device)
     if device.type == 'cuda':
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type != 'cpu':
         return False
     has = torch.cpu.get_capabilities()
-    return bool(has.get('amx_bf16') or has.get('avx512_bf16') and 'Intel' not in has.get('cpu_name', ''))
+    fast = has.get('amx_bf16') or has.get('avx512_bf16') and 'Intel' not in has.get('cpu_name', '')
+    return bool(fast) and not (trained and _strides_by_channel(trained))
 
 # %% ../nbs/17_model.ipynb #d7a36b2a
 def autocast(

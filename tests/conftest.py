@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
+import ipb_nb  # noqa: F401  (before torch: see there)
 from starts import only_afresh, starts_afresh
 
 ROOT = Path(__file__).parent.parent

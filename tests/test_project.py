@@ -197,3 +197,17 @@ def test_bash_completes_commands_and_options():
 
     assert words('ipb', 'tr') == ['train']
     assert words('ipb', 'split', '--la') == words('ipb-split', '--la') == ['--labeled']
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason="asks GNU's OpenMP")
+@pytest.mark.parametrize(
+    'asked, spin', [({}, '1000'), ({'OMP_WAIT_POLICY': 'passive'}, '0'), ({'GOMP_SPINCOUNT': '7'}, '7')]
+)
+def test_threads_that_wait_soon_sleep_unless_told(asked, spin):
+    "What torch's OpenMP says that it does."
+    env = {k: v for k, v in os.environ.items() if k not in ('OMP_WAIT_POLICY', 'GOMP_SPINCOUNT')}
+    command = [sys.executable, '-c', 'import ipb_nb, torch; torch.ones(10**6).exp()']
+    said = subprocess.run(
+        command, capture_output=True, text=True, env=env | asked | {'OMP_DISPLAY_ENV': 'verbose'}, check=True
+    ).stderr
+    assert set(re.findall(r"GOMP_SPINCOUNT = '(\d+)'", said)) == {spin}
