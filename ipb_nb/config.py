@@ -13,6 +13,7 @@ from pathlib import Path
 from fastcore.basics import patch
 from fastcore.meta import delegates
 from fastcore.script import bool_arg
+from joblib import cpu_count
 
 from .balance import BALANCE_BY, BALANCE_ON
 from .core import InputError
@@ -245,7 +246,7 @@ def _resolve(self: ExperimentConfig, given: dict):
             setattr(self, field, value)
     self.scales = str(self.scales).replace(' ', '')
     processes = int(os.environ.get('LOCAL_WORLD_SIZE', 1))
-    self.threads = self.threads or max(os.cpu_count() // processes, 1)
+    self.threads = self.threads or max(cpu_count() // processes, 1)
     method.resolve(self)
     if self.amp is None:
         trained = '' if self.freeze else str(self.arch)

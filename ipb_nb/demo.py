@@ -6,11 +6,11 @@
 __all__ = ['DEMO_CONFIG', 'demo', 'ipb_demo']
 
 # %% ../nbs/70_demo.ipynb #14ee0339
-import os
 import shutil
 from pathlib import Path
 
 from fastcore.meta import delegates
+from joblib import cpu_count
 
 from .compare import compare
 from .core import InputError, command, shipped
@@ -51,7 +51,7 @@ def demo(
     "Simulate and split colonies, train every row, and write the report."
     dest, rows = Path(dest), read_grid(config or DEMO_CONFIG)
     _claim(dest, ['colonies', *rows, 'report', 'report.html'])
-    ds = simulate_dataset(dest / 'colonies', colonies, seed, workers=os.cpu_count())
+    ds = simulate_dataset(dest / 'colonies', colonies, seed, workers=cpu_count())
     split = save_split(ds, labeled=0.15, test=0.4, valid=0.0, folds=1, seed=seed)
     print(f'{len(ds)} simulated colonies; U trains without labels, L with them, T tests:')
     print(f'{split.counts().to_string()}\n')

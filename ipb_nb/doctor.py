@@ -14,6 +14,8 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
+from joblib import cpu_count
+
 from . import __version__
 from .core import command
 
@@ -75,7 +77,8 @@ def checkup(
     memory, browser = _memory(), next(filter(shutil.which, _BROWSERS), None)
     rows = [(True, 'ipb_nb', __version__), ((3, 11) <= sys.version_info[:2] <= (3, 12), 'Python', python)]
     rows += [*_versions(), _device()]
-    rows.append((True, 'cores', f'{os.cpu_count()}' + (f', {memory:.0f} GB of memory' if memory else '')))
+    few = '' if cpu_count() == os.cpu_count() else f' of {os.cpu_count()}'
+    rows.append((True, 'cores', f'{cpu_count()}{few}' + (f', {memory:.0f} GB of memory' if memory else '')))
     rows.append(_folder(folder))
     rows.append(
         (bool(browser), 'browser', browser or 'none found by name: the pages print an address to open elsewhere')

@@ -9,7 +9,6 @@ __all__ = ['SMALL', 'MIN_FRACTION', 'VIEWS', 'patch_window', 'center_box', 'coun
            'balanced_weights', 'check_scale', 'ColonyLoaders', 'colony_dataloaders']
 
 # %% ../nbs/15_patch.ipynb #8c6724be
-import os
 import re
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +26,7 @@ from fastai.data.transforms import Normalize
 from fastai.torch_core import TensorImage, defaults
 from fastcore.basics import patch, store_attr
 from fasttransform import ItemTransform, Transform
+from joblib import cpu_count
 
 from .channels import resize_channels, to_show
 from .core import InputError, counter_rng, in_pixels, stable_hash
@@ -739,7 +739,7 @@ def colony_dataloaders(
     check_scale(ds, parts.index, scales[0], kwargs.get('small', 'context'))
     crops = crops or Crops(ds)
     if num_workers is None:
-        num_workers = min(os.cpu_count(), 8) if device.type == 'cuda' else 0
+        num_workers = min(cpu_count(), 8) if device.type == 'cuda' else 0
     if starts_afresh():
         num_workers = 0  # (fastai's transforms cannot be sent to a new process)
     loading = dict(bs=check_batch(bs), num_workers=num_workers, device=device, rank=rank(), ranks=n_ranks())

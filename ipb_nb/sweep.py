@@ -31,6 +31,7 @@ import torch
 import yaml
 from fastcore.meta import delegates
 from filelock import FileLock, Timeout
+from joblib import cpu_count
 from tqdm import tqdm
 
 from .checkpoint import in_words
@@ -522,7 +523,7 @@ def plan_runs(
         started = {}
         with contextlib.suppress(InputError):
             started = read_record(Path(out) / name / 'run.json', RunFile).get('config', {})  # (not there, or damaged)
-        cfg.threads = started.get('threads', max(os.cpu_count() // workers, 1))
+        cfg.threads = started.get('threads', max(cpu_count() // workers, 1))
     return runs
 
 # %% ../nbs/34_sweep.ipynb #2e52f4bc

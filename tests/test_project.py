@@ -211,3 +211,13 @@ def test_threads_that_wait_soon_sleep_unless_told(asked, spin):
         command, capture_output=True, text=True, env=env | asked | {'OMP_DISPLAY_ENV': 'verbose'}, check=True
     ).stderr
     assert set(re.findall(r"GOMP_SPINCOUNT = '(\d+)'", said)) == {spin}
+
+
+@pytest.mark.skipif(not hasattr(os, 'sched_setaffinity'), reason='this system does not keep processes to cores')
+def test_threads_are_as_many_as_the_cores_that_may_be_used():
+    code = """
+import os
+os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
+from ipb_nb.config import ExperimentConfig
+print(ExperimentConfig().threads)"""
+    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout == '1\n'
