@@ -1,7 +1,7 @@
 """Cells of a blood smear (IPB_BCCD) in colours and in grey, the same cells in every part: recall of supervised training
 by preset best (or PRESET) over five folds, 20 cells of each class labelled.
 
-`python benchmarks/long_stain.py FOLDER`; a run takes some eight minutes of one core (PRESET=frozen: two). Runs that are
+`python benchmarks/long_stain.py FOLDER`; a run takes some four minutes of one core (PRESET=frozen: two). Runs that are
 done stay in FOLDER, and another call goes on."""
 
 import os

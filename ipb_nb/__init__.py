@@ -9,7 +9,7 @@ warnings.filterwarnings('ignore', message='`torch.jit.script` is deprecated')
 # before torch is imported: what Apple's GPUs lack is done on the CPU
 os.environ.setdefault('PYTORCH_ENABLE_MPS_FALLBACK', '1')
 
-# before torch is imported: threads that wait for others soon sleep. GNU's OpenMP lets them spin for a tenth of a second,
-# in which they keep the others from their work where another program needs the cores, too (benchmarks/busy.py)
+# before torch is imported: threads that wait for others soon sleep. GNU's OpenMP would let them spin 300,000 times, and
+# keep a core from the thread they wait for where another program is busy, too (benchmarks/busy.py)
 if 'OMP_WAIT_POLICY' not in os.environ:
     os.environ.setdefault('GOMP_SPINCOUNT', '1000')
