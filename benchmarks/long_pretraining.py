@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from figures import show
 from long_evidence import DATASETS
@@ -48,13 +49,6 @@ def hits(x, y, in_t):
     return right / DRAWS
 
 
-def by_unit(units, y, weight):
-    "Sums of the weights, (units, classes)."
-    table = np.zeros((units.max() + 1, y.max() + 1))
-    np.add.at(table, (units, y), weight)
-    return table
-
-
 def main(folder, name):
     make, variable = DATASETS[name]
     if variable and not os.environ.get(variable):
@@ -77,9 +71,9 @@ def main(folder, name):
     found = [hits(features(net, dl), y, in_t)]
     training.fit('pretext')
     found.append(hits(features(net, dl), y, in_t))
-    units = np.unique(ds.colonies['track_id' if by == 'track' else by][part.index[in_t]], return_inverse=True)[1]
-    total = by_unit(units, y[in_t], 1)
-    before, after = (by_unit(units, y[in_t], right) for right in found)
+    unit = ds.colonies['track_id' if by == 'track' else by][part.index[in_t]].to_numpy()
+    total = pd.crosstab(unit, y[in_t]).to_numpy()
+    before, after = (pd.crosstab(unit, y[in_t], right, aggfunc='sum').fillna(0).to_numpy() for right in found)
     of = f'{cfg.steps} steps of {cfg.pairs} pairs; {int(total.sum())} in T'
     for when, right in (('before', before), ('after', after)):
         show(f'pretraining.{name}.{when}', (right.sum(0) / total.sum(0)).mean(), 'recall', of)
