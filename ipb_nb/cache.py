@@ -14,6 +14,7 @@ from multiprocessing.pool import ThreadPool
 
 import numpy as np
 from filelock import FileLock
+from joblib import cpu_count
 from tqdm import tqdm
 
 from .core import atomic_path
@@ -34,7 +35,7 @@ def _fingerprint(ds):
 def _decode(ds, file):
     "Write all crops to an open file, each colony's pixels and then its mask; return the shapes (n, 2)."
     shapes = []
-    with ThreadPool(min(os.cpu_count(), 16)) as pool:
+    with ThreadPool(min(cpu_count(), 16)) as pool:
         crops = pool.imap(ds.pixels, ds.colonies.index)
         for pixels, mask in tqdm(crops, total=len(ds), desc='reading', unit='colony', leave=False):
             file.write(pixels.tobytes())

@@ -32,6 +32,15 @@ def test_notebook_is_stored_as_it_ran(path):
     assert not re.search(r'(?<![\w.])/(work|tmp|root|home)/', source + said)
 
 
+@pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebooks_import_us_before_torch(path):
+    "Which reads the settings that we make for it when it is loaded."
+    nb = json.loads(path.read_text())
+    code = '\n'.join(''.join(c['source']) for c in nb['cells'] if c['cell_type'] == 'code')
+    first = re.search(r'^(?:from|import) (ipb_nb|torch|fastai|timm|sklearn)\b', code, re.M)
+    assert not first or first[1] == 'ipb_nb'
+
+
 def exported(path):
     "The exported code cells of a notebook, without nbdev's directives."
     for cell in json.loads(path.read_text())['cells']:
