@@ -37,44 +37,54 @@ def features(net, dl):
     return found
 
 
+def drawn(y, in_t, number, seed):
+    "So many of each class, of those outside T."
+    rng, own = np.random.default_rng(seed), [np.flatnonzero((y == c) & ~in_t) for c in np.unique(y)]
+    return np.concatenate([rng.choice(o, min(number, len(o)), False) for o in own])
+
+
 def hits(x, y, in_t):
     "How often each colony of T gets its class, over the draws of labels."
     right = np.zeros(in_t.sum())
     for draw in range(DRAWS):
-        rng = np.random.default_rng(draw)
-        own = [np.flatnonzero((y == c) & ~in_t) for c in np.unique(y)]
-        chosen = np.concatenate([rng.choice(o, min(LABELS, len(o)), False) for o in own])
+        chosen = drawn(y, in_t, LABELS, draw)
         fitted = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=300)).fit(x[chosen], y[chosen])
         right += fitted.predict(x[in_t]) == y[in_t]
     return right / DRAWS
 
 
-def main(folder, name):
-    make, variable = DATASETS[name]
-    if variable and not os.environ.get(variable):
-        return print(f'{name}: {variable} names no folder', file=sys.stderr)
+def prepared(folder, name):
+    """A run that has not begun, its network, a loader of all colonies that have a class, their units and classes, and
+    which of them are in T."""
     if not (folder / name / 'splits').exists():
-        make(folder / name)
+        DATASETS[name][0](folder / name)
     ds = ColonyDataset(folder / name)
     by = 'track' if name == 'simulated' else 'group'
     if not (ds.path / 'splits' / 'pairs.csv').exists():
         save_split(ds, 'pairs', by=by, labeled='rest', test=0.3, valid=0, folds=1, seed=SEED)
     part = Split(ds, 'pairs').fold(0)
     part = part[part.label.isin(ds.classes)]
-    in_t = part.part.eq('T').to_numpy()
     seed_all(SEED, 1)
     cfg = ExperimentConfig(preset='best', method='supervised', init='self', pairs=64, split='pairs', threads=1)
     training = Training(cfg, ds, run_loaders(cfg, ds), folder / f'{name}_run')
-    net = training.live['student']
     dl = several_patches(training.loaders.labeled.test_dl(part.index.tolist(), with_labels=True), cfg.test_patches)
     y = part.label.map({c: k for k, c in enumerate(ds.classes)}).to_numpy()
+    unit = ds.colonies['track_id' if by == 'track' else by][part.index].rename(by)
+    return training, training.live['student'], dl, unit, y, part.part.eq('T').to_numpy(copy=True)
+
+
+def main(folder, name):
+    variable = DATASETS[name][1]
+    if variable and not os.environ.get(variable):
+        return print(f'{name}: {variable} names no folder', file=sys.stderr)
+    training, net, dl, unit, y, in_t = prepared(folder, name)
     found = [hits(features(net, dl), y, in_t)]
     training.fit('pretext')
     found.append(hits(features(net, dl), y, in_t))
-    unit = ds.colonies['track_id' if by == 'track' else by][part.index[in_t]].to_numpy()
-    total = pd.crosstab(unit, y[in_t]).to_numpy()
-    before, after = (pd.crosstab(unit, y[in_t], right, aggfunc='sum').fillna(0).to_numpy() for right in found)
-    of = f'{cfg.steps} steps of {cfg.pairs} pairs; {int(total.sum())} in T'
+    by, of_t = unit.name, (unit[in_t].to_numpy(), y[in_t])
+    total = pd.crosstab(*of_t).to_numpy()
+    before, after = (pd.crosstab(*of_t, right, aggfunc='sum').fillna(0).to_numpy() for right in found)
+    of = f'{training.cfg.steps} steps of {training.cfg.pairs} pairs; {int(total.sum())} in T'
     for when, right in (('before', before), ('after', after)):
         show(f'pretraining.{name}.{when}', (right.sum(0) / total.sum(0)).mean(), 'recall', of)
     d = macro_difference(total, after, before)
