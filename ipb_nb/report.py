@@ -309,6 +309,8 @@ def _shares(run):
     if run.balance is None:
         return None
     caption = 'Rare pseudo-labels get a high weight, so that the student sees the classes equally often.'
+    if run.config.get('balance_by') == 'logits':
+        caption = 'U is drawn as it is: all weights are equal, and the loss allows for the shares of the classes.'
     return picture(plot_shares(run.balance, run.classes), 'pseudo-labels over the epochs', caption)
 
 # %% ../nbs/45_report.ipynb #58c856e4

@@ -134,3 +134,14 @@ def test_latex_is_latex(page):
         ), f
         body = text.split(r'\toprule')[1].split(r'\bottomrule')[0]
         assert len({line.count('&') - line.count(r'\&') for line in body.splitlines() if '&' in line}) == 1, f
+
+
+@pytest.mark.parametrize(
+    'by, said', [('draws', 'Rare pseudo-labels get a high weight'), ('logits', 'U is drawn as it is')]
+)
+def test_balancing_is_described_as_it_was_done(by, said, tmp_path):
+    ds = toy_dataset(tmp_path / 'colonies', (12, 12, 12), labeled=0.3, valid=0.0, folds=1)
+    own = dict(method='mpl', balance=True, balance_by=by, fold=0)
+    oracle_run(tmp_path / 'run', ds, 'IPB', CONFIG | own, epochs=2)
+    html = write_report(tmp_path / 'run').read_text()
+    assert [o in html for o in (said, 'Rare pseudo-labels', 'U is drawn')] == [True, by == 'draws', by == 'logits']
