@@ -35,7 +35,7 @@ from joblib import cpu_count
 from tqdm import tqdm
 
 from .checkpoint import in_words
-from .config import ExperimentConfig
+from .config import ExperimentConfig, check_field
 from .core import InputError, check_file, command, write_csv
 from .dataset import ColonyDataset
 from .experiment import check_parameters, check_run, differs, run_notebook, run_state, train_notebook
@@ -163,17 +163,13 @@ def _check_parts(path, grid, lines):
 # %% ../nbs/34_sweep.ipynb #06fb3235
 def _check_fields(path, grid, lines, overrides):
     "Every name must be a field of the configuration."
-    known = ExperimentConfig.fields()
-    expected, do = f"one of {', '.join(known)}", 'Correct its name.'
     for f in overrides:
-        if f not in known:
-            raise InputError('set', f'field {f}', expected, do)
+        check_field(f, 'set')
     places = [('defaults',), ('axes',), *(('rows', row) for row in grid['rows'])]
     for place in places:
         fields = grid['rows'][place[1]] if len(place) == 2 else grid.get(place[0])
         for f in fields or {}:
-            if f not in known:
-                raise InputError(_at(path, lines, *place, f), f'field {f}', expected, do)
+            check_field(f, _at(path, lines, *place, f))
 
 # %% ../nbs/34_sweep.ipynb #010b65bc
 def _line_of(lines, row, field):
