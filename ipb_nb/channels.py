@@ -6,8 +6,8 @@
 __all__ = ['GREY', 'RGB', 'LUMA', 'MICROSCOPE_FORMATS', 'is_grey', 'check_channels', 'channel_facts', 'channels_of',
            'picture_words', 'check_same', 'channel_places', 'picture_suffix', 'picture_bytes', 'write_picture',
            'read_picture', 'check_picture', 'channel_colors', 'channel_limits', 'to_show', 'resize_channels',
-           'chosen_channels', 'find_channel', 'find_channels', 'are_different', 'ome_channels', 'conversion',
-           'check_format', 'Pictures', 'one_marker']
+           'chosen_channels', 'find_channel', 'find_channels', 'check_numbers', 'are_different', 'ome_channels',
+           'conversion', 'check_format', 'Pictures', 'one_marker']
 
 # %% ../nbs/02_channels.ipynb #chan0003
 import hashlib
@@ -334,6 +334,18 @@ def find_channels(
         raise InputError(where, f'one channel, {there[twice]}, as {names}', 'a channel for each', do)
     return numbers
 
+
+def check_numbers(
+    chosen: dict,  # as from `chosen_channels`
+    there,  # names of the channels of an image
+    where,  # for the error
+):
+    "Stop where an image has one of the channels under another number than the chosen one."
+    for name, k in chosen.items():
+        if k.isdecimal() and name in there and there.index(name) != int(k):
+            found, do = ', '.join(there), f'Choose the channels by their names: --channels {",".join(chosen)}.'
+            raise InputError(where, f'the channels {found}', f'{name} as channel {k}, as in training', do)
+
 # %% ../nbs/02_channels.ipynb #othr0002
 LUMA = 'luma'
 _COUNTED = re.compile(r'((?:c|ch|chan|channel|w)?[\W_]*)([\d:]+)', re.I)
@@ -368,10 +380,13 @@ def ome_channels(
 def _tiff_planes(path):
     "Channels (H, W, n) of a TIFF and their names; None where it holds one picture, as `read_pixels` reads it."
     with tifffile.TiffFile(path, _multifile=False) as tif:  # (what another file holds is not in this one)
-        series = tif.series[0]
+        series, *more = [o for o in tif.series if not o.keyframe.is_reduced]
         axes = ''.join(a for a, n in zip(series.axes, series.shape) if n > 1 or a in 'YX')
         if axes.replace('S', '') not in ('CYX', 'YXC') or 'S' in axes or series.keyframe.photometric not in (0, 1):
             return None
+        if more:
+            found, do = f'{1 + len(more)} images of several channels', 'Save them as files (Fiji: Save As, Tiff).'
+            raise InputError(path, found, 'one image per file', do)
         check_page(series.keyframe, series.size)
         planes = np.moveaxis(series.asarray().squeeze(), axes.index('C'), 0)
         planes = np.stack([tiff_pixels(o, series.keyframe) for o in planes], -1)
@@ -495,7 +510,8 @@ def check_depth(
     if self.as_they_are and dtype != f'uint{self.depth}':
         do = 'Convert it to 16 bits (Fiji: Image, Type), or leave --depth and --channels out: grey is scaled to 8 bits.'
         if dtype in ('uint8', 'uint16'):
-            do = f'Keep them with --depth {8 * np.dtype(dtype).itemsize}, or export all images with one depth.'
+            bits = 8 * np.dtype(dtype).itemsize
+            do = f'Keep them with --depth {bits} when a dataset is made, or export all images with one depth.'
         raise InputError(where, f'{dtype} pixels', f'{self.depth} bits', do)
 
 # %% ../nbs/02_channels.ipynb #chan002g
@@ -512,9 +528,10 @@ def files(
     path,  # of an image
 ) -> list:  # of paths, in the order of the channels; none where the name says nothing of these channels
     "The files of all channels that are kept, where the name of one ends in a channel, or begins with it: C1-."
-    path = Path(path)
-    for c in map(re.escape, self.chosen.values()):
-        end, front = rf'(.*(?<![^\W_])){c}((?:\.ome)?\.\w+)', rf'(){c}(-.*)'
+    path, named = Path(path), [c for c in self.chosen.values() if not c.isdecimal()]  # (a number is one in the file)
+    for c in named:
+        apart = r'(?<![^\W_])' if c[0].isalnum() else ''
+        end, front = rf'(.*{apart}){re.escape(c)}((?:\.ome)?\.\w+)', rf'(){re.escape(c)}(-.*)'
         if m := re.fullmatch(end, path.name) or re.fullmatch(front, path.name):
             return [path.with_name(m[1] + other + m[2]) for other in self.chosen.values()]
     return []

@@ -78,7 +78,7 @@ _NEXT = {  # a template, with the command's own arguments in it, or a function o
         if o.conditions
         else 'ipb predict {model} {images} --conditions wells.csv --out {out}-by-condition'
     ),
-    'ipb-export': 'ipb predict {out} NEW_FRAMES',
+    'ipb-export': lambda o: 'ipb predict ' + ('{out}' if o.format == 'safetensors' else '{run}') + ' NEW_FRAMES',
     'ipb-inspect': 'ipb split DATASET --frozen default --name corrected   # the same test set, with your verdicts',
     'ipb-annotate': _SPLIT,
     'ipb-learn': _SPLIT,

@@ -159,9 +159,13 @@ def grey_statistics(
     colonies,  # iterable of `Colony`
 ) -> dict:  # `mean` and `std` of grey levels 0…1; of several channels a list of them
     "Mean and standard deviation of the grey levels inside the masks, channel by channel."
-    counts = sum(map(level_counts, colonies), start=np.zeros((1, 1)))
-    if np.count_nonzero(counts, axis=1).min() < 2:
-        found = 'no or only one grey level inside the colonies'
+    names, counts = GREY, np.zeros((1, 1))
+    for c in colonies:
+        names, counts = c.channels, counts + level_counts(c)
+    flat = np.flatnonzero(np.count_nonzero(counts, axis=1) < 2)
+    if len(flat):
+        whose = f' in {names[flat[0]]}' if len(names) > 1 else ''
+        found = f'no or only one grey level inside the colonies{whose}'
         raise InputError('images', found, 'pictures of colonies', 'Look at the images and masks of the dataset.')
     means, stds = zip(*map(_mean_and_std, counts))
     return dict(mean=means[0], std=stds[0]) if len(counts) == 1 else dict(mean=list(means), std=list(stds))

@@ -198,16 +198,21 @@ def _cover(patches, classes, probs, channels=GREY):
     return np.vstack([np.hstack(tiles[:4]), np.hstack(tiles[4:])])
 
 # %% ../nbs/54_export.ipynb #353a535a
-def _identifier(name):
-    "A class name as the zoo takes it: letters, digits and underscores."
-    out = ''.join(c if c.isascii() and c.isalnum() else '_' for c in name)
-    return out if out[:1].isalpha() else f'class_{out}'
+def _identifiers(names, what):
+    "Names as the zoo takes them, letters, digits and underscores; those that would be the same get a number."
+    out = []
+    for name in names:
+        given = ''.join(c if c.isascii() and c.isalnum() else '_' for c in name)
+        given = given if given[:1].isalpha() else f'{what}_{given}'
+        numbered = (f'{given}_{k}' for k in range(2, len(names) + 2))
+        out.append(given if given not in out else next(o for o in numbered if o not in out))
+    return out
 
 # %% ../nbs/54_export.ipynb #501c0b5b
 def _input_descr(v, student, test_tensor):
     "Patches of grey levels."
     scale = dict(scale=student.pixel_size, unit='micrometer') if student.pixel_size else {}
-    names = [v.Identifier(_identifier(c)) for c in student.channels]
+    names = [*map(v.Identifier, _identifiers(student.channels, 'channel'))]
     y, x = (v.SpaceInputAxis(id=v.AxisId(axis), size=student.side, **scale) for axis in 'yx')
     return v.InputTensorDescr(
         id=v.TensorId('patches'),
@@ -220,7 +225,7 @@ def _input_descr(v, student, test_tensor):
 
 def _output_descr(v, student, test_tensor):
     "Probabilities of the classes."
-    names = [v.Identifier(_identifier(c)) for c in student.classes]
+    names = [*map(v.Identifier, _identifiers(student.classes, 'class'))]
     return v.OutputTensorDescr(
         id=v.TensorId('probabilities'),
         description='probabilities of the classes',
@@ -242,16 +247,18 @@ def _opset(path):
 def _model_descr(v, student, folder, name, authors, license):
     "The description of the model for the zoo."
     file = lambda f: v.FileDescr(source=folder / f)
+    grey = is_grey(student.channels, student.depth)
+    pictures = 'phase contrast' if grey else picture_words(student.channels, student.depth)
     onnx = v.OnnxWeightsDescr(source=folder / 'student.onnx', opset_version=_opset(folder / 'student.onnx'))
     return v.ModelDescr(
         name=name,
-        description=f"Classes of colonies in phase contrast: {', '.join(student.classes)}",
+        description=f"Classes of colonies in {pictures}: {', '.join(student.classes)}",
         authors=[v.Author(name=a) for a in authors],
         license=v.LicenseId(license),
         documentation=file('README.md'),
         covers=[file('cover.png')],
         cite=[v.CiteEntry(text=_CITATION, url='https://doi.org/10.5281/zenodo.10672428')],
-        tags=['classification', 'phase-contrast', 'stem-cells', '2d'],
+        tags=['classification', *['phase-contrast'] * grey, 'stem-cells', '2d'],
         inputs=[_input_descr(v, student, file('patches.npy'))],
         outputs=[_output_descr(v, student, file('probabilities.npy'))],
         weights=v.WeightsDescr(onnx=onnx),

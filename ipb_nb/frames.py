@@ -108,6 +108,7 @@ _UNKNOWN = dict(
     position='',
     apart='',
     searched='',
+    called=(),
     files=(),
     timed=False,
     plane=0,
@@ -248,7 +249,8 @@ def _by_names(files, layout, pattern, choice, chosen, failures):
     where each of the `chosen` channels has its file, {file: {channel: file}}."""
     paths = [f.as_posix() for f in files]
     layout = layout or guess_layout(paths)
-    if chosen and not pattern and not layout:
+    by_number = any(c.isdecimal() for c in chosen.values())  # (of channels in a file)
+    if chosen and not by_number and not pattern and not layout:
         pattern = channel_pattern(paths, list(chosen.values()))
     if pattern:
         fields, text = by_pattern(paths, pattern, failures)
@@ -422,15 +424,16 @@ def _gaps(df, bad, known):
 
 # %% ../nbs/11_frames.ipynb #f43c7307
 def _channels(df):
-    "Colonies would be looked for in channels of several names; a colour picture may be of any."
-    names = df.searched[df.searched.ne(LUMA)]
-    if not any(are_different(a, b) for a in names.unique() for b in names.unique()):
-        return []
-    counts = ', '.join(f'{name or "no name"} in {n}' for name, n in names.value_counts().items())
-    return [
-        f'channels of the frames: found {counts}; expected one in which colonies are looked for. '
-        'Name it with --channels, or, if these are the same, give its number with a name: --channels 0=phase'
-    ]
+    "A channel goes by several names; a colour picture may be of any."
+    searched, kept = df.searched[df.searched.ne(LUMA)], pd.DataFrame([*df.called])
+    whose = {'the channels of the frames': searched} | {f'channel {k} of the frames': kept[k].dropna() for k in kept}
+    for what, names in whose.items():
+        if any(are_different(a, b) for a in names.unique() for b in names.unique()):
+            counts = ', '.join(f'{name or "no name"} in {n}' for name, n in names.value_counts().items())
+            expected = 'one in which colonies are looked for' if names is searched else 'one'
+            do = 'Name it with --channels, or, if these are the same, give its number with a name: --channels 0=phase'
+            return [f'{what.removeprefix("the ")}: found {counts}; expected {expected}. {do}']
+    return []
 
 
 def _sizes(df):

@@ -7,6 +7,7 @@ __all__ = ['CSV_COLUMNS', 'import_rows', 'import_folders', 'covered_share', 'rea
            'import_masks', 'import_rois', 'find_kind', 'ipb_import']
 
 # %% ../nbs/06_importers.ipynb #e0b391ab
+import hashlib
 import os
 import re
 import xml.etree.ElementTree as ET
@@ -143,10 +144,27 @@ def _note_full(mask, counts, source):
         counts.setdefault('masks_of_whole_images', []).append(str(source))
 
 
-def _unmatched(images, others, pairs, endings, beside, what, failures):
+def _content(pictures, path):
+    "A checksum of a picture: of its file, or of the files of all its channels."
+    files = [f for f in pictures.files(path) if f.exists()]
+    if len(files) < 2:
+        return sha256(path)
+    return hashlib.sha256(''.join(map(sha256, files)).encode()).hexdigest()
+
+
+def _pairs(images, others, endings, beside, pictures):
+    "Images with their masks or ROI files, which may bear the name of any of their channels."
+    pairs = match_files(images, others, ['', *endings], beside)
+    for f in [f for f in images if f not in pairs]:
+        if found := match_files(pictures.files(f), others, ['', *endings], beside):
+            pairs[f] = next(iter(found.values()))
+    return pairs
+
+
+def _unmatched(images, others, pairs, endings, beside, what, failures, pictures):
     "List masks or ROI files that were not used: those of no image are bad files."
     for o in sorted(set(others) - set(pairs.values())):
-        if taken := [f for f in match_files(images, [o], ['', *endings], beside) if f in pairs]:
+        if taken := [f for f in _pairs(images, [o], endings, beside, pictures) if f in pairs]:
             list_skipped(failures, o, f'{pairs[taken[0]].name} was taken for {taken[0].name}')
             continue
         expected, do = 'an image of the same name', 'Add the image, rename one of them, or take it out.'
@@ -212,9 +230,9 @@ def _folder_files(path, folders, masks, failures, pictures):
         inside = [o for o in inside if o[3] not in others]
     inside = own_files(path, [o for o in inside if pictures.is_first(path / o[3])], failures)
     images = [f for *_, f in inside]
-    drawn = match_files(images, others, ['', *MASK_ENDINGS], not masks)
+    drawn = _pairs(images, others, MASK_ENDINGS, not masks, pictures)
     named = [o for o in others if o.suffix.lower() != '.txt' or o in drawn.values() or _is_map(where / o)]
-    _unmatched(images, named, drawn, MASK_ENDINGS, not masks, 'mask', failures)
+    _unmatched(images, named, drawn, MASK_ENDINGS, not masks, 'mask', failures, pictures)
     for f in images:
         if masks and f not in drawn:
             list_skipped(failures, f.as_posix(), f"no mask of this name in {masks}; Otsu's threshold took its place")
@@ -231,7 +249,8 @@ def _folder_colonies(path, folders, masks, margin, places, counts, failures, pic
         try:
             im = pictures.read(path / source)
             mask = read_mask(drawn[source], im.shape[:2]) if source in drawn else None
-            fields = dict(colony_id=i, label=label, source=source.as_posix(), group=i, sha256=sha256(path / source))
+            content = _content(pictures, path / source)
+            fields = dict(colony_id=i, label=label, source=source.as_posix(), group=i, sha256=content)
             row = _masked_row(pictures, im, mask, margin, **fields)
         except Exception as e:  # of whatever library reads it
             list_failure(failures, source, e)
@@ -388,7 +407,7 @@ def _voc_colonies(path, xmls, margin, how, counts, failures):
         try:
             name, boxes = read_voc(xml)
             image = _voc_image(path, xml, name)
-            frame, fields = how[2].read(image), dict(sha256=sha256(image))
+            frame, fields = how[2].read(image), dict(sha256=_content(how[2], image))
         except Exception as e:  # of whatever library reads it
             list_failure(failures, xml.name, e)
             continue
@@ -501,7 +520,7 @@ def _csv_colonies(path, df, margin, how, failures):
         given = {c: r[c] for c in ('frame', 'time_h', 'track_id', 'parent_ids', 'event') if c in r and r[c] == r[c]}
         try:
             if r.image != last:
-                im, content, last = pictures.read(root / r.image), sha256(root / r.image), r.image
+                im, content, last = pictures.read(root / r.image), _content(pictures, root / r.image), r.image
             fields = dict(
                 colony_id=r.colony_id, label=r.label, sha256=content, group=r.get('group') or _image_id(r.image)
             )
@@ -545,7 +564,7 @@ def _matched(path, folder, suffixes, endings, failures, what, pictures):
         images = [f for f in images if f not in others]
     else:
         images = [f for f in images if folder.resolve() not in (path / f).resolve().parents]
-    pairs = match_files(images, others, ['', *endings], beside)
+    pairs = _pairs(images, others, endings, beside, pictures)
     if not pairs and len(images) == len(others) == 1:
         pairs = {images[0]: others[0]}
     for f in images:
@@ -553,14 +572,14 @@ def _matched(path, folder, suffixes, endings, failures, what, pictures):
             expected = f"a file named {f.stem}, if you like with one of the endings {', '.join(endings)}"
             do = 'Add it, or take the image out.'
             list_failure(failures, f, InputError(f, f'no {what} for this image', expected, do))
-    _unmatched(images, others, pairs, endings, beside, what, failures)
+    _unmatched(images, others, pairs, endings, beside, what, failures, pictures)
     return pairs
 
 # %% ../nbs/06_importers.ipynb #9c980883
 def _mask_colonies(path, folder, pairs, margin, counts, failures, pictures):
     for f, o in tqdm(pairs.items(), desc='importing', unit='image', leave=False):
         try:
-            frame, content = pictures.read(path / f), sha256(path / f)
+            frame, content = pictures.read(path / f), _content(pictures, path / f)
             labels = read_labels(folder / o, frame.shape[:2])
             if not labels.any():
                 list_skipped(failures, f.as_posix(), f'{o.name} holds no object')
@@ -606,7 +625,8 @@ def _roi_or_reason(roi, shape):
 def _roi_colonies(path, folder, pairs, classes, margin, counts, failures, pictures):
     for f, o in tqdm(pairs.items(), desc='importing', unit='image', leave=False):
         try:
-            frame, entries, content = pictures.read(path / f), roi_entries(folder / o, classes), sha256(path / f)
+            frame, content = pictures.read(path / f), _content(pictures, path / f)
+            entries = roi_entries(folder / o, classes)
         except Exception as e:  # of whatever library reads it
             list_failure(failures, f, e)
             continue

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from .answers import check_questions, frame_table, write_answers
 from .core import InputError, allow_pixels, command, read_json, read_table, write_csv
-from .channels import GREY, Pictures, are_different, is_grey, to_show
+from .channels import GREY, Pictures, are_different, check_numbers, chosen_channels, is_grey, to_show
 from .crop import BOX, level_counts
 from .dataset import ColonyDataset
 from .detect import NoColonies, detect_dataset
@@ -170,11 +170,13 @@ def _check_sizes(own, model, unscaled, where):
 
 
 def _other_channel(student, searched, number, where):
-    "A sentence where colonies are looked for in another channel than in training; of grey pictures it is an error."
+    """A sentence where colonies are looked for in another channel than in training; where the student does not know its
+    channels by their names, as that of grey pictures, it is an error."""
     own = student.info['detection'] or {}
     known, known_number = own.get('searched', ''), own.get('channel')  # (older models do not name it)
-    if are_different(known, searched) and is_grey(student.channels, student.depth):
-        do = f'Choose that channel; if it is only called so here: --channels "{searched}={known}".'
+    if are_different(known, searched) and all(c in GREY or c.isdecimal() for c in student.channels):
+        renamed = f'; if it is only called so here: --channels "{searched}={known}"'
+        do = f'Choose that channel{renamed * is_grey(student.channels, student.depth)}.'
         raise InputError(where, f'channel {searched}', f'channel {known}, which the model was trained on', do)
     by_name = known and searched
     if are_different(known, searched) or not by_name and None not in (known_number, number) and known_number != number:
@@ -286,6 +288,12 @@ def _reading(student, channels, segment_on):
     pictures = Pictures.of(how)
     student.check_channels((pictures.channels, pictures.depth), '--channels')
     return how
+
+
+def _check_places(frames, how):
+    "Stop where a channel that training knew by its number has another one here."
+    for f in frames.drop_duplicates('channels').itertuples() if len(frames) else ():
+        check_numbers(chosen_channels(how.get('channels')), f.channels, f.source)
 
 
 def _detect(student, frames, bad, images, out, pixel_size, unscaled, listing, detecting, departures, resume, **work):
@@ -681,6 +689,8 @@ def predict(
     else:
         listing |= _reading(student, channels, segment_on)
     content, groups, fingerprint = _look_up(images, pixel_size, listing)
+    if not (channels or isinstance(content, ColonyDataset)):
+        _check_places(content[0], listing)
     check_questions(conditions, groups, control, audit)
     weights = sha256(student.path / 'student.safetensors')
     asked = dict(model_sha256=weights, images=os.path.relpath(images, out), images_sha256=fingerprint)

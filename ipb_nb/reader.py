@@ -64,6 +64,7 @@ def _frame(
         picks=(),  # which of the channels of the parts are kept
         on=-1,  # the one in which colonies are looked for; -1: luma
         searched='',  # its name; '': unknown
+        called=(),  # names of the channels that are kept
         files=(),  # (channel, path below the folder) of those that it is joined of
         kept=(),  # names of channels that are kept as they are; none: 8-bit grey
         lost=0,  # planes that are named but not there
@@ -373,6 +374,7 @@ def joined_channels(
     picks,  # numbers of the channels that are kept, of those of the parts
     pictures: Pictures,  # the channels and the depth that are kept
     where,  # for errors
+    called=None,  # names of the channels in the file, where they were chosen by number alone
 ) -> dict:
     "The frame of several channels."
     first = parts[0]
@@ -383,8 +385,10 @@ def joined_channels(
             raise InputError(where, found, f'{expected}, as {pictures.channels[0]} has', do)
     pictures.check_depth(first['dtype'], where)
     on = pictures.channels.index(pictures.on) if pictures.on else -1 if pictures.channels == RGB else 0
-    kept, searched = pictures.channels if pictures.as_they_are else (), pictures.channels[on] if on >= 0 else LUMA
-    return first | dict(parts=parts, picks=tuple(picks), on=on, kept=kept, stack=(), searched=searched)
+    called = tuple(called or pictures.channels)
+    kept, searched = pictures.channels if pictures.as_they_are else (), called[on] if on >= 0 else LUMA
+    own = dict(parts=parts, picks=tuple(picks), on=on, kept=kept, called=called, searched=searched)
+    return first | dict(stack=()) | own
 
 
 def _file_channels(path, pictures, z):
@@ -394,15 +398,18 @@ def _file_channels(path, pictures, z):
     if len(several) > 1:
         found, do = '; '.join(', '.join(names) for names in several), 'Export them as files of their own.'
         raise InputError(path, f'images with different channels ({found})', 'the same in all images of a file', do)
-    numbers = find_channels(pictures.chosen, several[0] if several else GREY, path)
+    there = several[0] if several else GREY
+    numbers = find_channels(pictures.chosen, there, path)
+    asked = zip(numbers, pictures.chosen.items())
+    called = [there[k] if name == c and c.isdecimal() else name for k, (name, c) in asked]
     if not frames or frames[0]['colours'] or len(frames[0]['channels']) == 1:
-        return [joined_channels([o], numbers, pictures, path) for o in frames]
+        return [joined_channels([o], numbers, pictures, path, called) for o in frames]
     planes = [frames if k == 0 else file_frames(path, k, z) for k in numbers]
     places = [[(o['plane'], o['apart'], o['name']) for o in own] for own in planes]
     if any(own != places[0] for own in places):
         found = ', '.join(f'{len(own)} planes of {name}' for own, name in zip(places, pictures.channels))
         raise InputError(path, found, 'all planes of each channel', 'Put the missing files beside it, or take it out.')
-    return [joined_channels(list(parts), range(len(numbers)), pictures, path) for parts in zip(*planes)]
+    return [joined_channels(list(parts), range(len(numbers)), pictures, path, called) for parts in zip(*planes)]
 
 
 def _searched(frame, channel):

@@ -35,7 +35,7 @@ from ipb_nb.core import (
     write_json,
     write_png,
 )
-from .channels import GREY, Pictures, channel_facts
+from .channels import GREY, Pictures
 from .crop import MARGIN, cut_crop
 from .dataset import ColonyDataset, write_dataset
 from .folders import check_new, hold, remove_leftovers
@@ -491,7 +491,7 @@ def crops_by_truth(
         importer='truth',
         raw_root=os.path.relpath(exp.path / 'raw', dest),
         pixel_size=params['pixel_size'],
-        **channel_facts(*simulated_channels(params)),
+        **Pictures(*simulated_channels(params)).facts,
     )
 
 # %% ../nbs/10_simulate.ipynb #d4545fd4
@@ -575,7 +575,7 @@ def simulate_dataset(
         importer='simulate',
         overlap=overlap,
         pixel_size=params['pixel_size'],
-        **channel_facts(*simulated_channels(params)),
+        **Pictures(*simulated_channels(params)).facts,
     )
 
 # %% ../nbs/10_simulate.ipynb #e84aefa5

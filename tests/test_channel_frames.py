@@ -18,9 +18,9 @@ from ipb_nb.dataset import ColonyDataset
 from ipb_nb.detect import detect_dataset
 from ipb_nb.experiment import train
 from ipb_nb.frames import FILES, check_frames, dataset_picture, list_frames, searched_channel
-from ipb_nb.importers import import_masks, ipb_import
+from ipb_nb.importers import import_folders, import_masks, ipb_import
 from ipb_nb.panes import surroundings
-from ipb_nb.predict import predict
+from ipb_nb.predict import _other_channel, predict
 from ipb_nb.preview import ipb_detect
 from ipb_nb.reader import kept_pixels, picture_frames, read_frame, searched_pixels
 from ipb_nb.split import save_split
@@ -205,6 +205,40 @@ def test_importers_find_the_files_of_the_other_channels(tmp_path):
     assert failure.source == 'b_w1.tif' and 'b_w2.tif: found no such file' in failure.reason
 
 
+def test_importers_take_every_picture_with_all_its_files(tmp_path):
+    "Whole images that end in numbers; pictures whose first channel is the same; masks named after another channel."
+    planes = np.random.default_rng(0).integers(0, 4096, (4, 40, 50)).astype(np.uint16)
+    numbered, alike, drawn = (tmp_path / name for name in ('numbered', 'alike', 'drawn'))
+    for folder in (numbered, alike / 'one', alike / 'two', drawn):
+        folder.mkdir(parents=True)
+    for k in range(3):
+        Image.fromarray((planes[:3] >> (4 + k)).astype(np.uint8).transpose(1, 2, 0)).save(numbered / f'smear_{k}.png')
+    ds = import_folders(numbered, tmp_path / 'a', ['one'], channels='0=eosin,2=blue')
+    assert len(ds) == 3 and not len(ds.failures)
+
+    for folder, plane in (('one', 1), ('two', 2)):
+        tifffile.imwrite(alike / folder / 'x_w1.tif', planes[0])
+        tifffile.imwrite(alike / folder / 'x_w2.tif', planes[plane])
+    ds = import_folders(alike, tmp_path / 'b', channels='w1=phase,w2=DAPI', depth=16)
+    assert sorted(ds.colonies.label) == ['one', 'two']
+
+    mask = np.zeros((40, 50), np.uint8)
+    mask[5:20, 8:30] = 1
+    for name, im in (('w_phase', planes[0]), ('w_DAPI', planes[1]), ('w_DAPI_cp_masks', mask)):
+        tifffile.imwrite(drawn / f'{name}.tif', im)
+    ds = import_masks(drawn, tmp_path / 'c', ['one'], channels='phase,DAPI', depth=16, margin=0)
+    assert not len(ds.failures)
+    np.testing.assert_array_equal(ds.pixels(ds.colonies.index[0])[0], planes[:2, 5:20, 8:30].transpose(1, 2, 0))
+
+
+def test_several_images_in_a_file_are_not_its_first(tmp_path):
+    with tifffile.TiffWriter(tmp_path / 'two.ome.tif', ome=True) as tif:
+        for k in range(2):
+            tif.write(cells(k)[:2], metadata=dict(axes='CYX', Channel=dict(Name=MARKERS[:2])))
+    with pytest.raises(InputError, match='two.ome.tif: found 2 images of several channels; expected one'):
+        Pictures('phase,DAPI', 16).read(tmp_path / 'two.ome.tif')
+
+
 def test_a_detected_dataset_has_its_channels(raw, tmp_path):
     ds = detect_dataset(raw, tmp_path / 'cells', margin=16, contact_sheet=True, **ALL)
     assert (list(ds.channels), ds.depth, ds.info['format_version'], len(ds)) == (MARKERS, 16, 3, 8)
@@ -353,6 +387,30 @@ def test_channels_are_not_mixed_by_their_numbers(tmp_path):
     Image.fromarray(np.zeros((60, 70, 3), np.uint8)).save(tmp_path / 'colours' / 'a.png')
     with pytest.raises(InputError, match='found red, green and blue of one channel; expected channel 1 of several'):
         detect_dataset(tmp_path / 'colours', tmp_path / 'cells', channel=1)
+
+
+def test_channels_kept_by_number_have_the_same_names_everywhere(tmp_path):
+    raw = tmp_path / 'raw'
+    raw.mkdir()
+    for name, names in (('A_0', MARKERS[:3]), ('A_1', [MARKERS[k] for k in (0, 2, 1)])):
+        write_ome(raw / f'{name}.ome.tif', cells(0)[:3], names)
+    said = 'channel 1 of the frames: found DAPI in 1, OCT4 in 1; expected one'
+    with pytest.raises(InputError, match=said):
+        detect_dataset(raw, tmp_path / 'cells', channels='0,1', depth=16)
+    frames, failures, bad = list_frames(raw, channels='0=phase,1=DAPI', depth=16)  # (whoever says so knows better)
+    assert not failures and check_frames(frames, bad) == []
+    frames, failures, bad = list_frames(raw, channels='0', depth=16)
+    assert check_frames(frames, bad) == [] and searched_channel(frames) == 'phase'
+
+
+def test_numbers_of_files_are_not_numbers_of_channels(tmp_path):
+    "Files that end in 0 and 1 are two frames of several channels."
+    for k in range(2):
+        write_ome(tmp_path / f'field_{k}.ome.tif', cells(k)[:2], MARKERS[:2])
+    frames, failures, _ = list_frames(tmp_path, channels='0=phase,1=DAPI', depth=16)
+    assert len(frames) == 2 and not failures
+    for k, planes in enumerate((cells(0), cells(1))):
+        np.testing.assert_array_equal(kept_pixels(frames.iloc[k].to_dict()), planes[:2].transpose(1, 2, 0))
 
 
 def test_numbers_without_a_common_scale(tmp_path):
@@ -521,9 +579,29 @@ def test_frames_of_other_channels_are_refused_by_name(student, raw, tmp_path):
         with pytest.raises(InputError, match=said):
             predict(student, tmp_path / 'other', tmp_path / 'nothing', **asked)
         assert not (tmp_path / 'nothing').exists()
+    write_ome(tmp_path / 'other' / 'A_2.ome.tif', cells(5)[::-1], MARKERS[::-1])
+    numbered = shutil.copytree(student, tmp_path / 'numbered')  # trained on channels that were chosen by number
+    model = read_json(numbered / 'model.json')
+    model['detection']['channels'] = ','.join(f'{k}={name}' for k, name in enumerate(MARKERS))
+    write_json(model, numbered / 'model.json')
+    said = 'A_2.ome.tif: found the channels SOX2, .*; expected phase as channel 0, as in training. Choose'
+    with pytest.raises(InputError, match=said):
+        predict(numbered, tmp_path / 'other', tmp_path / 'nothing')
+    predict(numbered, tmp_path / 'other', tmp_path / 'named', channels=ALL['channels'])
+    assert classes_found(tmp_path / 'named') == [True] * 2
     cells_of = tmp_path / 'found' / 'cells'
     with pytest.raises(InputError, match='channels: found it with .*, a dataset; expected raw images'):
         predict(student, cells_of, tmp_path / 'nothing', channels='phase')
+
+
+@pytest.mark.parametrize('channels, depth', [('grey', 8), ('grey', 16), ('01', 16)])
+def test_channels_without_names_are_told_apart_by_those_of_the_files(channels, depth):
+    "A student of grey pictures, and one whose channels were kept by number."
+    names = (channels,) if channels == 'grey' else tuple(channels)
+    student = SimpleNamespace(channels=names, depth=depth, info=dict(detection=dict(searched='phase', channel=0)))
+    assert _other_channel(student, 'phase', 1, 'raw') == _other_channel(student, '', 0, 'raw') == []
+    with pytest.raises(InputError, match='raw: found channel DAPI; expected channel phase, which the model'):
+        _other_channel(student, 'DAPI', 0, 'raw')
 
 
 @pytest.mark.slow
