@@ -289,7 +289,7 @@ def _reading(student, channels, segment_on):
     student.check_channels((pictures.channels, pictures.depth), '--channels')
     return how
 
-
+# %% ../nbs/53_predict.ipynb #plce0001
 def _check_places(frames, how):
     "Stop where a channel that training knew by its number has another one here."
     for f in frames.drop_duplicates('channels').itertuples() if len(frames) else ():

@@ -411,7 +411,7 @@ def _file_channels(path, pictures, z):
         raise InputError(path, found, 'all planes of each channel', 'Put the missing files beside it, or take it out.')
     return [joined_channels(list(parts), range(len(numbers)), pictures, path, called) for parts in zip(*planes)]
 
-
+# %% ../nbs/10_reader.ipynb #srcd0003
 def _searched(frame, channel):
     "The name of the channel of a frame that becomes grey."
     names = frame['channels']
