@@ -6,8 +6,8 @@
 __all__ = ['GREY', 'RGB', 'LUMA', 'MICROSCOPE_FORMATS', 'is_grey', 'check_channels', 'channel_facts', 'channels_of',
            'picture_words', 'check_same', 'channel_places', 'picture_suffix', 'picture_bytes', 'write_picture',
            'read_picture', 'check_picture', 'channel_colors', 'channel_limits', 'to_show', 'resize_channels',
-           'chosen_channels', 'find_channel', 'find_channels', 'check_numbers', 'are_different', 'ome_channels',
-           'conversion', 'check_format', 'Pictures', 'one_marker']
+           'chosen_channels', 'find_channel', 'find_channels', 'are_different', 'ome_channels', 'conversion',
+           'check_format', 'Pictures', 'one_marker']
 
 # %% ../nbs/02_channels.ipynb #chan0003
 import hashlib
@@ -333,18 +333,6 @@ def find_channels(
         do = f'There are {", ".join(there)}: correct --channels.'
         raise InputError(where, f'one channel, {there[twice]}, as {names}', 'a channel for each', do)
     return numbers
-
-
-def check_numbers(
-    chosen: dict,  # as from `chosen_channels`
-    there,  # names of the channels of an image
-    where,  # for the error
-):
-    "Stop where an image has one of the channels under another number than the chosen one."
-    for name, k in chosen.items():
-        if k.isdecimal() and name in there and there.index(name) != int(k):
-            found, do = ', '.join(there), f'Choose the channels by their names: --channels {",".join(chosen)}.'
-            raise InputError(where, f'the channels {found}', f'{name} as channel {k}, as in training', do)
 
 # %% ../nbs/02_channels.ipynb #othr0002
 LUMA = 'luma'

@@ -199,14 +199,10 @@ def _cover(patches, classes, probs, channels=GREY):
 
 # %% ../nbs/54_export.ipynb #353a535a
 def _identifiers(names, what):
-    "Names as the zoo takes them, letters, digits and underscores; those that would be the same get a number."
-    out = []
-    for name in names:
-        given = ''.join(c if c.isascii() and c.isalnum() else '_' for c in name)
-        given = given if given[:1].isalpha() else f'{what}_{given}'
-        numbered = (f'{given}_{k}' for k in range(2, len(names) + 2))
-        out.append(given if given not in out else next(o for o in numbered if o not in out))
-    return out
+    "Names as the zoo takes them, letters, digits and underscores; numbered where some would be the same."
+    out = [''.join(c if c.isascii() and c.isalnum() else '_' for c in name) for name in names]
+    out = [o if o[:1].isalpha() else f'{what}_{o}' for o in out]
+    return out if len({*out}) == len(out) else [f'{o}_{k}' for k, o in enumerate(out)]
 
 # %% ../nbs/54_export.ipynb #501c0b5b
 def _input_descr(v, student, test_tensor):

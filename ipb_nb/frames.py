@@ -249,8 +249,7 @@ def _by_names(files, layout, pattern, choice, chosen, failures):
     where each of the `chosen` channels has its file, {file: {channel: file}}."""
     paths = [f.as_posix() for f in files]
     layout = layout or guess_layout(paths)
-    by_number = any(c.isdecimal() for c in chosen.values())  # (of channels in a file)
-    if chosen and not by_number and not pattern and not layout:
+    if chosen and not pattern and not layout:
         pattern = channel_pattern(paths, list(chosen.values()))
     if pattern:
         fields, text = by_pattern(paths, pattern, failures)
@@ -426,13 +425,14 @@ def _gaps(df, bad, known):
 def _channels(df):
     "A channel goes by several names; a colour picture may be of any."
     searched, kept = df.searched[df.searched.ne(LUMA)], pd.DataFrame([*df.called])
-    whose = {'the channels of the frames': searched} | {f'channel {k} of the frames': kept[k].dropna() for k in kept}
-    for what, names in whose.items():
+    others = [(f'channel {k}', 'one', kept[k].dropna()) for k in kept]
+    for what, expected, names in [('channels', 'one in which colonies are looked for', searched), *others]:
         if any(are_different(a, b) for a in names.unique() for b in names.unique()):
             counts = ', '.join(f'{name or "no name"} in {n}' for name, n in names.value_counts().items())
-            expected = 'one in which colonies are looked for' if names is searched else 'one'
-            do = 'Name it with --channels, or, if these are the same, give its number with a name: --channels 0=phase'
-            return [f'{what.removeprefix("the ")}: found {counts}; expected {expected}. {do}']
+            return [
+                f'{what} of the frames: found {counts}; expected {expected}. '
+                'Name it with --channels, or, if these are the same, give its number with a name: --channels 0=phase'
+            ]
     return []
 
 

@@ -154,10 +154,10 @@ def _content(pictures, path):
 
 def _pairs(images, others, endings, beside, pictures):
     "Images with their masks or ROI files, which may bear the name of any of their channels."
-    pairs = match_files(images, others, ['', *endings], beside)
-    for f in [f for f in images if f not in pairs]:
-        if found := match_files(pictures.files(f), others, ['', *endings], beside):
-            pairs[f] = next(iter(found.values()))
+    image_of = {name: f for f in images for name in [f, *pictures.files(f)]}
+    pairs = {}
+    for name, o in match_files(image_of, others, ['', *endings], beside).items():
+        pairs.setdefault(image_of[name], o)
     return pairs
 
 

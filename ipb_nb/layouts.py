@@ -386,6 +386,8 @@ def channel_pattern(
     channels,  # as they are called in the names
 ) -> str:  # None where the names do not tell these channels
     "A pattern for names that end in a channel: `_w1`, `_w2DAPI`, `_ch00`, `_C1`, a stain, or another of `channels`."
+    if any(c.isdecimal() for c in channels):
+        return None  # (numbers are those of channels in a file)
     words = '|'.join(map(re.escape, sorted({*_STAINS, *channels}, key=len, reverse=True)))
     well, plane = r'(?P<well>[^/]*?)', r'(?:_s(?P<site>\d+))?(?:_t(?P<frame>\d+))?(?:_z(?P<z>\d+))?'
     above = r'(?P<plate>.*)/' if len({p.rpartition('/')[0] for p in paths}) > 1 else '(?:^|.*/)'

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from .answers import check_questions, frame_table, write_answers
 from .core import InputError, allow_pixels, command, read_json, read_table, write_csv
-from .channels import GREY, Pictures, are_different, check_numbers, chosen_channels, is_grey, to_show
+from .channels import GREY, Pictures, are_different, chosen_channels, is_grey, to_show
 from .crop import BOX, level_counts
 from .dataset import ColonyDataset
 from .detect import NoColonies, detect_dataset
@@ -292,8 +292,12 @@ def _reading(student, channels, segment_on):
 # %% ../nbs/53_predict.ipynb #plce0001
 def _check_places(frames, how):
     "Stop where a channel that training knew by its number has another one here."
+    chosen = chosen_channels(how.get('channels'))
     for f in frames.drop_duplicates('channels').itertuples() if len(frames) else ():
-        check_numbers(chosen_channels(how.get('channels')), f.channels, f.source)
+        for name, k in chosen.items():
+            if k.isdecimal() and name in f.channels and f.channels.index(name) != int(k):
+                found, do = ', '.join(f.channels), f'Choose the channels by their names: --channels {",".join(chosen)}.'
+                raise InputError(f.source, f'the channels {found}', f'{name} as channel {k}, as in training', do)
 
 
 def _detect(student, frames, bad, images, out, pixel_size, unscaled, listing, detecting, departures, resume, **work):

@@ -1,5 +1,6 @@
 """Stains and markers from the image files to the predictions of a student."""
 
+import zipfile
 from functools import cache
 
 import numpy as np
@@ -8,6 +9,7 @@ import pandas as pd
 import pytest
 import tifffile
 import torch
+import yaml
 from PIL import Image
 
 from ipb_nb.channels import Pictures, find_channel, to_show
@@ -104,6 +106,11 @@ def test_only_a_marker_tells_the_classes_apart(kind, images, tmp_path):
     model = onnx.load(tmp_path / 'onnx' / 'student.onnx')
     assert {p.key: p.value for p in model.metadata_props} == dict(channels=','.join(channels), depth=str(depth))
     assert model.graph.input[0].type.tensor_type.shape.dim[1].dim_value == len(channels)
+    export_student(run, tmp_path / 'for the zoo', format='bioimageio', authors=['A. B'])
+    with zipfile.ZipFile(tmp_path / 'for the zoo' / 'package.zip') as package:
+        zoo = yaml.safe_load(package.read('rdf.yaml'))
+    assert zoo['inputs'][0]['axes'][1]['channel_names'] == channels and 'phase-contrast' not in zoo['tags']
+    assert zoo['description'].startswith(f'Classes of colonies in {", ".join(channels)} of {depth} bits: ')
 
 
 def test_dropout_lets_a_student_do_without_a_channel(images, tmp_path):

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from ipb_nb.commands import COMMANDS, ipb, next_command
+from ipb_nb.export import FORMATS
 
 ROOT = Path(__file__).parent.parent
 
@@ -63,6 +64,11 @@ def test_the_next_command_is_one_that_can_be_typed():
         assert said[0] in ('ipb', 'jupyter')
         if said[0] == 'ipb' and said[1] != 'new':
             command_parser(find_command(f'ipb-{said[1]}')).parse_args(said[2:])  # (ends the process where it cannot)
+
+
+def test_an_export_for_others_is_not_predicted_with():
+    by_format = {f: next_command('ipb-export', ['run', '--out', 'mine', '--format', f]) for f in FORMATS}
+    assert by_format == {f: f'ipb predict {"mine" if f == "safetensors" else "run"} NEW_FRAMES' for f in FORMATS}
 
 
 def test_only_one_of_several_processes_says_what_comes_next():
