@@ -43,7 +43,8 @@ from ipb_nb.files import (
     list_failure,
     list_formats,
     list_skipped,
-    match_files,
+    first_of,
+    matching_files,
     own_files,
     path_id,
     sha256,
@@ -152,20 +153,20 @@ def _content(pictures, path):
     return hashlib.sha256(''.join(map(sha256, files)).encode()).hexdigest()
 
 
-def _pairs(images, others, endings, beside, pictures):
-    "Images with their masks or ROI files, which may bear the name of any of their channels."
+def _matching(images, others, endings, beside, pictures):
+    "Pairs of an image and a mask or ROI file, which may bear the name of any of its channels; the likeliest first."
     image_of = {name: f for f in images for name in [f, *pictures.files(f)]}
-    pairs = {}
-    for name, o in match_files(image_of, others, ['', *endings], beside).items():
-        pairs.setdefault(image_of[name], o)
-    return pairs
+    for name, o in matching_files(image_of, others, ['', *endings], beside):
+        yield image_of[name], o
 
 
 def _unmatched(images, others, pairs, endings, beside, what, failures, pictures):
     "List masks or ROI files that were not used: those of no image are bad files."
-    for o in sorted(set(others) - set(pairs.values())):
-        if taken := [f for f in _pairs(images, [o], endings, beside, pictures) if f in pairs]:
-            list_skipped(failures, o, f'{pairs[taken[0]].name} was taken for {taken[0].name}')
+    left = sorted(set(others) - set(pairs.values()))
+    image_of = first_of((o, f) for f, o in _matching(images, left, endings, beside, pictures) if f in pairs)
+    for o in left:
+        if f := image_of.get(o):
+            list_skipped(failures, o, f'{pairs[f].name} was taken for {f.name}')
             continue
         expected, do = 'an image of the same name', 'Add the image, rename one of them, or take it out.'
         list_failure(failures, o, InputError(o, f'a {what} without its image', expected, do))
@@ -230,7 +231,7 @@ def _folder_files(path, folders, masks, failures, pictures):
         inside = [o for o in inside if o[3] not in others]
     inside = own_files(path, [o for o in inside if pictures.is_first(path / o[3])], failures)
     images = [f for *_, f in inside]
-    drawn = _pairs(images, others, MASK_ENDINGS, not masks, pictures)
+    drawn = first_of(_matching(images, others, MASK_ENDINGS, not masks, pictures))
     named = [o for o in others if o.suffix.lower() != '.txt' or o in drawn.values() or _is_map(where / o)]
     _unmatched(images, named, drawn, MASK_ENDINGS, not masks, 'mask', failures, pictures)
     for f in images:
@@ -564,7 +565,7 @@ def _matched(path, folder, suffixes, endings, failures, what, pictures):
         images = [f for f in images if f not in others]
     else:
         images = [f for f in images if folder.resolve() not in (path / f).resolve().parents]
-    pairs = _pairs(images, others, endings, beside, pictures)
+    pairs = first_of(_matching(images, others, endings, beside, pictures))
     if not pairs and len(images) == len(others) == 1:
         pairs = {images[0]: others[0]}
     for f in images:
@@ -689,14 +690,14 @@ def find_kind(
     where = _folder(masks or path)
     beside = where.resolve() == path.resolve()
     images, drawn = files_below(path), files_below(where, ('.zip', '.roi'))
-    if match_files(images, drawn, ['', *_ROI_ENDINGS], beside) or len(images) == len(drawn) == 1:
+    if any(matching_files(images, drawn, ['', *_ROI_ENDINGS], beside)) or len(images) == len(drawn) == 1:
         return 'rois'
     labels = []
     for f in files_below(where, (*IMAGE_SUFFIXES, '.npy')):
         single = f.stem.endswith(('_mask', '_masks')) and not f.stem.endswith('_cp_masks')
         if f.stem.endswith(MASK_ENDINGS) and not (single and len(f.parts) > 1):
             labels.append(f)  # in class folders the others are masks of single colonies
-    return 'masks' if match_files(images, labels, MASK_ENDINGS, beside) else 'folders'
+    return 'masks' if any(matching_files(images, labels, MASK_ENDINGS, beside)) else 'folders'
 
 # %% ../nbs/06_importers.ipynb #96313ddd
 def _print_counts(counts, overlap):
