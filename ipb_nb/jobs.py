@@ -74,7 +74,8 @@ def in_processes(
                 if alone:
                     yield left.pop(next(iter(left))), None
             except BaseException:
-                get_reusable_executor(reuse=True).shutdown(wait=False)
+                if left:  # (else the last result has come, and nobody asked for more)
+                    get_reusable_executor(reuse=True).shutdown(wait=False)
                 raise
 
 # %% ../nbs/01_jobs.ipynb #2d0f3a48
