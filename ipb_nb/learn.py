@@ -126,6 +126,12 @@ def next_round(self: Loop):
     self._append(map(str, np.random.default_rng(seed).permutation(chosen + aside)))
     self.go(at)
 
+# %% ../nbs/65_learn.ipynb #lrn014a
+@patch
+def left(self: Loop) -> int:
+    "How many colonies have come up and have no verdict yet."
+    return sum(self.due(k) for k in range(len(self.items)))
+
 # %% ../nbs/65_learn.ipynb #lrn014
 @patch
 def turn(
@@ -139,12 +145,6 @@ def turn(
         found = f'{self.left()} colonies without a verdict'
         raise InputError('round', found, 'a verdict on each', 'If in doubt: unsure (u).')
     self.next_round()
-
-# %% ../nbs/65_learn.ipynb #lrn014a
-@patch
-def left(self: Loop) -> int:
-    "How many colonies have come up and have no verdict yet."
-    return sum(self.due(k) for k in range(len(self.items)))
 
 # %% ../nbs/65_learn.ipynb #lrn014b
 @patch
@@ -444,31 +444,6 @@ def _html_look(self: LabelLoop):
         doubts=[(i, o.label, o.predicted, f'{o.p:.0%}', self.thumbs.uri(i)) for i, o in doubts.iterrows()],
     )
 
-# %% ../nbs/65_learn.ipynb #lrn053a
-@patch
-def _html_train(self: LabelLoop):
-    own, held = self.state.known.values()
-    return render(
-        read_asset('learn-train.html'),
-        n_own=len(own),
-        n_held=len(held),
-        presets=_PRESETS,
-        preset=self.preset,
-        training=self.training,
-        score=self.score(),
-    )
-
-# %% ../nbs/65_learn.ipynb #lrn053b
-@patch
-def score(self: LabelLoop) -> str:
-    "What the trained network reaches on the test set (T)."
-    if not self.training or self.training.state != 'done':
-        return ''
-    recall = read_record(self.training.out / 'metrics.json', MetricsFile)['student']['macro_tpr']
-    if recall is None:
-        return 'no macro recall, because a class is missing in the test set (T)'
-    return f'macro recall {recall:.0%} on {len(self.training.split.test)} colonies held aside (T)'
-
 # %% ../nbs/65_learn.ipynb #lrn054
 _LABELLING = 'class exclude accept undo select large step row page next time play brush erase thick fill stroke'.split()
 
@@ -497,6 +472,31 @@ def do_tab(self: LabelLoop, value, **_):
 def do_visit(self: LabelLoop, value, **_):
     self.state.visit(value)
     self.tab = 'label'
+
+# %% ../nbs/65_learn.ipynb #lrn053a
+@patch
+def _html_train(self: LabelLoop):
+    own, held = self.state.known.values()
+    return render(
+        read_asset('learn-train.html'),
+        n_own=len(own),
+        n_held=len(held),
+        presets=_PRESETS,
+        preset=self.preset,
+        training=self.training,
+        score=self.score(),
+    )
+
+# %% ../nbs/65_learn.ipynb #lrn053b
+@patch
+def score(self: LabelLoop) -> str:
+    "What the trained network reaches on the test set (T)."
+    if not self.training or self.training.state != 'done':
+        return ''
+    recall = read_record(self.training.out / 'metrics.json', MetricsFile)['student']['macro_tpr']
+    if recall is None:
+        return 'no macro recall, because a class is missing in the test set (T)'
+    return f'macro recall {recall:.0%} on {len(self.training.split.test)} colonies held aside (T)'
 
 # %% ../nbs/65_learn.ipynb #lrn054d
 @patch

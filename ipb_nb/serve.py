@@ -54,6 +54,18 @@ def act(self: _Window, message):
             traceback.print_exc()
         return self.news() | dict(answered=self.widget.answered)
 
+# %% ../nbs/59_serve.ipynb #sv1101
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version, disable_nagle_algorithm, timeout = 'HTTP/1.1', True, 120
+
+    def log_message(self, *args):
+        pass
+
+    def parse_request(self):
+        good = super().parse_request()
+        self.close_connection |= self.server.closed  # connections that are still open end with the server
+        return good and not self.server.closed
+
 # %% ../nbs/59_serve.ipynb #serv0009
 IDLE_S = 900  # a window that is not heard of for as long is closed
 
@@ -152,18 +164,6 @@ _POLICY = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'self'; connect-src 'self'; "
     "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 )
-
-# %% ../nbs/59_serve.ipynb #sv1101
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version, disable_nagle_algorithm, timeout = 'HTTP/1.1', True, 120
-
-    def log_message(self, *args):
-        pass
-
-    def parse_request(self):
-        good = super().parse_request()
-        self.close_connection |= self.server.closed  # connections that are still open end with the server
-        return good and not self.server.closed
 
 # %% ../nbs/59_serve.ipynb #sv1102
 @patch

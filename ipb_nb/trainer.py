@@ -57,6 +57,17 @@ def _content(file):
     "Its bytes; None where there is no such file."
     return file.read_bytes() if file.exists() else None
 
+# %% ../nbs/67_trainer.ipynb #trai0018a
+def _same(a, b):
+    return np.array_equal(a, b) if isinstance(a, np.ndarray) else a == b
+
+
+def _as_bytes(value):
+    "Strokes or a mask as their file holds them; None for a mask of nothing."
+    if isinstance(value, dict):
+        return (json.dumps(value, indent=1, ensure_ascii=False) + '\n').encode()
+    return png_bytes(value * np.uint8(255)) if value.any() else None
+
 # %% ../nbs/67_trainer.ipynb #trai0010
 class SegmentationTrainer(FramePanes):
     "Paint strokes of colony and background, and what is excluded; see what is learnt."
@@ -112,6 +123,12 @@ def excluded(self: SegmentationTrainer, k: int) -> np.ndarray:  # bool (H, W)
     "What is excluded of a frame."
     own, everywhere = self.masks[self.jobs[k]['frame']['stem']], self.masks['all']
     return own | everywhere if own.shape == everywhere.shape else own
+
+# %% ../nbs/67_trainer.ipynb #trai0018d
+@patch
+def _by_file(self: SegmentationTrainer):
+    "What is painted, by the file that holds it."
+    return {self.marks / 'strokes.json': self.strokes} | {self.mask_file(k): mask for k, mask in self.masks.items()}
 
 # %% ../nbs/67_trainer.ipynb #trai0012a
 _KEPT = 600_000_000  # bytes of features
@@ -239,23 +256,6 @@ def remarks(self: SegmentationTrainer):
 @patch
 def _state(self: SegmentationTrainer):
     return {source: list(own) for source, own in self.strokes.items()}, dict(self.masks)
-
-# %% ../nbs/67_trainer.ipynb #trai0018a
-def _same(a, b):
-    return np.array_equal(a, b) if isinstance(a, np.ndarray) else a == b
-
-
-def _as_bytes(value):
-    "Strokes or a mask as their file holds them; None for a mask of nothing."
-    if isinstance(value, dict):
-        return (json.dumps(value, indent=1, ensure_ascii=False) + '\n').encode()
-    return png_bytes(value * np.uint8(255)) if value.any() else None
-
-
-@patch
-def _by_file(self: SegmentationTrainer):
-    "What is painted, by the file that holds it."
-    return {self.marks / 'strokes.json': self.strokes} | {self.mask_file(k): mask for k, mask in self.masks.items()}
 
 # %% ../nbs/67_trainer.ipynb #trai0018c
 @patch

@@ -21,6 +21,22 @@ from .preview import areas_text, detect_command
 from .segment import DETECTION, DETECTION_PRESETS, FILL_HOLES
 from .sheets import FULL_PX, outlined
 
+# %% ../nbs/66_tuning.ipynb #tune0013
+_STEPS = dict(
+    min_area=('smallest colony (px)', [50, 100, 200, 500, 1000, 1500, 2000, 3000, 5000, 10_000, 20_000, 50_000]),
+    radius=('windows, radius (px)', [*range(1, 13)]),
+    open_radius=('smoothing of edges (px)', [*range(1, 13)]),
+    blur=('blur first (px)', [1, 3, 5, 7, 9, 11, 15]),
+    split=('cut at necks, depth (px)', [0, 2, 3, 5, 7, 10, 15, 20, 30, 50]),
+)
+_CHOICES = dict(
+    preset=('preset', DETECTION_PRESETS), refine=('refine', ('no', 'yes')), fill_holes=('fill holes', ('', *FILL_HOLES))
+)
+
+
+def _nearest(steps, value):
+    return int(np.abs(np.subtract(steps, value)).argmin())
+
 # %% ../nbs/66_tuning.ipynb #tune0006
 _KEYS = {',': ['time', '-1'], '.': ['time', '1']}
 
@@ -140,32 +156,6 @@ def html_foot(self: FramePanes):
     how = dict(message=self.message, bad=isinstance(self.message, ErrorMessage), notes=self.remarks())
     return render(read_asset('frames-foot.html'), command=self.line(), about=self.about, **how)
 
-# %% ../nbs/66_tuning.ipynb #tune0011
-@patch
-def do_show(self: FramePanes, value, **_):
-    self.at = min(max(int(value), 0), len(self.jobs) - 1)
-
-# %% ../nbs/66_tuning.ipynb #tune0011a
-@patch
-def do_time(self: FramePanes, value, **_):
-    self.do_show(self.at + int(value))
-
-# %% ../nbs/66_tuning.ipynb #tune0013
-_STEPS = dict(
-    min_area=('smallest colony (px)', [50, 100, 200, 500, 1000, 1500, 2000, 3000, 5000, 10_000, 20_000, 50_000]),
-    radius=('windows, radius (px)', [*range(1, 13)]),
-    open_radius=('smoothing of edges (px)', [*range(1, 13)]),
-    blur=('blur first (px)', [1, 3, 5, 7, 9, 11, 15]),
-    split=('cut at necks, depth (px)', [0, 2, 3, 5, 7, 10, 15, 20, 30, 50]),
-)
-_CHOICES = dict(
-    preset=('preset', DETECTION_PRESETS), refine=('refine', ('no', 'yes')), fill_holes=('fill holes', ('', *FILL_HOLES))
-)
-
-
-def _nearest(steps, value):
-    return int(np.abs(np.subtract(steps, value)).argmin())
-
 # %% ../nbs/66_tuning.ipynb #tune0014
 @patch
 def html_tools(self: FramePanes):
@@ -177,6 +167,16 @@ def html_tools(self: FramePanes):
         sliders = [own for own in sliders if own[0] not in ('radius', 'blur')]
         choices = [own for own in choices if own[0] == 'fill_holes']
     return render(read_asset('frames-settings.html'), sliders=sliders, choices=choices)
+
+# %% ../nbs/66_tuning.ipynb #tune0011
+@patch
+def do_show(self: FramePanes, value, **_):
+    self.at = min(max(int(value), 0), len(self.jobs) - 1)
+
+# %% ../nbs/66_tuning.ipynb #tune0011a
+@patch
+def do_time(self: FramePanes, value, **_):
+    self.do_show(self.at + int(value))
 
 # %% ../nbs/66_tuning.ipynb #tune0015
 @patch

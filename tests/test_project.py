@@ -108,6 +108,22 @@ def test_cells_are_short(path):
     assert max(map(len, exported(path))) <= 60
 
 
+@pytest.mark.parametrize('path', modules().values(), ids=lambda p: p.stem)
+def test_an_example_is_never_far(path):
+    "At most 150 exported lines follow each other before the next example, without empty ones and imports."
+    longest = since = 0
+    for cell in json.loads(path.read_text())['cells']:
+        lines = [line for line in ''.join(cell['source']).splitlines() if line]
+        if cell['cell_type'] != 'code' or lines[:1] == ['#| hide']:
+            continue
+        if lines[:1] != ['#| export']:
+            since = 0
+        elif not lines[1].startswith(('import ', 'from ')):
+            since += len(lines) - 1
+        longest = max(longest, since)
+    assert longest <= 150
+
+
 def test_modules_are_short():
     lines = {name: len((ROOT / 'ipb_nb' / f'{name}.py').read_text().splitlines()) for name in modules()}
     assert not {name: n for name, n in lines.items() if n > (900 if name in ('simulate', 'dataset') else 800)}
