@@ -86,6 +86,20 @@ def baseline(row):
     return 'supervised' if row in ('frozen-supervised', 'IPB', 'FixMatch') else 'frozen-supervised'
 
 
+def with_teacher(runs):
+    "Macro recall of the mean of the student's and the teacher's probabilities; None where a row has no teacher."
+    folds = []
+    for r in runs:
+        networks = {name: t.set_index('colony_id') for name, t in r.predictions.groupby('network')}
+        teacher, student = networks.get('teacher', networks.get('teacher_pretrained')), networks['student']
+        if teacher is None:
+            return None
+        p = [f'p_{c}' for c in r.classes]
+        said = (student[p] + teacher.loc[student.index, p]).idxmax(axis=1).str.removeprefix('p_')
+        folds.append(pd.DataFrame(dict(actual=student.actual, right=said == student.actual)))
+    return pd.concat(folds).groupby('actual').right.mean().mean()
+
+
 def report(data, folder, budget):
     "One line per figure: recalls of each row, and gains over supervised training. Return the counts by row."
     c = compare(folder / f'{data}_runs')
@@ -97,6 +111,8 @@ def report(data, folder, budget):
         name = f'evidence.{data}.{budget}.{row}'
         show(f'{name}.macro_tpr', r.mean(), 'recall', f'the other rows; {seconds:.0f} s a run, two at a time')
         show(f'{name}.tpr.{c.classes[rarest]}', r[rarest], 'recall', 'the other rows; the rarest class')
+        if both := with_teacher(c.rows[runs[row]]):
+            show(f'{name}.with_teacher', both - r.mean(), 'recall', 'the student alone')
         base = found.get(baseline(row))
         if row == 'supervised' or not base:
             continue
