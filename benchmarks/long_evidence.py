@@ -86,18 +86,23 @@ def baseline(row):
     return 'supervised' if row in ('frozen-supervised', 'IPB', 'FixMatch') else 'frozen-supervised'
 
 
-def with_teacher(runs):
-    "Macro recall of the mean of the student's and the teacher's probabilities; None where a row has no teacher."
-    folds = []
+OTHERWISE = dict(one_patch='the mean over its patches', with_teacher='the student alone')
+
+
+def decided_otherwise(runs):
+    "Macro recall of the student by its middle patch alone, and of the mean of its and the teacher's probabilities."
+    found = {}
     for r in runs:
-        networks = {name: t.set_index('colony_id') for name, t in r.predictions.groupby('network')}
-        teacher, student = networks.get('teacher', networks.get('teacher_pretrained')), networks['student']
-        if teacher is None:
-            return None
-        p = [f'p_{c}' for c in r.classes]
-        said = (student[p] + teacher.loc[student.index, p]).idxmax(axis=1).str.removeprefix('p_')
-        folds.append(pd.DataFrame(dict(actual=student.actual, right=said == student.actual)))
-    return pd.concat(folds).groupby('actual').right.mean().mean()
+        networks, said = {name: t.set_index('colony_id') for name, t in r.predictions.groupby('network')}, {}
+        student, teacher = networks['student'], networks.get('teacher', networks.get('teacher_pretrained'))
+        if 'student_patch' in networks:
+            said['one_patch'] = networks['student_patch'].predicted
+        if teacher is not None:
+            p = [f'p_{c}' for c in r.classes]
+            said['with_teacher'] = (student[p] + teacher[p]).idxmax(axis=1).str.removeprefix('p_')
+        for how, o in said.items():
+            found.setdefault(how, []).append(pd.DataFrame(dict(actual=student.actual, right=o == student.actual)))
+    return {how: pd.concat(of).groupby('actual').right.mean().mean() for how, of in found.items()}
 
 
 def report(data, folder, budget):
@@ -111,8 +116,8 @@ def report(data, folder, budget):
         name = f'evidence.{data}.{budget}.{row}'
         show(f'{name}.macro_tpr', r.mean(), 'recall', f'the other rows; {seconds:.0f} s a run, two at a time')
         show(f'{name}.tpr.{c.classes[rarest]}', r[rarest], 'recall', 'the other rows; the rarest class')
-        if both := with_teacher(c.rows[runs[row]]):
-            show(f'{name}.with_teacher', both - r.mean(), 'recall', 'the student alone')
+        for how, recall in decided_otherwise(c.rows[runs[row]]).items():
+            show(f'{name}.{how}', recall - r.mean(), 'recall', OTHERWISE[how])
         base = found.get(baseline(row))
         if row == 'supervised' or not base:
             continue
