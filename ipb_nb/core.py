@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'CLASSES', 'MULTI_LABEL', 'PALETTE', 'InputError', 'command', 'command_parser', 'shell_word',
            'CtrlC', 'run_command', 'atomic_path', 'write_json', 'write_csv', 'check_file', 'read_json', 'shipped',
-           'delimiter_of', 'read_table', 'read_numbers', 'composed', 'one_channel', 'to_grey8', 'tiff_dtype',
-           'tiff_pixels', 'check_pixels', 'allow_pixels', 'check_page', 'page_samples', 'tiff_plane', 'is_picture',
-           'is_tiff', 'read_pixels', 'read_image', 'png_bytes', 'write_png', 'in_pixels', 'stable_hash', 'counter_rng',
-           'seed_all', 'class_colors']
+           'read_text', 'delimiter_of', 'read_table', 'read_numbers', 'composed', 'one_channel', 'to_grey8',
+           'tiff_dtype', 'tiff_pixels', 'check_pixels', 'allow_pixels', 'check_page', 'page_samples', 'tiff_plane',
+           'is_picture', 'is_tiff', 'read_pixels', 'read_image', 'png_bytes', 'write_png', 'in_pixels', 'stable_hash',
+           'counter_rng', 'seed_all', 'class_colors']
 
 # %% ../nbs/00_core.ipynb #473e75d3
 import argparse
@@ -256,8 +256,8 @@ def shipped(
     return repository / 'nbs' / name if name.startswith('experiments/') else repository / name
 
 # %% ../nbs/00_core.ipynb #aaad3f43
-def _read_text(path):
-    "Text in UTF-8, or in UTF-16 with a byte-order mark; the mark is removed."
+def read_text(path) -> str:
+    "A file of text in UTF-8, or in UTF-16 with a byte-order mark; the mark is removed."
     check_file(path, 'a CSV file')
     try:
         raw = _bytes_of(path)
@@ -362,9 +362,10 @@ def read_table(
     path,  # CSV file: commas, semicolons or tabs
     columns,  # names of columns that must be there
     optional=None,  # names of columns that may be there; None: any
+    text=None,  # its content, where it has been read
 ) -> pd.DataFrame:  # text, empty cells ''; the index holds the line in the file
     "Read a CSV file. Unreadable text, wrong columns and rows of another length are `InputError`s that name the line."
-    text, delimiter, above = _without_sep(_read_text(path))
+    text, delimiter, above = _without_sep(read_text(path) if text is None else text)
     delimiter = delimiter or delimiter_of(text.split('\n', 1)[0])
     _check_size(path, text, delimiter, above)
     df = _cells(path, text, delimiter, above)

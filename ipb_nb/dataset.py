@@ -49,7 +49,7 @@ from ipb_nb.channels import (
 )
 from .classes import check_class_names, plain_text
 from .crop import BOX, MARGIN, Colony, missing_margin, show_crop
-from .folders import append_csv, file_name, hold, leads_out, new_folder, remove_leftovers
+from .folders import append_csv, file_name, hold, leads_out, new_folder, read_log, remove_leftovers
 from .manifest import DIGESTS, begin_addition, end_addition, write_manifest
 from .records import DatasetFile, read_record
 
@@ -457,8 +457,7 @@ def _logs(ds):
 # %% ../nbs/03_dataset.ipynb #c33c9142
 def _read_log(ds, file):
     "The lines of one annotator's log, checked, with a column `vote`."
-    nothing = pd.DataFrame(columns=LOG_COLUMNS)  # a disk was full at the first verdict
-    df = read_table(file, LOG_COLUMNS, []) if Path(file).stat().st_size else nothing
+    df = read_log(file, LOG_COLUMNS)
     if not {*';'.join(df.classes).split(';')} <= {*ds.classes, MULTI_LABEL, ''}:
         ds.classes[:] = read_record(ds.path / 'dataset.json', DatasetFile)['classes']  # one was added elsewhere
     known = {*ds.classes, MULTI_LABEL, ''}

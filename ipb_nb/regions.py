@@ -25,11 +25,10 @@ from ipb_nb.core import (
     class_colors,
     counter_rng,
     read_pixels,
-    read_table,
 )
 from .crop import Colony
 from .dataset import ColonyDataset, annotator_log
-from .folders import append_csv
+from .folders import append_csv, read_log
 from .split import Split
 
 # %% ../nbs/16_regions.ipynb #regn0006
@@ -91,7 +90,7 @@ def _check_strokes(ds, file, log):
 # %% ../nbs/16_regions.ipynb #23db8267
 def _read_strokes(ds, file):
     "The strokes of a log that stand, by colony: of each the action, the class, the radius and the points."
-    log, standing = read_table(file, _COLUMNS, []), {}
+    log, standing = read_log(file, _COLUMNS), {}
     _check_strokes(ds, file, log)
     for line, i, *stroke in zip(log.index, log.colony_id, log.action, log.label, log.radius, log.points):
         own = standing.setdefault(i, [])
@@ -223,7 +222,7 @@ def write(self: Regions, colony_id: str):
 def refresh(self: Regions):
     "Bring the pictures in step with the last lines of the logs: the only ones that can be behind."
     for file in self.logs().values():
-        last = read_table(file, _COLUMNS, []).colony_id[-1:]
+        last = read_log(file, _COLUMNS).colony_id[-1:]
         for i in last:
             self.write(i)
 

@@ -8,8 +8,13 @@ import pytest
 ROOT = Path(__file__).parent.parent
 MODULES = {'fcntl', 'termios', 'pwd', 'grp', 'resource', 'pty', 'msvcrt', 'winreg', '_winapi'}
 OF_OS = set(
-    'fork forkpty setsid killpg getuid geteuid getpgid nice mkfifo sysconf statvfs getloadavg chown startfile '
-    'sched_getaffinity register_at_fork wait4'.split()
+    'chown chroot confstr copy_file_range ctermid eventfd fchdir fchmod fchown fdatasync fork forkpty fpathconf '
+    'fstatvfs getegid geteuid getgid getgroups getloadavg getpgid getpgrp getpriority getresuid getsid getuid '
+    'getxattr initgroups killpg lchown listxattr lockf major makedev memfd_create minor mkfifo mknod nice openpty '
+    'pathconf pidfd_open pipe2 posix_fadvise posix_fallocate posix_spawn posix_spawnp pread preadv pwrite pwritev '
+    'readv register_at_fork removexattr sched_getaffinity sched_setaffinity sched_yield sendfile setegid seteuid '
+    'setgid setgroups setpgid setpriority setsid setuid setxattr splice startfile statvfs sync sysconf tcgetpgrp '
+    'ttyname uname wait wait3 wait4 waitid writev'.split()
 )
 SIGNALS = {'SIGINT', 'SIGTERM', 'SIG_IGN', 'SIG_DFL'}  # everywhere
 TEXTS = ('/tmp', '/dev/', '/proc/', '/bin/', '/usr/', '/etc/', '/var/', 'ipc:')
@@ -72,6 +77,7 @@ def unguarded(source, module=''):
     [
         ('import fcntl', 1),
         ('import os\nos.fork()', 1),
+        ('os.pread(f, 1, 0)', 1),
         ('import signal\nos.kill(pid, signal.SIGKILL)', 1),
         ("open('/tmp/x')", 1),
         ("get_context('fork')", 1),

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from ipb_nb.config import ExperimentConfig
 from ipb_nb.core import MULTI_LABEL, InputError, read_json, read_pixels, read_table
-from ipb_nb.folders import append_csv
 from ipb_nb.dataset import ColonyDataset
 from ipb_nb.experiment import check_run, train
+from ipb_nb.folders import append_csv, read_log
 from ipb_nb.patch import colony_dataloaders
 from ipb_nb.regions import Regions, class_map_png, painted_parts, region_class, stroke
 from ipb_nb.split import Split
@@ -53,6 +53,25 @@ def test_two_people_and_two_windows_at_once(few):
     maps = [regions.own(i, by) for by in ('ana', 'ben')]
     vote = np.where(maps[0] == 0, maps[1], np.where((maps[1] == 0) | (maps[0] == maps[1]), maps[0], 0))
     assert np.array_equal(regions.of(i), vote * inside)
+
+
+def test_a_new_log_appears_with_its_first_line(tmp_path, monkeypatch):
+    log, there = tmp_path / 'ana.csv', []
+    monkeypatch.setattr('ipb_nb.folders.os.fsync', lambda f: there.append(log.exists()))
+    for k in 'ab':
+        append_csv(log, dict(colony_id=k, label='Dense'))
+    assert there == [False, True] and list(read_log(log, ['colony_id', 'label']).colony_id) == ['a', 'b']
+
+
+def test_a_log_that_nobody_has_begun_is_empty(few):
+    ds = few('cells', 3)
+    (ds.path / 'regions').mkdir()
+    (ds.path / 'regions' / 'ana.csv').touch()
+    regions, i = Regions(ds), ds.colonies.index[0]
+    assert not regions.ids()
+    regions.fill(i, 'ana', ds.classes[0])
+    regions.refresh()
+    assert regions.ids() == [i]
 
 
 def test_a_kill_between_log_and_picture_loses_nothing(few):
