@@ -1,10 +1,11 @@
 """Does learning from the unlabelled images pay? configs/evidence.yaml on simulated colonies and on real cells.
 
 `python benchmarks/long_evidence.py FOLDER [SPLIT [ROWS]]` keeps datasets and runs in FOLDER and resumes there; SPLIT
-limits it to per5, per20 or per80 (so many labels a class) or share10 (a tenth of all), ROWS (with * and ?) to some rows
-of the grid. Blood cells where IPB_BCCD, imaging-flow cells where IPB_MLCP names their folder. Three folds with 30 % of
-the tracks (or cells) in T. The recalls are those of all test colonies of the folds together; intervals come from a
-bootstrap over tracks (or fields, or cells)."""
+limits it to per5, per20 or per80 (so many labels a class) or share10 (a tenth of all), or to per20b or share10b (as
+many, but other colonies are labelled), ROWS (with * and ?) to some rows of the grid. Blood cells where IPB_BCCD,
+imaging-flow cells where IPB_MLCP names their folder. Three folds with 30 % of the tracks (or cells) in T. The recalls
+are those of all test colonies of the folds together; intervals come from a bootstrap over tracks (or fields, or
+cells)."""
 
 import os
 import shutil
@@ -47,9 +48,9 @@ def flow(folder):
 DATASETS = dict(simulated=(simulated, None), blood=(blood, 'IPB_BCCD'), flow=(flow, 'IPB_MLCP'))
 
 
-def with_few_labels(ds, base, name, number):
+def with_few_labels(ds, base, name, number, seed):
     "A split with the test set of `base`, and of its other labelled colonies `number(n)` of a class's n in L."
-    rng, parts = np.random.default_rng(0), []
+    rng, parts = np.random.default_rng(seed), []
     for _, rows in base.table.groupby('fold'):
         known = rows[rows.part.isin(['L', 'V'])]
         chosen = [
@@ -62,11 +63,18 @@ def with_few_labels(ds, base, name, number):
     write_split(ds, name, pd.concat(parts), nothing, frozen=base.name, **same)
 
 
+def tenth(n):
+    return max(round(n / 7), 2)  # (a tenth of all is a seventh without T)
+
+
+# labels of a class that has n, and the seed by which they are drawn
 BUDGETS = dict(
-    per5=lambda n: 5,
-    per20=lambda n: 20,
-    per80=lambda n: 80,
-    share10=lambda n: max(round(n / 7), 2),  # (a tenth of all is a seventh without T)
+    per5=(lambda n: 5, 0),
+    per20=(lambda n: 20, 0),
+    per80=(lambda n: 80, 0),
+    share10=(tenth, 0),
+    per20b=(lambda n: 20, 1),
+    share10b=(tenth, 1),
 )
 
 
@@ -108,7 +116,8 @@ def decided_otherwise(runs):
 def report(data, folder, budget):
     "One line per figure: recalls of each row, and gains over supervised training. Return the counts by row."
     c = compare(folder / f'{data}_runs')
-    runs = {row.partition('-split')[0]: row for row in c.rows if f'-split{budget}' in row and len(c.rows[row]) == 3}
+    done = [row for row in c.rows if row.endswith(f'-split{budget}') and len(c.rows[row]) == 3]
+    runs = {row.partition('-split')[0]: row for row in done}
     found = {name: unit_counts(c, row)[1:] for name, row in runs.items()}
     rarest = int(next(iter(found.values()))[0].sum(0).argmin())
     for row, of in found.items():
@@ -157,7 +166,7 @@ def main(folder, split=None, rows='*'):
                 make(folder / data)
             ds = ColonyDataset(folder / data)
             if not (ds.path / 'splits' / f'{budget}.csv').exists():
-                with_few_labels(ds, Split(ds), budget, BUDGETS[budget])
+                with_few_labels(ds, Split(ds), budget, *BUDGETS[budget])
             sweep(GRID, ds.path, folder / f'{data}_runs', workers=2, only=f'{rows}-split{budget}-*')
             found[data] = report(data, folder, budget)
         pooled(found, budget)

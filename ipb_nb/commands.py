@@ -67,7 +67,7 @@ _NEXT = {  # a template, with the command's own arguments in it, or a function o
     'ipb-import': 'ipb dataset {dest}',
     'ipb-dataset': _SPLIT,
     'ipb-split': lambda o: (
-        'ipb train {dataset} --preset frozen --method supervised --out run'
+        'ipb train {dataset} --preset frozen --method logit_adjusted --out run'
         + (' --split {name}' if o.name != 'default' else '')
     ),
     'ipb-train': 'ipb report {out}',
