@@ -141,8 +141,8 @@ def experiment_shares(
 
 
 _PRIOR = (
-    'The network was trained with all classes equally often, so its probabilities (p_… in colonies.csv) and predicted '
-    'classes are those for classes that are equally common. The second column is what the probabilities imply without '
+    'The network was trained as if all classes were equally common, so its probabilities (p_… in colonies.csv) and '
+    'predicted classes are those for that. The second column is what the probabilities imply without '
     'that assumption (expectation–maximisation, without labels; Saerens et al. 2002). Where the two differ much, rare '
     'classes hold false positives; all other tables count predicted classes. --prior own predicts for those shares.'
 )

@@ -373,7 +373,7 @@ def _write(training, tested, networks):
         small=cfg.small,
         tta=cfg.tta,
         classes=ds.classes,
-        prior=dict.fromkeys(ds.classes, 1 / len(ds.classes)),  # (L is drawn with all classes equally often)
+        prior=dict.fromkeys(ds.classes, 1 / len(ds.classes)),  # (L is drawn, or weighed, so that all count alike)
         pixel_size=ds.info['pixel_size'],
         normalisation=normalisation(loaders.test),
         margin=ds.margin,
