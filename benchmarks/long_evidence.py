@@ -91,7 +91,7 @@ def interval(differ, *sizes, repeats=2000):
 
 def baseline(row):
     "The row that a row is compared with: supervised training of the same layers; for these, of all layers."
-    return 'supervised' if row in ('frozen-supervised', 'IPB', 'FixMatch') else 'frozen-supervised'
+    return 'supervised' if row in ('frozen-supervised', 'IPB', 'FixMatch', 'logit-adjusted') else 'frozen-supervised'
 
 
 OTHERWISE = dict(one_patch='the mean over its patches', with_teacher='the student alone')
