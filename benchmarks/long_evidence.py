@@ -49,13 +49,14 @@ DATASETS = dict(simulated=(simulated, None), blood=(blood, 'IPB_BCCD'), flow=(fl
 
 
 def with_few_labels(ds, base, name, number, seed):
-    "A split with the test set of `base`, and of its other labelled colonies `number(n)` of a class's n in L."
+    "A split with the test set of `base`, and `number` of its other labelled colonies of each class, or a tenth, in L."
     rng, parts = np.random.default_rng(seed), []
     for _, rows in base.table.groupby('fold'):
         known = rows[rows.part.isin(['L', 'V'])]
-        chosen = [
-            i for _, of in known.groupby('label') for i in rng.choice(of.index, min(number(len(of)), len(of)), False)
-        ]
+        chosen = []
+        for _, of in known.groupby('label'):
+            n = number or max(round(len(of) / 7), 2)  # (a tenth of all is a seventh without T)
+            chosen.extend(rng.choice(of.index, min(n, len(of)), replace=False))
         part = rows.part.where(rows.part == 'T', 'U')
         parts.append(rows.assign(part=part.where(~rows.index.isin(chosen), 'L')))
     nothing = pd.DataFrame(columns=['colony_id', 'fold', 'reason'])
@@ -63,19 +64,8 @@ def with_few_labels(ds, base, name, number, seed):
     write_split(ds, name, pd.concat(parts), nothing, frozen=base.name, **same)
 
 
-def tenth(n):
-    return max(round(n / 7), 2)  # (a tenth of all is a seventh without T)
-
-
-# labels of a class that has n, and the seed by which they are drawn
-BUDGETS = dict(
-    per5=(lambda n: 5, 0),
-    per20=(lambda n: 20, 0),
-    per80=(lambda n: 80, 0),
-    share10=(tenth, 0),
-    per20b=(lambda n: 20, 1),
-    share10b=(tenth, 1),
-)
+# labels of a class (None: a tenth of all), and the seed by which they are drawn
+BUDGETS = dict(per5=(5, 0), per20=(20, 0), per80=(80, 0), share10=(None, 0), per20b=(20, 1), share10b=(None, 1))
 
 
 def recalls(total, found, chosen=slice(None)):

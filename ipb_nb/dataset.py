@@ -49,7 +49,7 @@ from ipb_nb.channels import (
 )
 from .classes import check_class_names, plain_text
 from .crop import BOX, MARGIN, Colony, missing_margin, show_crop
-from .folders import append_csv, file_name, hold, leads_out, new_folder, read_log, remove_leftovers
+from .folders import append_csv, file_name, hold, leads_out, log_files, new_folder, read_log, remove_leftovers
 from .manifest import DIGESTS, begin_addition, end_addition, write_manifest
 from .records import DatasetFile, read_record
 
@@ -439,9 +439,7 @@ EXCLUDE = ('out_of_focus', 'cut_off', 'not_a_colony', 'unsure')
 def _logs(ds):
     "Annotator: file. Two names that a person would take for the same are an `InputError`."
     logs = {}
-    for f in sorted((ds.path / 'annotations').glob('*')):
-        if f.suffix.lower() != '.csv' or f.name.startswith('.'):
-            continue
+    for f in log_files(ds.path / 'annotations'):
         name = f.stem.strip()
         for other in logs.values():
             if other.stem.strip().casefold() == name.casefold():

@@ -40,7 +40,7 @@ from .channels import Pictures, picture_bytes, picture_suffix, to_show
 from .crop import BOX, MARGIN, colony_row, cut_crop
 from .dataset import COLUMNS, FORMAT_VERSION, LOG_COLUMNS, TEXT_COLUMNS, ColonyDataset, write_tables
 from .exclude import excluded_by_frame, excluded_region
-from .folders import check_new, file_name, hold, read_log, remove_leftovers
+from .folders import check_new, file_name, hold, log_files, read_log, remove_leftovers
 from ipb_nb.frames import (
     FILES,
     check_frames,
@@ -548,7 +548,7 @@ def _carry_labels(dest, df, sources, old):
         return same_place and (dest / r['mask']).read_bytes() == (old.path / before['mask']).read_bytes()
 
     kept = {r.colony_id for _, r in df.iterrows() if same(r)}
-    for f in sorted((old.path / 'annotations').glob('[!.]*.csv')):
+    for f in log_files(old.path / 'annotations'):
         log = read_log(f, LOG_COLUMNS)
         write_csv(log[log.colony_id.isin(kept)], dest / 'annotations' / f.name)
     return [old.colonies.label[i] if i in kept else '' for i in df.colony_id]

@@ -23,7 +23,7 @@ from scipy.ndimage import binary_fill_holes
 from .core import InputError, atomic_path, class_colors, read_table, write_csv
 from .dataset import ColonyDataset
 from .files import path_id
-from .folders import file_name
+from .folders import file_name, log_files
 from .metric import scores
 from .outlines import outline
 from .page import apply_contrast, cached_colony, hex_to_bgr
@@ -214,7 +214,7 @@ def _add_comparison(self: Inspection):
 @patch
 def _stamp(self: Inspection):
     "Sizes and times of the annotators' logs."
-    stats = {f.name: f.stat() for f in (self.ds.path / 'annotations').glob('*.csv')}
+    stats = {f.name: f.stat() for f in log_files(self.ds.path / 'annotations')}
     return {name: (o.st_size, o.st_mtime_ns) for name, o in stats.items()}
 
 

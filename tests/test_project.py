@@ -134,6 +134,15 @@ def test_stored_outputs_are_small():
     assert sum(len(json.dumps(c.get('outputs', []))) for c in cells) < 6e6
 
 
+@pytest.mark.parametrize('path', [ROOT / 'README.md', *NOTEBOOKS], ids=lambda p: p.stem)
+def test_links_to_notebooks_lead_to_them(path):
+    text = path.read_text()
+    if path.suffix == '.ipynb':
+        text = '\n'.join(''.join(c['source']) for c in json.loads(text)['cells'] if c['cell_type'] == 'markdown')
+    links = re.findall(r'\]\((?!\w+:)([^)#\s]+\.ipynb)', text)
+    assert not [link for link in links if not (path.parent / link).exists()]
+
+
 def test_the_lock_has_the_pins_and_their_hashes():
     lock = (ROOT / 'requirements.lock').read_text(encoding='utf-8')
     entries = re.findall(r'^(\S+==[^\s;]+)[^\n]*\\\n((?: {4}--hash=sha256:[0-9a-f]{64}(?: \\)?\n)+)', lock, re.M)
